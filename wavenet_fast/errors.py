@@ -1,0 +1,37 @@
+"""The errors this package raises. Each message says what was given, what is possible, and what to do."""
+
+
+class WavenetFastError(Exception):
+    """Base of every error raised on purpose; the command line turns it into exit code 2 without a traceback."""
+
+
+class ConfigError(WavenetFastError, ValueError):
+    """A configuration field is missing, unknown or out of range; the message names its path."""
+
+
+class CheckpointError(WavenetFastError, ValueError):
+    """A checkpoint directory or one of its files cannot be used."""
+
+
+class ShapeError(WavenetFastError, ValueError):
+    """An array has the wrong rank, size or axis order."""
+
+
+class InputError(WavenetFastError, ValueError):
+    """An argument has the right shape and a value that cannot be used (NaN, a negative seed, temperature 0 …)."""
+
+
+class AudioError(WavenetFastError, ValueError):
+    """A sound or mel file cannot be read, or does not fit the voice."""
+
+
+class StateError(WavenetFastError, ValueError):
+    """A saved stream state belongs to another model, version or number format."""
+
+
+class BackendError(WavenetFastError, RuntimeError):
+    """A backend, device, number format or instruction set was asked for that is not available here."""
+
+
+class MelMismatchWarning(UserWarning):
+    """The mel does not look like the mels this voice was trained on."""
