@@ -24,7 +24,7 @@ Scale = Annotated[float, Meta(gt=0, le=16)]
 Activation = Literal["none", "relu", "leaky_relu", "tanh"]
 
 
-class _Record(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class _Record(Struct, frozen=True, forbid_unknown_fields=True):
     """Immutable, compared by value, refuses unknown fields."""
 
 
@@ -181,7 +181,7 @@ class Biases(_Record):
     head_out: bool = True
 
 
-class WaveNetConfig(_Record):
+class WaveNetConfig(_Record, kw_only=True):
     """The network. Raises `ConfigError` with the path of the bad field when the parts do not fit together."""
 
     sample_rate: Annotated[int, Meta(ge=1000, le=384_000)]
@@ -292,7 +292,7 @@ class WaveNetConfig(_Record):
         return (self.kernel_size - 1) * sum(self.dilations) + self.input.kernel_size
 
 
-class MelSpec(_Record):
+class MelSpec(_Record, kw_only=True):
     """How a waveform becomes the mel spectrogram a voice expects: the part that users get wrong, so it travels with
     checkpoints and mel files as a fingerprint."""
 
