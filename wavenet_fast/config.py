@@ -309,6 +309,8 @@ class MelSpec(_Record, kw_only=True):
     pad_mode: Literal["reflect", "constant"] = "reflect"
     mel_scale: Literal["slaney", "htk"] = "slaney"
     mel_norm: Literal["slaney", "none"] = "slaney"
+    epsilon: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Added to the squared magnitude before its root is taken (HiFi-GAN and BigVGAN: 1e-9)."""
     power: Literal[1, 2] = 1
     log: Literal["ln", "log10", "db"] = "ln"
     """db is 20·log10 of a magnitude (power 1), 10·log10 of a power (power 2)."""
