@@ -1,0 +1,220 @@
+"""The trainer: its fast forward and backward equal the reference's, its loss equals the sampler's likelihood, and a
+run can be stopped, resumed and loaded."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the trainer needs torch, which the test extra installs")
+
+from wavenet_fast import train  # noqa: E402
+from wavenet_fast.checkpoint import load_checkpoint  # noqa: E402
+from wavenet_fast.config import (  # noqa: E402
+    CategoricalHead,
+    Conditioning,
+    FrameConv,
+    GaussianHead,
+    Hold,
+    Linear,
+    LogisticHead,
+    MelSpec,
+    RepeatStage,
+    ScalarInput,
+    Signal,
+    Stages,
+    WaveNetConfig,
+    encode,
+)
+from wavenet_fast.errors import AudioError, CheckpointError, ConfigError  # noqa: E402
+from wavenet_fast.sampling import nll_bits  # noqa: E402
+
+HOP = 10
+SPEC = MelSpec(sample_rate=8000, n_fft=64, hop_length=HOP, win_length=40, n_mels=5, fmax=4000.0)
+
+
+def small_config(**changes) -> WaveNetConfig:
+    base = WaveNetConfig(
+        sample_rate=8000,
+        hop_length=HOP,
+        n_mels=5,
+        dilations=(1, 3, 7),
+        kernel_size=3,
+        residual_channels=6,
+        gate_channels=10,
+        skip_channels=7,
+        head_channels=9,
+        skip_scale=0.5,
+        residual_scale=0.7,
+        head=CategoricalHead(classes=12),
+        conditioning=Conditioning(standardise=True, network=(FrameConv(channels=8, kernel_size=3, activation="relu"),)),
+    )
+    return msgspec.structs.replace(base, **changes)
+
+
+def utterances(config: WaveNetConfig, count: int = 2, frames: int = 40) -> list[train.Utterance]:
+    rng = np.random.default_rng(0)
+    made = []
+    for i in range(count):
+        n = frames * config.hop_length
+        if isinstance(config.head, CategoricalHead):
+            sound = rng.integers(0, config.head.classes, n + 1)
+        else:
+            sound = rng.uniform(-1, 1, n + 1).astype(np.float32)
+        made.append(train.Utterance(f"u{i}", sound, rng.standard_normal((frames, config.n_mels)).astype(np.float32)))
+    return made
+
+
+def busy_trainer(config: WaveNetConfig) -> train.Trainer:
+    """A trainer whose weights are all non-zero, so that no gradient is hidden behind a zero output layer."""
+    trainer = train.Trainer(config, SPEC, train.Schedule(segments=2, segment_frames=5), utterances(config))
+    with torch.no_grad():
+        for w in trainer.weights.values():
+            if w.requires_grad:
+                w.add_(torch.randn_like(w) * 0.3)
+    return trainer
+
+
+UPSAMPLING = {
+    "hold": Conditioning(standardise=True, upsampling=Hold()),
+    "hold-earlier": Conditioning(upsampling=Hold(), offset=-1),
+    "linear": Conditioning(upsampling=Linear(frame_centre=0.0)),
+    "linear-half": Conditioning(upsampling=Linear(frame_centre=0.5), offset=-1),
+}
+
+
+@pytest.mark.parametrize("upsampling", UPSAMPLING)
+@pytest.mark.parametrize("rule", ["sum", "running"])
+def test_fast_forward_and_gradients_equal_the_reference(upsampling, rule):
+    """Two segments in one row against the reference on each alone: logits and every gradient."""
+    config = small_config(conditioning=UPSAMPLING[upsampling], skip_rule=rule)
+    trainer = busy_trainer(config)
+    batch = train.cut_segments(trainer.train, [(0, 6), (1, 11)], 5, trainer.model.margin, config)
+    trained = {n: w for n, w in trainer.weights.items() if w.requires_grad}
+
+    fast = trainer.model.segment_logits(batch)[batch.counted]
+    fast_loss = train.bits(fast, batch.target[batch.counted], config).mean()
+    fast_grads = torch.autograd.grad(fast_loss, list(trained.values()))
+
+    plain = trainer.model._segment_logits_plain(batch, None)[batch.counted]
+    plain_loss = train.bits(plain, batch.target[batch.counted], config).mean()
+    plain_grads = torch.autograd.grad(plain_loss, list(trained.values()))
+
+    assert fast.std() > 0.3
+    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=2e-5)
+    for name, a, b in zip(trained, fast_grads, plain_grads, strict=True):
+        assert b.abs().max() > 0, name
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5 * float(b.abs().max() + 1), msg=name)
+
+
+def test_one_layer_and_no_biases():
+    from wavenet_fast.config import Biases
+
+    off = Biases(**dict.fromkeys(Biases.__struct_fields__, False))
+    config = small_config(dilations=(2,), biases=off)
+    trainer = busy_trainer(config)
+    batch = train.cut_segments(trainer.train, [(0, 6)], 5, trainer.model.margin, config)
+    fast, plain = trainer.model.segment_logits(batch), trainer.model._segment_logits_plain(batch, None)
+    torch.testing.assert_close(fast[batch.counted], plain[batch.counted], rtol=1e-5, atol=2e-5)
+
+
+def test_segments_line_up_with_the_recording():
+    """History is the target one sample earlier; the context is not counted; nothing is read beyond the end."""
+    config = small_config()
+    us = utterances(config)
+    batch = train.cut_segments(us, [(0, 0), (1, 38)], 5, 2, config)
+    context = -(-(config.receptive_field - 1) // HOP) * HOP
+    first, last = batch.counted.view(2, -1)
+    assert not first[:context].any() and first[context:].all()
+    history = batch.history.view(2, -1)[0][context:].numpy()
+    target = batch.target.view(2, -1)[0][context:].numpy()
+    np.testing.assert_array_equal(history, us[0].history[: 5 * HOP])
+    np.testing.assert_array_equal(target, us[0].history[1 : 5 * HOP + 1])
+    assert last.sum() == 2 * HOP
+
+
+@pytest.mark.parametrize("head", [LogisticHead(components=4), GaussianHead(components=1), GaussianHead(components=3)])
+@pytest.mark.parametrize("spread", [1.0, 4.0])
+def test_loss_of_continuous_heads_is_the_likelihood(head, spread):
+    config = small_config(
+        head=head, input=ScalarInput(), signal=Signal(levels=256), conditioning=UPSAMPLING["hold"]
+    )
+    rng = np.random.default_rng(1)
+    logits = (rng.standard_normal((500, config.out_channels)) * spread).astype(np.float32)
+    target = np.clip(rng.standard_normal(500), -1, 1).astype(np.float32)
+    ours = train.bits(torch.from_numpy(logits), torch.from_numpy(target), config).numpy()
+    np.testing.assert_allclose(ours, nll_bits(logits, target, head, 256), rtol=2e-3, atol=2e-3)
+
+
+def test_learned_upsampling_trains():
+    config = small_config(
+        conditioning=Conditioning(upsampling=Stages(stages=(RepeatStage(scale=HOP, kernel_size=5, image=True),)))
+    )
+    trainer = busy_trainer(config)
+    assert np.isfinite(trainer.step(0.5))
+
+
+def test_orthogonalised_brings_singular_values_near_one():
+    torch.manual_seed(0)
+    for shape in [(3, 20, 50), (2, 50, 20)]:
+        values = torch.linalg.svdvals(train.orthogonalised(torch.randn(shape)))
+        assert 0.5 < values.min() and values.max() < 1.3
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    import soundfile
+
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        t = np.arange(1200) / 8000
+        wav = 0.4 * np.sin(2 * np.pi * (200 + 50 * i) * t) + 0.02 * rng.standard_normal(len(t))
+        soundfile.write(tmp_path / f"r{i}.wav", wav, 8000)
+    return tmp_path
+
+
+def plan_file(folder: Path, **training) -> Path:
+    path = folder / "plan.json"
+    schedule = train.Schedule(segments=2, segment_frames=20, validation_files=1, validate_every=0.05, **training)
+    path.write_text(json.dumps({"model": encode(small_config()), "mel": encode(SPEC), "training": encode(schedule)}))
+    return path
+
+
+def test_a_run_learns_saves_resumes_and_loads(recordings, tmp_path):
+    plan, out, said = plan_file(tmp_path), tmp_path / "voice", []
+    first = train.run(recordings, out, plan, minutes=0.06, threads=1, report=said.append)
+    assert first < np.log2(12) - 0.3, said
+    voice = load_checkpoint(out)
+    assert voice.config == small_config() and voice.mel == SPEC
+    second = train.run(recordings, out, plan, minutes=0.1, resume=True, threads=1, report=said.append)
+    assert second <= first and any("resumed" in line for line in said)
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] > log[0]["step"]
+    with pytest.raises(CheckpointError, match="--resume"):
+        train.run(recordings, out, plan, minutes=0.1)
+
+
+def test_a_mel_beside_the_recording_is_used(recordings):
+    given = np.full((5, 120), -3.0, np.float32)
+    np.save(recordings / "r1.npy", given)
+    loaded = list(train.load_utterances(recordings, small_config(), SPEC, False))
+    np.testing.assert_array_equal(loaded[1].mel, given.T)
+    assert loaded[0].mel.std() > 0.1
+    np.save(recordings / "r1.npy", given[:, :60])
+    with pytest.raises(AudioError, match="60 frames"):
+        list(train.load_utterances(recordings, small_config(), SPEC, False))
+
+
+def test_refusals_are_sentences(recordings, tmp_path):
+    plan = plan_file(tmp_path)
+    with pytest.raises(AudioError, match="no .wav"):
+        train.run(tmp_path / "nowhere", tmp_path / "o", plan, minutes=1)
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        train.run(recordings, tmp_path / "o", plan, minutes=1, resume=True)
+    with pytest.raises(ConfigError, match="minutes"):
+        train.run(recordings, tmp_path / "o", plan, minutes=0)
+    plan.write_text("{")
+    with pytest.raises(ConfigError, match="JSON"):
+        train.run(recordings, tmp_path / "o", plan, minutes=1)
