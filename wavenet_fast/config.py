@@ -6,16 +6,19 @@ M mel bands, C conditioning channels, P speaker channels.
 
 import hashlib
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from .errors import ConfigError
+from .validation import explain
 
 # Ceilings that keep a hostile or mistyped file from asking for absurd memory. They are far above any published
 # WaveNet; a model that needs more is refused with the field's name, never clamped.
 MAX_LAYERS, MAX_CHANNELS, MAX_TAPS, MAX_DILATION, MAX_RECEPTIVE_FIELD = 256, 4096, 16, 1 << 20, 1 << 24
+MAX_RING_BYTES = 2 << 30
 
 Channels = Annotated[int, Meta(ge=1, le=MAX_CHANNELS)]
 Taps = Annotated[int, Meta(ge=1, le=MAX_TAPS)]
@@ -25,13 +28,19 @@ Activation = Literal["none", "relu", "leaky_relu", "tanh"]
 
 
 class _Record(Struct, frozen=True, forbid_unknown_fields=True):
-    """Immutable, compared by value, refuses unknown fields."""
+    """Immutable, compared by value, refuses unknown fields and numbers that are not finite."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{name}: is {value}; it must be a finite number")
 
 
 # --- input and head ---------------------------------------------------------------------------------------------
 
 
-class OneHotInput(_Record, tag="onehot", tag_field="kind"):
+class OneHotInput(_Record, frozen=True, tag="onehot", tag_field="kind"):
     """The previous class, embedded: a convolution of `kernel_size` taps over one-hot vectors of A classes."""
 
     kernel_size: Taps = 1
@@ -40,7 +49,7 @@ class OneHotInput(_Record, tag="onehot", tag_field="kind"):
     """Class fed before the first sample; A // 2 where None."""
 
 
-class ScalarInput(_Record, tag="scalar", tag_field="kind"):
+class ScalarInput(_Record, frozen=True, tag="scalar", tag_field="kind"):
     """The previous sample as one number, through a convolution of `kernel_size` taps."""
 
     kernel_size: Taps = 1
@@ -48,7 +57,7 @@ class ScalarInput(_Record, tag="scalar", tag_field="kind"):
     start: Annotated[float, Meta(ge=-1, le=1)] = 0.0
 
 
-class CategoricalHead(_Record, tag="categorical", tag_field="kind"):
+class CategoricalHead(_Record, frozen=True, tag="categorical", tag_field="kind"):
     """A softmax over µ-law classes. class = ⌊(f(x)+1)/2·µ + encode_offset⌋, x = f⁻¹(2·(class − decode_offset)/µ − 1),
     µ = classes − 1, f the µ-law companding. The offsets cover the variants that other projects trained with."""
 
@@ -57,7 +66,7 @@ class CategoricalHead(_Record, tag="categorical", tag_field="kind"):
     decode_offset: Annotated[float, Meta(ge=0, lt=1)] = 0.0
 
 
-class LogisticHead(_Record, tag="logistic", tag_field="kind"):
+class LogisticHead(_Record, frozen=True, tag="logistic", tag_field="kind"):
     """A mixture of logistics. A = 3·components as [component logits | means | log scales]; 2 for one component."""
 
     components: Annotated[int, Meta(ge=1, le=256)] = 10
@@ -65,14 +74,14 @@ class LogisticHead(_Record, tag="logistic", tag_field="kind"):
     """Floor of the log scales, or None for no floor."""
 
 
-class GaussianHead(_Record, tag="gaussian", tag_field="kind"):
+class GaussianHead(_Record, frozen=True, tag="gaussian", tag_field="kind"):
     """A Gaussian or a mixture of them; the outputs are laid out as for `LogisticHead`."""
 
     components: Annotated[int, Meta(ge=1, le=256)] = 1
     log_scale_min: Annotated[float, Meta(ge=-100, le=10)] | None = None
 
 
-class Signal(_Record):
+class Signal(_Record, frozen=True):
     """What the model's numbers mean as sound.
 
     A scalar input (and a mixture head) works on x itself or on its companded value f(x). After generation the
@@ -90,7 +99,7 @@ class Signal(_Record):
 # --- conditioning -----------------------------------------------------------------------------------------------
 
 
-class FrameConv(_Record):
+class FrameConv(_Record, frozen=True):
     """One convolution at frame rate: (C_in, F) → (channels, F). `padding` says what lies beyond the ends."""
 
     channels: Channels
@@ -102,18 +111,18 @@ class FrameConv(_Record):
     """Slope of leaky_relu below zero."""
 
 
-class Hold(_Record, tag="hold", tag_field="kind"):
+class Hold(_Record, frozen=True, tag="hold", tag_field="kind"):
     """Sample t hears frame ⌊t/hop⌋."""
 
 
-class Linear(_Record, tag="linear", tag_field="kind"):
+class Linear(_Record, frozen=True, tag="linear", tag_field="kind"):
     """Sample t hears position t/hop − frame_centre, interpolated between the two frames around it."""
 
     frame_centre: Annotated[float, Meta(ge=0, le=1)] = 0.0
     """0 for centred mels, ½ for mels whose frame f covers samples f·hop … (f+1)·hop."""
 
 
-class TransposedStage(_Record, tag="transposed", tag_field="kind"):
+class TransposedStage(_Record, frozen=True, tag="transposed", tag_field="kind"):
     """Transposed convolution by `scale` in time: y[scale·n + j − crop] += w[j]·x[n]; exactly scale·len outputs.
 
     `image` treats (C, len) as a one-channel picture with a `freq_kernel_size` × `kernel_size` kernel; otherwise the
@@ -131,7 +140,7 @@ class TransposedStage(_Record, tag="transposed", tag_field="kind"):
     slope: float = 0.01
 
 
-class RepeatStage(_Record, tag="repeat", tag_field="kind"):
+class RepeatStage(_Record, frozen=True, tag="repeat", tag_field="kind"):
     """Every column repeated `scale` times, then an odd convolution with zero padding, so scale·len outputs."""
 
     scale: Annotated[int, Meta(ge=1, le=8192)]
@@ -144,31 +153,31 @@ class RepeatStage(_Record, tag="repeat", tag_field="kind"):
     slope: float = 0.01
 
 
-class Stages(_Record, tag="stages", tag_field="kind"):
+class Stages(_Record, frozen=True, tag="stages", tag_field="kind"):
     """A learned upsampling network; the product of the scales is the hop."""
 
-    stages: tuple[TransposedStage | RepeatStage, ...]
+    stages: Annotated[tuple[TransposedStage | RepeatStage, ...], Meta(min_length=1, max_length=16)]
 
 
-class Conditioning(_Record):
+class Conditioning(_Record, frozen=True):
     """mel → (standardise) → convolutions at frame rate → upsampling → per-layer 1×1 projections."""
 
     standardise: bool = False
     """First subtract `mel.mean` and divide by `mel.scale` of the checkpoint, per band."""
-    network: tuple[FrameConv, ...] = ()
+    network: Annotated[tuple[FrameConv, ...], Meta(max_length=64)] = ()
     upsampling: Hold | Linear | Stages = Hold()
     offset: Literal[0, -1] = 0
     """Sample t hears the conditioning of t + offset (not before 0)."""
 
 
-class Speakers(_Record):
+class Speakers(_Record, frozen=True):
     """Global conditioning: a vector of `channels` per utterance, from a table of `count` rows where count > 0."""
 
     channels: Annotated[int, Meta(ge=0, le=MAX_CHANNELS)] = 0
     count: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 
-class Biases(_Record):
+class Biases(_Record, frozen=True):
     """Which of the network's convolutions carry a bias."""
 
     input: bool = True
@@ -181,7 +190,7 @@ class Biases(_Record):
     head_out: bool = True
 
 
-class WaveNetConfig(_Record, kw_only=True):
+class WaveNetConfig(_Record, frozen=True, kw_only=True):
     """The network. Raises `ConfigError` with the path of the bad field when the parts do not fit together."""
 
     sample_rate: Annotated[int, Meta(ge=1000, le=384_000)]
@@ -207,17 +216,14 @@ class WaveNetConfig(_Record, kw_only=True):
     biases: Biases = Biases()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for path, problem in self._problems():
             # ValueError here becomes msgspec's ValidationError with the outer path when decoding.
             raise ConfigError(f"{path}: {problem}")
 
-    def _problems(self):
-        for name in ("residual_scale", "skip_scale"):
-            if not math.isfinite(getattr(self, name)):
-                yield name, "must be a finite number"
-        categorical = isinstance(self.head, CategoricalHead)
+    def _problems(self) -> Iterator[tuple[str, str]]:
         if isinstance(self.input, OneHotInput):
-            if not categorical:
+            if not isinstance(self.head, CategoricalHead):
                 yield "input.kind", 'is "onehot", which needs head.kind "categorical"; use input.kind "scalar"'
             elif self.input.start is not None and self.input.start >= self.head.classes:
                 yield "input.start", f"is {self.input.start}; the head has classes 0 … {self.head.classes - 1}"
@@ -225,11 +231,15 @@ class WaveNetConfig(_Record, kw_only=True):
                 yield "signal.domain", 'is for scalar inputs; a one-hot input always uses µ-law classes: use "linear"'
         if self.receptive_field > MAX_RECEPTIVE_FIELD:
             yield "dilations", f"reach {self.receptive_field} samples back; at most {MAX_RECEPTIVE_FIELD} are allowed"
+        rings = (self.kernel_size - 1) * sum(self.dilations) * self.residual_channels * 4
+        if rings > MAX_RING_BYTES:
+            need = f"need {rings / 2**30:.1f} GiB of past per stream at residual_channels {self.residual_channels}"
+            yield "dilations", f"{need}; at most {MAX_RING_BYTES / 2**30:g} GiB are allowed"
         if self.speakers.count and not self.speakers.channels:
             yield "speakers.channels", f"is 0 though speakers.count is {self.speakers.count}; give the vectors a width"
         yield from self._stage_problems()
 
-    def _stage_problems(self):
+    def _stage_problems(self) -> Iterator[tuple[str, str]]:
         up = self.conditioning.upsampling
         if not isinstance(up, Stages):
             return
@@ -292,7 +302,7 @@ class WaveNetConfig(_Record, kw_only=True):
         return (self.kernel_size - 1) * sum(self.dilations) + self.input.kernel_size
 
 
-class MelSpec(_Record, kw_only=True):
+class MelSpec(_Record, frozen=True, kw_only=True):
     """How a waveform becomes the mel spectrogram a voice expects: the part that users get wrong, so it travels with
     checkpoints and mel files as a fingerprint."""
 
@@ -326,6 +336,7 @@ class MelSpec(_Record, kw_only=True):
     """Pre-emphasis of the waveform before the spectrum."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.win_length > self.n_fft:
             raise ConfigError(f"win_length: is {self.win_length}; at most n_fft = {self.n_fft}")
         if not self.fmin < self.fmax <= self.sample_rate / 2:
@@ -340,8 +351,11 @@ class MelSpec(_Record, kw_only=True):
 
     @property
     def fingerprint(self) -> str:
-        """12 hexadecimal digits that differ whenever any field does."""
-        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:12]
+        """12 hexadecimal digits that differ whenever any field does. Fields at their default are left out, so that
+        a field added later changes no recipe's fingerprint."""
+        fields = {f.name: getattr(self, f.name) for f in msgspec.structs.fields(self)}
+        chosen = {f.name: fields[f.name] for f in msgspec.structs.fields(self) if fields[f.name] != f.default}
+        return hashlib.sha256(msgspec.json.encode(chosen, order="sorted")).hexdigest()[:12]
 
 
 T = TypeVar("T", bound=Struct)
@@ -351,8 +365,8 @@ def decode(kind: type[T], data: Any, where: str) -> T:
     """`data` (parsed JSON) as a `kind`; raises `ConfigError` that begins with `where` and the path of the bad field."""
     try:
         return msgspec.convert(data, kind)
-    except (msgspec.ValidationError, ConfigError) as error:
-        raise ConfigError(f"{where}: {error}") from None
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {explain(error, kind, data)}") from None
 
 
 def encode(record: Struct) -> Any:
