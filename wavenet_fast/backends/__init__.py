@@ -1,0 +1,131 @@
+"""The registry: which executions of a model there are, which of them work here, and why the others do not.
+
+`auto` decides by what is there, never by timing, in the order of the table below.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import WaveNetConfig
+from ..errors import BackendError
+
+if TYPE_CHECKING:
+    from .base import Engine
+
+Weights = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run a model."""
+
+    name: str
+    summary: str
+    devices: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    why_not: Callable[[], str | None]
+    """One line that says why it does not work here, or None where it does."""
+    auto_dtype: Callable[[], str]
+    """The number format chosen where none is asked for."""
+    make: Callable[[WaveNetConfig, Weights, str], Engine]
+    """(config, weights, dtype) → the model made ready."""
+
+
+def _cpu_why_not() -> str | None:
+    try:
+        importlib.import_module("wavenet_fast._engine")
+    except ImportError as error:
+        return f"its compiled extension cannot be loaded ({error}); `pip install .` builds it with a C++17 compiler"
+    return None
+
+
+def _cpu_auto_dtype() -> str:
+    from .cpu import isa_in_use
+
+    # bf16 halves the weights that one sample streams through the cache; without bf16 instructions widening them
+    # costs what that saves.
+    return "bf16" if isa_in_use().endswith("bf16") else "fp32"
+
+
+def _make_cpu(config: WaveNetConfig, weights: Weights, dtype: str) -> Engine:
+    from .cpu import CpuEngine
+
+    return CpuEngine(config, weights, dtype)
+
+
+def _reference_why_not() -> str | None:
+    if importlib.util.find_spec("torch") is None:
+        return 'PyTorch is not installed; `pip install "wavenet-fast[torch]"` adds it'
+    return None
+
+
+def _make_reference(config: WaveNetConfig, weights: Weights, dtype: str) -> Engine:
+    from .reference import ReferenceEngine
+
+    return ReferenceEngine(config, weights, dtype)
+
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            "cpu", "native code with SIMD", ("cpu",), ("fp32", "bf16"), _cpu_why_not, _cpu_auto_dtype, _make_cpu
+        ),
+        Backend(
+            "reference", "PyTorch, slow, the truth that the others are tested against", ("cpu",), ("fp32", "bf16"),
+            _reference_why_not, lambda: "fp32", _make_reference,
+        ),
+    )
+}  # fmt: skip
+
+
+def availability() -> dict[str, str | None]:
+    """Backend name → None where it works on this machine, else one line that says why not."""
+    return {name: backend.why_not() for name, backend in BACKENDS.items()}
+
+
+def choose(backend: str = "auto", device: str = "auto", dtype: str = "auto") -> tuple[Backend, str, str]:
+    """What the three words stand for on this machine: (backend, device, dtype).
+
+    Raises `BackendError` for unknown words, for a backend that does not work here (with the reason), and for a device
+    or number format that the backend does not have."""
+    if backend == "auto":
+        chosen = _first_available()
+    elif backend in BACKENDS:
+        chosen = BACKENDS[backend]
+        if (why := chosen.why_not()) is not None:
+            raise BackendError(f"backend {backend!r} is not available here: {why}. {_possible()}")
+    else:
+        raise BackendError(f"backend is {backend!r}; there are {', '.join(map(repr, BACKENDS))} and 'auto'")
+    if device != "auto" and device not in chosen.devices:
+        raise BackendError(_wrong("device", device, chosen.devices, chosen))
+    if dtype != "auto" and dtype not in chosen.dtypes:
+        raise BackendError(_wrong("dtype", dtype, chosen.dtypes, chosen))
+    return chosen, chosen.devices[0] if device == "auto" else device, chosen.auto_dtype() if dtype == "auto" else dtype
+
+
+def _first_available() -> Backend:
+    reasons = []
+    for backend in BACKENDS.values():
+        if (why := backend.why_not()) is None:
+            return backend
+        reasons.append(f"{backend.name}: {why}")
+    raise BackendError("no backend is available here. " + ". ".join(reasons))
+
+
+def _possible() -> str:
+    works = [name for name, why in availability().items() if why is None]
+    return f"Available: {', '.join(works)}" if works else "None is available"
+
+
+def _wrong(what: str, given: str, possible: tuple[str, ...], backend: Backend) -> str:
+    words = ", ".join(map(repr, possible))
+    return f"{what} is {given!r}; backend {backend.name!r} offers {words} and 'auto'"
