@@ -29,6 +29,7 @@ from .recipe import Recipe, at_rate
 from .rng import utterance_seeds
 from .sampling import check_temperature
 from .streaming import Streaming, check_chunk_frames, stream_frames
+from .weights import weight_shapes
 
 Seed = int | Sequence[int] | NDArray[Any]
 Progress = Callable[[int, int], None]
@@ -62,7 +63,8 @@ class Vocoder:
         self._checkpoint = checkpoint
         self._recipe, self._strict_mel = Recipe(checkpoint, strict_mel), strict_mel
         chosen, self._device, dtype = choose(backend, device, dtype)
-        self._engine: Engine | None = chosen.make(checkpoint.config, checkpoint.weights, dtype)
+        weights = {name: checkpoint.weights[name] for name in weight_shapes(checkpoint.config)}
+        self._engine: Engine | None = chosen.make(checkpoint.config, weights, dtype)
 
     @classmethod
     def from_pretrained(
@@ -250,7 +252,7 @@ class Vocoder:
     @property
     def default_temperature(self) -> float:
         """The temperature used where none is given: the checkpoint's, else 1."""
-        return float(self._checkpoint.info.get("sampling", {}).get("temperature", 1.0))
+        return self._checkpoint.temperature
 
     @property
     def backend(self) -> str:

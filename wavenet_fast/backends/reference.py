@@ -139,7 +139,8 @@ class ReferenceEngine:
 
     def __init__(self, config: WaveNetConfig, weights: Mapping[str, NDArray[np.float32]], dtype: str = "fp32") -> None:
         self.config, self.dtype = config, dtype
-        self.model = Reference(config, weights, dtype)
+        # Torch's own memory: it is aligned, and arrays of a checkpoint are read-only, which torch warns about.
+        self.model = Reference(config, {name: torch.tensor(weight) for name, weight in weights.items()}, dtype)
         self._categorical = isinstance(config.head, CategoricalHead)
         self._lookahead, self._context = lookahead_frames(config), context_frames(config)
         digest = hashlib.sha256(repr(encode(config)).encode())
