@@ -353,8 +353,12 @@ class MelSpec(_Record, frozen=True, kw_only=True):
     def fingerprint(self) -> str:
         """12 hexadecimal digits that differ whenever any field does. Fields at their default are left out, so that
         a field added later changes no recipe's fingerprint."""
-        fields = {f.name: getattr(self, f.name) for f in msgspec.structs.fields(self)}
-        chosen = {f.name: fields[f.name] for f in msgspec.structs.fields(self) if fields[f.name] != f.default}
+        chosen = {}
+        for field in msgspec.structs.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                # 7600 and 7600.0 are the same recipe.
+                chosen[field.name] = float(value) if type(value) is int else value
         return hashlib.sha256(msgspec.json.encode(chosen, order="sorted")).hexdigest()[:12]
 
 
