@@ -5,6 +5,7 @@ megabytes and every value agrees with librosa's to 1e-5 relative.
 """
 
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,36 @@ Array = NDArray[Any]
 
 _BLOCK_VALUES = 1 << 19
 """Windowed samples held at once: 4 MiB of float64."""
+
+
+def _recipe(rate: int, n_fft: int, hop: int, win: int, bands: int, fmin: float, fmax: float, **rest: Any) -> MelSpec:
+    sizes: dict[str, Any] = {"sample_rate": rate, "n_fft": n_fft, "hop_length": hop, "win_length": win, "n_mels": bands}
+    return MelSpec(**sizes, fmin=fmin, fmax=fmax, **rest)
+
+
+_HIFIGAN: dict[str, Any] = {"center": False, "epsilon": 1e-9}
+_LOG10: dict[str, Any] = {"log": "log10", "floor": 1e-10}
+_PWG: dict[str, Any] = {**_LOG10, "normalize": "meanvar"}
+_VOCOS: dict[str, Any] = {"mel_scale": "htk", "mel_norm": "none", "floor": 1e-7}
+
+# Recipes as their projects' own configurations give them. What a project does to recordings before (trimming, r9y9's
+# 70 Hz high-pass, loudness) is no part of the mel. r9y9's old generation (lws frames) cannot be said in a MelSpec.
+MEL_PRESETS: dict[str, MelSpec] = {
+    "hifigan-22k": _recipe(22050, 1024, 256, 1024, 80, 0, 8000, **_HIFIGAN),
+    "bigvgan-22k": _recipe(22050, 1024, 256, 1024, 80, 0, 11025, **_HIFIGAN),  # bigvgan_v2_22khz_80band_256x
+    "bigvgan-22k-fmax8k": _recipe(22050, 1024, 256, 1024, 80, 0, 8000, **_HIFIGAN),  # …_fmax8k_256x and version 1
+    "bigvgan-24k": _recipe(24000, 1024, 256, 1024, 100, 0, 12000, **_HIFIGAN),
+    "bigvgan-44k": _recipe(44100, 2048, 512, 2048, 128, 0, 22050, **_HIFIGAN),  # bigvgan_v2_44khz_128band_512x
+    "bigvgan-44k-256x": _recipe(44100, 1024, 256, 1024, 128, 0, 22050, **_HIFIGAN),
+    "pwg-16k": _recipe(16000, 1024, 256, 1024, 80, 80, 7600, **_PWG),  # kan-bayashi/ParallelWaveGAN: arctic
+    "pwg-22k": _recipe(22050, 1024, 256, 1024, 80, 80, 7600, **_PWG),  # ljspeech
+    "pwg-24k": _recipe(24000, 2048, 300, 1200, 80, 80, 7600, **_PWG),  # libritts, csmsc, jsut
+    "r9y9-22k": _recipe(22050, 1024, 256, 1024, 80, 125, 7600, **_PWG),  # r9y9/wavenet_vocoder from v0.2.0
+    "speecht5-16k": _recipe(16000, 1024, 256, 1024, 80, 80, 7600, **_LOG10),  # its vocoder normalises by itself
+    "tacotron2-22k": _recipe(22050, 1024, 256, 1024, 80, 0, 8000),  # NVIDIA/tacotron2, WaveGlow
+    "nv-wavenet-16k": _recipe(16000, 800, 200, 800, 80, 0, 8000),
+    "vocos-24k": _recipe(24000, 1024, 256, 1024, 100, 0, 12000, **_VOCOS),
+}
 
 
 def frame_count(n_samples: int, spec: MelSpec) -> int:
@@ -69,12 +100,11 @@ def mel_filterbank(spec: MelSpec) -> Array:
     Corner frequencies are M + 2 points equally spaced in mel between fmin and fmax. Norm slaney: every triangle has
     unit area in Hz (height 2 / width); none: unit height. (M. Slaney, Auditory Toolbox, 1998.)
     """
-    corners = _mel_to_hz(
-        np.linspace(*_hz_to_mel(np.array([spec.fmin, spec.fmax]), spec.mel_scale), spec.n_mels + 2), spec.mel_scale
-    )
+    lowest, highest = _hz_to_mel(np.array([spec.fmin, spec.fmax]), spec.mel_scale)
+    corners = _mel_to_hz(np.linspace(lowest, highest, spec.n_mels + 2), spec.mel_scale)
     bins = np.arange(spec.n_fft // 2 + 1) * (spec.sample_rate / spec.n_fft)
     left, centre, right = corners[:-2, None], corners[1:-1, None], corners[2:, None]
-    filters = np.maximum(0, np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)))
+    filters: Array = np.maximum(0, np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)))
     if spec.mel_norm == "slaney":
         filters *= 2 / (right - left)
     filters.flags.writeable = False
@@ -111,7 +141,7 @@ def _padding(spec: MelSpec) -> int:
 
 
 def _frames(xp: Any, wav: Any, first: int, last: int, spec: MelSpec) -> Any:
-    """Frames first … last−1 of the pre-emphasised, padded waveform: (…, last−first, n_fft) float64, overlapping views."""
+    """Frames first … last−1 of the pre-emphasised, padded waveform, (…, frames, n_fft) float64 (overlapping views)."""
     n, hop = wav.shape[-1], spec.hop_length
     index = np.arange(first * hop, (last - 1) * hop + spec.n_fft) - _padding(spec)
     if spec.pad_mode == "reflect":
@@ -176,10 +206,10 @@ def _statistic(name: str, value: Any, spec: MelSpec) -> Array:
         raise InputError(
             f'this recipe normalises by mean and variance, and no {name} was given; pass the checkpoint\'s "mel.{name}"'
         )
-    value = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, np.float64)
-    if value.shape != (spec.n_mels,):
-        raise ShapeError(f"{name} has shape {value.shape}; this recipe needs one value per mel band, ({spec.n_mels},)")
-    return value
+    array: Array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, np.float64)
+    if array.shape != (spec.n_mels,):
+        raise ShapeError(f"{name} has shape {array.shape}; this recipe needs one value per mel band, ({spec.n_mels},)")
+    return array
 
 
 def _namespace(wav: Any) -> Any:
@@ -194,3 +224,82 @@ def _constant(xp: Any, value: Array, wav: Any) -> Any:
         return value
     dtype = xp.float32 if wav.device.type == "mps" else xp.float64
     return xp.tensor(value, dtype=dtype, device=wav.device)
+
+
+_UNIT_DECIBELS = "decibels mapped to 0 … 1"
+_LEAST_FRAMES = 100
+"""About a second: on less, only values that no speech takes count as evidence."""
+
+
+def explain_mismatch(mel: Array, mean: Array, scale: Array, spec: MelSpec) -> str | None:
+    """A sentence where `mel` looks like another recipe's than `spec`, else None.
+
+    mel: (M, F) or (B, M, F); mean, scale: (M,) mean and standard deviation of the training mels, before the
+    normalisation where spec.normalize is "meanvar".
+
+    Every way of reading the values (as they should be, as decibels, …) is a hypothesis: brought to the domain of the
+    training mels they should follow, per band, a Student distribution of 4 degrees of freedom with that mean and
+    deviation. The mean log-likelihoods per value, with the Jacobian of the change of variables, decide. The limits
+    leave room for recordings 30 dB too quiet or 10 dB too loud. A power taken for a magnitude is not found: it is
+    too much like a quiet recording.
+    """
+    values = np.moveaxis(np.asarray(mel, np.float64), -2, -1).reshape(-1, spec.n_mels)
+    if not len(values):
+        return None
+    per_neper = {"ln": spec.power, "log10": spec.power / np.log(10), "db": 20 / np.log(10)}[spec.log]
+    unit = float(per_neper / -spec.min_db if spec.normalize == "minmax01" else per_neper)
+    mean = _statistic("mean", mean, spec)
+    scale = np.maximum(_statistic("scale", scale, spec), 0.1 * unit)  # bands that rest on the floor have next to none
+
+    fits: dict[str, float] = {}
+    for name, reading, log_slope in _readings(values, mean, scale, unit, spec):
+        z = (reading - mean) / scale
+        fits[name] = float(np.mean(log_slope) - 2.5 * np.mean(np.log1p(z * z / 4)))
+        if not name:
+            plain = float(-2.5 * np.mean(np.log1p(z * z / 4)))
+            outside = float(np.mean(np.median(np.abs(z), axis=1) > 8))
+    expected = fits.pop("")
+    cause = max(fits, key=lambda name: fits[name])
+    gain, enough = fits[cause] - expected, len(values) >= _LEAST_FRAMES
+    if enough and spec.normalize != "minmax01" and values.min() >= 0 and values.max() <= 1:
+        cause = _UNIT_DECIBELS if gain < 2.5 else cause
+    elif not (outside > 0.2 or (enough and gain > (1.2 if plain < -0.9 else 2.5))):
+        return None
+    usual = 0.0 if spec.normalize == "meanvar" else float(np.median(mean))
+    return (
+        f"the mel's median is {np.median(values):.3g} where this voice expects about {usual:.3g}: it looks like"
+        f" {cause}, and the voice wants log={spec.log!r}, power={spec.power}, normalize={spec.normalize!r};"
+        " compute it by the voice's own recipe (Vocoder.mel, or `wavenet-fast mel`)"
+    )
+
+
+def _readings(
+    values: Array, mean: Array, scale: Array, unit: float, spec: MelSpec
+) -> Iterator[tuple[str, Array, Array | float]]:
+    """(name, values in the domain of `mean` and `scale`, ln of the derivative); the expected reading first, unnamed.
+
+    `unit` is what a factor of e in magnitude adds to a value of that domain."""
+    offset = -spec.ref_db if spec.log == "db" else 0.0
+    if spec.normalize == "minmax01":
+        offset = 1 - offset / spec.min_db
+    normalised, slope = values * scale + mean, np.log(scale)
+    if spec.normalize == "meanvar":
+        yield "", normalised, slope
+        yield "a mel that was not normalised by mean and variance", values, 0.0
+    else:
+        yield "", values, 0.0
+        yield "a mel normalised by mean and variance", normalised, slope
+    yield "the mel of a waveform in 16-bit integer units", values - unit * np.log(32768), 0.0
+    for name, per_neper, zero in (
+        ("natural logarithms", spec.power, 0.0),
+        ("log10 values", spec.power / np.log(10), 0.0),
+        ("decibels", 20 / np.log(10), 0.0),
+        ("decibels less a reference of 20 dB", 20 / np.log(10), -20.0),
+        (_UNIT_DECIBELS, 0.2 / np.log(10), 0.8),
+    ):
+        if not np.allclose((unit, offset), (per_neper, zero)):
+            yield name, (values - zero) * (unit / per_neper) + offset, float(np.log(unit / per_neper))
+    if values.min() >= 0:
+        linear = np.maximum(values, spec.floor)
+        slope = np.where(values > spec.floor, np.log(unit / linear), 0.0)
+        yield "linear magnitudes, without a logarithm", unit * np.log(linear) + offset, slope
