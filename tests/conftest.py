@@ -10,7 +10,7 @@ import pytest
 
 from wavenet_fast.backends import availability
 from wavenet_fast.checkpoint import Checkpoint
-from wavenet_fast.config import MelSpec, WaveNetConfig
+from wavenet_fast.config import CategoricalHead, MelSpec, WaveNetConfig
 from wavenet_fast.weights import weight_shapes
 
 
@@ -24,15 +24,21 @@ def small_config(**changes: Any) -> WaveNetConfig:
 
 
 def random_weights(config: WaveNetConfig, seed: int = 0) -> Mapping[str, np.ndarray]:
-    """Weights that keep the variance of what passes through, with a head that makes distributions peaked."""
+    """Weights that keep the variance of what passes through, so that history, mel and speaker all matter, and a head
+    whose distributions are peaked, but not always at the same place."""
     rng = np.random.default_rng(seed)
+    categorical = isinstance(config.head, CategoricalHead)
     weights = {}
     for name, shape in weight_shapes(config).items():
-        fan_in = max(1, int(np.prod(shape[1:]))) if len(shape) > 1 else 4
-        gain = 4.0 if name.startswith("head.out") else 1.5
+        fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 25
+        if name == "input.weight":
+            fan_in = config.input.kernel_size
+        gain = (3.0 if categorical else 0.4) if name.startswith("head.out") else 1.0
         weights[name] = (rng.standard_normal(shape) * gain / fan_in**0.5).astype(np.float32)
-        if name == "mel.scale":
-            weights[name] = np.abs(weights[name]) + np.float32(0.5)
+    if "mel.scale" in weights:
+        weights["mel.scale"] = np.abs(weights["mel.scale"]) + np.float32(0.5)
+    if not categorical and config.biases.head_out:
+        weights["head.out.bias"][-config.head.components :] -= 2  # log scales: narrow enough to tell the means apart
     return weights
 
 

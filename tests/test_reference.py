@@ -69,7 +69,8 @@ def case(request, make_config, make_weights):
     config = make_config(**CONFIGS[request.param])
     rng = np.random.default_rng(3)
     mel = rng.standard_normal((2, config.n_mels, 9)).astype(np.float32)
-    speaker = rng.standard_normal((2, config.speakers.channels)).astype(np.float32) if config.speakers.channels else None
+    P = config.speakers.channels
+    speaker = rng.standard_normal((2, P)).astype(np.float32) if P else None
     length = 9 * config.hop_length
     if isinstance(config.input, OneHotInput):
         history = rng.integers(0, config.out_channels, (2, length))
@@ -228,7 +229,8 @@ def test_forward_is_the_published_formula_at_every_stage(case):
     ours = run(config, weights, mel, speaker, history)
     double = {name: weight.astype(np.float64) for name, weight in weights.items()}
     for b in range(2):
-        conditioning = naive_conditioning(mel[b].astype(np.float64), None if speaker is None else speaker[b], config, double)
+        vector = None if speaker is None else speaker[b]
+        conditioning = naive_conditioning(mel[b].astype(np.float64), vector, config, double)
         expected = naive_network(history[b], conditioning, config, double)
         assert_stages_close({name: value[b] for name, value in ours.items()}, expected, 2e-5)
 

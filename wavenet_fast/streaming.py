@@ -79,7 +79,7 @@ class Streaming:
     def flush(self, mask: Any = None) -> Any:
         """End the running streams, or those of `mask` (B,), and return the rest of their sound."""
         engine = self._open()
-        ending = inputs.as_mask(mask, self.batch_size) & self._running
+        ending = inputs.as_mask(mask, self.batch_size) & self._running & ~self._state.ended
         nothing = np.zeros((self.batch_size, self._config.n_mels, 0), np.float32)
         return self._advance(engine, nothing, np.zeros(self.batch_size, np.int64), ending)
 

@@ -6,8 +6,9 @@ whose extent depends on the frame alone. Hence no bit can depend on batch, slot,
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..reference import State as NetworkState
 from ..rng import uniforms
 from ..sampling import sample
 from ..signal import fed_back, to_waveform
+from .base import Progress
 
 _STATE_VERSION = 1
 
@@ -126,9 +128,13 @@ class ReferenceState:
         stream.network = NetworkState(position, rings, tensor("inputs"))
         stream.newest, stream.memory = tensor("newest"), float(array("memory"))
         stream.mel, stream.frames, stream.ended = array("mel").copy(), frames, bool(array("ended"))
-        expected = self._engine.kept_frames(stream)
-        if position < 0 or frames < 0 or stream.mel.shape[1] != expected:
-            raise StateError(f"stream.{b} holds {stream.mel.shape[1]} frames where {expected} are needed")
+        config = self._engine.config
+        due = ready_samples(config, frames, stream.ended)
+        if position != due or stream.mel.shape[1] != self._engine.kept_frames(stream):
+            raise StateError(f"stream.{b} is at sample {position} with {stream.mel.shape[1]} of {frames} frames: damaged")
+        classes = torch.cat([stream.newest, stream.network.inputs[0]])
+        if isinstance(config.input, OneHotInput) and not ((classes >= -1) & (classes < config.out_channels)).all():
+            raise StateError(f"stream.{b} heard classes that do not exist: the state is damaged")
         return stream
 
 
@@ -167,16 +173,18 @@ class ReferenceEngine:
         forced: NDArray[Any] | None = None,
         logits: NDArray[np.float32] | None = None,
         raw: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        # Copies move forward; they take the place of the streams only when the whole call has succeeded.
+        streams = copy.deepcopy(state.streams)
         ready = np.zeros(state.batch, np.int64)
-        for b, stream in enumerate(state.streams):
+        for b, stream in enumerate(streams):
             self._receive(stream, mel[b, :, : frames[b]], bool(ended[b]))
             ready[b] = ready_samples(self.config, stream.frames, stream.ended) - stream.position
         audio = np.zeros((state.batch, int(ready.max(initial=0))), np.float32)
         drawn = np.zeros(audio.shape, np.int32 if self._categorical else np.float32)
         done, total = 0, int(ready.sum())
-        for b, stream in enumerate(state.streams):
+        for b, stream in enumerate(streams):
             for n in range(0, int(ready[b]), self.config.hop_length):
                 piece = slice(n, n + self.config.hop_length)
                 fed = None if forced is None else forced[b, piece]
@@ -186,6 +194,7 @@ class ReferenceEngine:
                 if progress is not None:
                     progress(done, total)
             self._forget(stream)
+        state.streams = streams
         return (drawn if raw else audio), ready
 
     def _receive(self, stream: Stream, mel: NDArray[np.float32], ended: bool) -> None:
