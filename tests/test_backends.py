@@ -1,11 +1,12 @@
-"""The registry, and the laws of design.md on every backend that works here, for voices in which each part is unusual."""
+"""The registry, and the laws of design.md on every backend that works here, for unusual voices."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
 
-import wavenet_fast.backends as registry
 from wavenet_fast.backends import BACKENDS, availability, choose
 from wavenet_fast.conditioning import lookahead_frames
 from wavenet_fast.config import (
@@ -54,7 +55,7 @@ CONFIGS = {
         "speakers": Speakers(channels=3, count=4),
     },
     "repeat classes": {
-        "conditioning": Conditioning(upsampling=Stages((RepeatStage(6, 13, channels=8, activation="tanh"),)), offset=-1),
+        "conditioning": Conditioning(upsampling=Stages((RepeatStage(6, 13, channels=8),)), offset=-1),
         "input": SCALAR,
         "head": CategoricalHead(64),
         "signal": Signal(domain="mulaw"),
@@ -151,7 +152,7 @@ def test_reset_equals_fresh(setup, whole):
     frames = [FRAMES, 0, FRAMES]
     audio, ready = setup.feed(state, setup.mel, ended=[True, False, True], frames=frames)
     np.testing.assert_array_equal(audio[[0, 2]], whole[[0, 2]])
-    state.reset(np.array([False, True, False]), setup.seeds[[1, 0, 1]], None if setup.speakers is None else setup.speakers)
+    state.reset(np.array([False, True, False]), setup.seeds[[1, 0, 1]], setup.speakers)
     audio, _ = setup.feed(state, setup.mel[[0, 1, 2]], ended=[False, True, False], frames=[0, FRAMES, 0])
     other = setup.engine.start(setup.seeds[:1], None if setup.speakers is None else setup.speakers[1:2])
     np.testing.assert_array_equal(audio[1:2], setup.feed(other, setup.mel[1:2], ended=True)[0])
@@ -288,7 +289,7 @@ def only(monkeypatch):
     def set_available(*names):
         for name, b in BACKENDS.items():
             why = None if name in names else f"{name} was switched off"
-            changed = registry.Backend(b.name, b.summary, b.devices, b.dtypes, lambda why=why: why, lambda: "fp32", b.make)
+            changed = dataclasses.replace(b, why_not=lambda why=why: why, auto_dtype=lambda: "fp32")
             monkeypatch.setitem(BACKENDS, name, changed)
 
     return set_available

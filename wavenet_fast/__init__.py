@@ -48,7 +48,11 @@ _HOME = {
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = ["__version__", *sorted(_MODULE)]
+__all__ = [
+    "MEL_PRESETS", "AudioError", "BackendError", "Checkpoint", "CheckpointError", "ConfigError", "InputError",
+    "MelMismatchWarning", "MelSpec", "ShapeError", "StateError", "Streaming", "Vocoder", "WaveNetConfig",
+    "WavenetFastError", "__version__", "load_checkpoint", "mel_spectrogram", "save_checkpoint",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -60,4 +64,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*globals(), *__all__})

@@ -150,9 +150,7 @@ class Streaming:
     def _advance(
         self, engine: Engine, mel: NDArray[np.float32], new: NDArray[np.int64], ending: NDArray[np.bool_]
     ) -> Any:
-        audio, self._ready = engine.advance(
-            self._state, mel, new, ending, self._temperature, threads=self._threads
-        )
+        audio, self._ready = engine.advance(self._state, mel, new, ending, self._temperature, threads=self._threads)
         return self._form.give(audio)
 
     def _check_recipe(self, mel: NDArray[np.float32], new: NDArray[np.int64]) -> None:

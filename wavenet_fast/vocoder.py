@@ -169,9 +169,9 @@ class Vocoder:
     ) -> Streaming:
         """A context with `batch_size` lanes, each a stream of its own: see `Streaming`.
 
-            with voc.streaming(batch_size=16) as s:
-                sound = s.step(frames)      # (16, M, k) → what is ready, (16, n)
-                rest = s.flush()
+        with voc.streaming(batch_size=16) as s:
+            sound = s.step(frames)      # (16, M, k) → what is ready, (16, n)
+            rest = s.flush()
         """
         return self._context(self._recipe, batch_size, seed, temperature, speaker)
 

@@ -131,7 +131,7 @@ class ReferenceState:
         config = self._engine.config
         due = ready_samples(config, frames, stream.ended)
         if position != due or stream.mel.shape[1] != self._engine.kept_frames(stream):
-            raise StateError(f"stream.{b} is at sample {position} with {stream.mel.shape[1]} of {frames} frames: damaged")
+            raise StateError(f"stream.{b} is at sample {position} of {frames} frames: the state is damaged")
         classes = torch.cat([stream.newest, stream.network.inputs[0]])
         if isinstance(config.input, OneHotInput) and not ((classes >= -1) & (classes < config.out_channels)).all():
             raise StateError(f"stream.{b} heard classes that do not exist: the state is damaged")
