@@ -1,0 +1,240 @@
+// Mel → what each layer's dilated product is added to, in bounded windows just ahead of the sample loop.
+//
+// Every conditioning column is summed in a fixed order from columns before it, a pure function of its absolute index:
+// where a window begins or ends changes no bit. What a window needs of the layer before is found by walking the
+// network backwards; the overlap with the window before is computed again.
+
+using Columns = Scratch::Columns;
+
+// Which taps of a node meet which of its input columns for output column o, in the order of summation.
+struct Walk {
+  const Node& node;
+  const Columns& in;
+  int64_t o, length;  // length of the input, kUnbounded while the stream is open
+  int64_t begin, end;
+
+  Walk(const Node& node, const Columns& in, int64_t length) : node(node), in(in), o(0), length(length) {
+    begin = 0;
+    end = node.taps;
+  }
+  void move_to(int64_t column) {
+    o = column;
+    if (node.kind == NodeKind::transposed) {  // i counts input columns
+      begin = floor_div(o + node.crop - node.taps, node.scale) + 1;
+      end = floor_div(o + node.crop, node.scale) + 1;
+      if (begin < 0) begin = 0;
+      if (end > length) end = length;
+    }
+  }
+  int64_t tap(int64_t i) const { return node.kind == NodeKind::transposed ? o + node.crop - node.scale * i : i; }
+  // Null where zeros stand beyond an end.
+  const float* column(int64_t i) const {
+    int64_t at = i;
+    if (node.kind == NodeKind::frame_conv) {
+      at = o + i - node.taps / 2;
+      if (node.replicate) at = at < 0 ? 0 : at >= length ? length - 1 : at;
+      if (at < 0 || at >= length) return nullptr;
+    } else if (node.kind == NodeKind::repeat) {
+      at = floor_div(o + i - (node.taps - 1) / 2, node.scale);
+      if (at < 0 || at >= length) return nullptr;
+    }
+    return in.at(at);
+  }
+};
+
+// A convolution that mixes all channels.
+struct DenseNode {
+  const Node& node;
+  const Columns &in, &out;
+  int64_t length;
+
+  template <int NV>
+  void run(const float* w, int64_t row) const {
+    Walk walk(node, in, length);
+    for (int64_t o = out.first; o < out.first + out.count; ++o) {
+      walk.move_to(o);
+      Floats acc[NV];
+      for (int v = 0; v < NV; ++v) acc[v] = load(node.bias + row + v * kLanes);
+      for (int64_t i = walk.begin; i < walk.end; ++i) {
+        const float* x = walk.column(i);
+        if (x) accumulate(acc, w + walk.tap(i) * node.in * NV * kLanes, x, node.in);
+      }
+      for (int v = 0; v < NV; ++v) store(out.at(o) + row + v * kLanes, acc[v]);
+    }
+  }
+};
+
+// A convolution of the (channels, time) picture with one small kernel. Transposed convolutions are flipped along both
+// axes, as everywhere.
+static void picture_node(const Node& node, const Columns& in, const Columns& out, int64_t length) {
+  const int64_t reach = (node.freq_taps - 1) / 2;
+  const int64_t direction = node.kind == NodeKind::transposed ? -1 : 1;
+  Walk walk(node, in, length);
+  for (int64_t o = out.first; o < out.first + out.count; ++o) {
+    walk.move_to(o);
+    for (int64_t c = 0; c < node.out; c += kLanes) {
+      Floats acc = splat(node.bias[0]);
+      for (int64_t i = walk.begin; i < walk.end; ++i) {
+        const float* x = walk.column(i);
+        if (!x) continue;
+        for (int64_t f = 0; f < node.freq_taps; ++f) {
+          const Floats w = splat(node.kernel[f * node.taps + walk.tap(i)]);
+          acc = fma(load(x + c + direction * (f - reach)), w, acc);
+        }
+      }
+      store(out.at(o) + c, acc);
+    }
+  }
+}
+
+// Activation; zeros beyond the channels, where a picture kernel of the next stage will look.
+static void finish_columns(const Node& node, const Columns& out) {
+  for (int64_t o = out.first; o < out.first + out.count; ++o) {
+    float* column = out.at(o);
+    for (int64_t c = 0; c < node.out; c += kLanes) {
+      Floats y = load(column + c);
+      if (node.activation == Activation::relu) y = relu(y);
+      if (node.activation == Activation::tanh) y = tangent(y);
+      if (node.activation == Activation::leaky_relu) y = fma(min(y, splat(0.f)), splat(node.slope), relu(y));
+      store(column + c, first(node.out - c < kLanes ? node.out - c : kLanes, y));
+    }
+  }
+}
+
+// One projection block for many columns: the weights of a block stay in the first cache meanwhile.
+struct Projection {
+  const Columns& in;
+  int64_t first, count, k;
+  const float* start;
+  float* out;
+  int64_t stride;
+
+  template <int NV>
+  void run(const float* w, int64_t row) const {
+    for (int64_t i = 0; i < count; ++i) {
+      Floats acc[NV];
+      for (int v = 0; v < NV; ++v) acc[v] = load(start + row + v * kLanes);
+      accumulate(acc, w, in.at(first + i), k);
+      for (int v = 0; v < NV; ++v) store(out + i * stride + row + v * kLanes, acc[v]);
+    }
+  }
+};
+
+class Conditioner {
+ public:
+  Conditioner(const Model& model, const Stream& stream, Scratch& scratch) : m_(model), stream_(stream), s_(scratch) {
+    for (int64_t i = 0; i < s_.n_columns; ++i) s_.columns[i].count = 0;
+    s_.project_count = 0;
+    end_ = right_of(stream.position + stream.samples - 1) + 1;
+    for (int64_t i = 0; i < m_.projected; ++i) s_.project_start[i] = m_.project_bias[i];
+    if (m_.P) {
+      for (int64_t i = 0; i < m_.projected; ++i) s_.project_start[i] += m_.speaker_bias[i];
+      const Dense<float> share{stream.speaker, m_.P, s_.project_start, s_.project_start};
+      for_blocks<float>(m_.speaker, share);
+    }
+  }
+
+  // What sample t hears: L rows of gate_pad.
+  const float* at(int64_t t) {
+    const int64_t left = left_of(t), right = right_of(t);
+    if (left < s_.project_first || right >= s_.project_first + s_.project_count) project(left);
+    const float* a = s_.projections + (left - s_.project_first) * m_.projected;
+    if (m_.upsampling != Upsampling::linear) return a;
+    const float* b = s_.projections + (right - s_.project_first) * m_.projected;
+    const Floats weight = splat(m_.fraction[heard(t) % m_.hop]);
+    for (int64_t i = 0; i < m_.projected; i += kLanes) {
+      const Floats x = load(a + i);
+      store(s_.interpolated + i, fma(sub(load(b + i), x), weight, x));
+    }
+    return s_.interpolated;
+  }
+
+ private:
+  const Model& m_;
+  const Stream& stream_;
+  Scratch& s_;
+  int64_t end_;  // columns that the call needs
+
+  int64_t heard(int64_t t) const { return t + m_.offset > 0 ? t + m_.offset : 0; }
+  int64_t frames() const { return stream_.ended ? stream_.frames : kUnbounded; }
+  int64_t inside(int64_t frame) const { return frame < 0 ? 0 : frame < frames() ? frame : frames() - 1; }
+  int64_t left_of(int64_t t) const {
+    const int64_t h = heard(t);
+    if (m_.upsampling == Upsampling::stages) return h;
+    return inside(h / m_.hop + m_.shift[h % m_.hop]);
+  }
+  int64_t right_of(int64_t t) const {
+    const int64_t h = heard(t);
+    if (m_.upsampling != Upsampling::linear) return left_of(t);
+    return inside(h / m_.hop + m_.shift[h % m_.hop] + 1);
+  }
+
+  void project(int64_t from) {
+    const Columns& top = s_.columns[s_.n_columns - 1];
+    if (from < top.first || from >= top.first + top.count || needs_more(from, top)) window(from);
+    int64_t count = top.first + top.count - from;
+    if (count > s_.project_capacity) count = s_.project_capacity;
+    const Projection job{top, from, count, m_.C, s_.project_start, s_.projections, m_.projected};
+    for_blocks<float>(m_.project, job);
+    s_.project_first = from;
+    s_.project_count = count;
+  }
+
+  // Interpolation wants two neighbours in one projected block.
+  bool needs_more(int64_t from, const Columns& top) const {
+    return m_.upsampling == Upsampling::linear && from + 1 < end_ && from + 1 >= top.first + top.count;
+  }
+
+  void window(int64_t from) {
+    const int64_t n = s_.n_columns - 1;
+    Columns* columns = s_.columns.get();
+    columns[n].first = from;
+    columns[n].count = end_ - from < columns[n].capacity ? end_ - from : columns[n].capacity;
+    for (int64_t i = n - 1; i >= 0; --i) {
+      const Columns& out = columns[i + 1];
+      Range needed = m_.nodes[i].inputs_of({out.first, out.first + out.count});
+      const int64_t length = length_into(i);
+      if (needed.first < 0) needed.first = 0;
+      if (needed.last > length) needed.last = length;
+      columns[i].first = needed.first;
+      columns[i].count = needed.last - needed.first;
+      if (columns[i].count < 1 || columns[i].count > columns[i].capacity) missing_frames();
+    }
+    gather();
+    for (int64_t i = 0; i < n; ++i) {
+      const Node& node = m_.nodes[i];
+      if (node.image) {
+        picture_node(node, columns[i], columns[i + 1], length_into(i));
+      } else {
+        const DenseNode job{node, columns[i], columns[i + 1], length_into(i)};
+        for_blocks<float>(node.weight, job);
+      }
+      finish_columns(node, columns[i + 1]);
+    }
+  }
+
+  // Columns that enter node i in all, kUnbounded while the stream is open.
+  int64_t length_into(int64_t i) const {
+    int64_t length = frames();
+    if (length == kUnbounded) return length;
+    for (int64_t j = 0; j < i; ++j) length *= m_.nodes[j].scale;
+    return length;
+  }
+
+  // Mel frames → the input of the first node, standardised.
+  void gather() {
+    const Columns& in = s_.columns[0];
+    if (in.first < stream_.pending_first || in.first + in.count > stream_.frames) missing_frames();
+    for (int64_t f = in.first; f < in.first + in.count; ++f) {
+      float* column = in.at(f);
+      const bool waiting = f < stream_.frames_before;
+      const float* frame = waiting ? stream_.pending + (f - stream_.pending_first) * m_.M
+                                   : stream_.mel + (f - stream_.frames_before) * stream_.mel_frame_stride;
+      const int64_t stride = waiting ? 1 : stream_.mel_band_stride;
+      for (int64_t band = 0; band < m_.M; ++band) {
+        const float value = frame[band * stride];
+        column[band] = m_.standardise ? (value - m_.mel_mean[band]) / m_.mel_scale[band] : value;
+      }
+    }
+  }
+};

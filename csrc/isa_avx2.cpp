@@ -1,0 +1,18 @@
+// x86-64 with AVX2 and FMA.
+#if defined(__x86_64__)
+#define WAVENET_ISA avx2
+#define WAVENET_NAME "avx2"
+#define WAVENET_VEC "vec_avx2.inl"
+#include "kernels.h"
+#include <immintrin.h>
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#include "kernels.inl"
+#pragma clang attribute pop
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#include "kernels.inl"
+#pragma GCC pop_options
+#endif
+#endif

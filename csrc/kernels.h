@@ -1,0 +1,8 @@
+// What kernels.inl needs from outside its target region.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "philox.h"
+#include "stream.h"

@@ -1,0 +1,183 @@
+#include "model.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+namespace wavenet {
+
+int64_t checked_mul(int64_t a, int64_t b) {
+  int64_t product;
+  if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &product) || product > (int64_t{1} << 46)) {
+    throw std::length_error("a size of this model does not fit in memory");
+  }
+  return product;
+}
+
+Range Node::inputs_of(Range outputs) const {
+  const auto [begin, end] = outputs;
+  if (kind == NodeKind::frame_conv) {  // y[f] = Σ_j w[j]·x[f + j − taps/2]
+    return {begin - taps / 2, end + (taps - 1) / 2};
+  }
+  if (kind == NodeKind::transposed) {  // y[o] = Σ_n w[o + crop − scale·n]·x[n]
+    return {floor_div(begin + crop - taps, scale) + 1, floor_div(end - 1 + crop, scale) + 1};
+  }
+  const int64_t reach = (taps - 1) / 2;  // y[o] = Σ_j w[j]·x[⌊(o + j − reach)/scale⌋]
+  return {floor_div(begin - reach, scale), floor_div(end - 1 + reach, scale) + 1};
+}
+
+void Model::derive() {
+  half = G / 2;
+  half_pad = pad(half);
+  gate_pad = 2 * half_pad;
+  projected = checked_mul(L, gate_pad);
+  r_stride = round_up(R, kChannelPad);
+  ring_offset.clear();
+  ring_depth.clear();
+  ring_elements = 0;
+  for (const int64_t d : dilations) {
+    const int64_t depth = checked_mul(K - 1, d);
+    ring_offset.push_back(ring_elements);
+    ring_depth.push_back(depth);
+    ring_elements += checked_mul(depth, r_stride);
+    checked_mul(ring_elements, 4);
+  }
+  derive_conditioning();
+  derive_tables();
+}
+
+void Model::derive_conditioning() {
+  n_frame_nodes = std::count_if(nodes.begin(), nodes.end(), [](const Node& n) { return n.kind == NodeKind::frame_conv; });
+  int64_t width = M, rate = 1;
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    const Node& n = nodes[i];
+    const bool at_frame_rate = n.kind == NodeKind::frame_conv;
+    if (n.in != width || at_frame_rate != (static_cast<int64_t>(i) < n_frame_nodes) || (n.image && n.in != n.out) ||
+        n.freq_taps > 2 * kGuard - 1 || n.freq_taps % 2 == 0) {
+      throw std::invalid_argument("the layers of the conditioning network do not fit together");
+    }
+    width = n.out;
+    rate = checked_mul(rate, n.scale);
+  }
+  if (width != C || rate != (upsampling == Upsampling::stages ? hop : 1)) {
+    throw std::invalid_argument("the conditioning network does not end at the width and rate that the layers read");
+  }
+  // Columns that the samples of frame 0 hear, then the frames that those depend on: context behind, look-ahead beyond.
+  Range needed{floor_div(offset, hop), 1};
+  if (upsampling == Upsampling::stages) needed = {offset, hop};
+  if (upsampling == Upsampling::linear) {
+    if (frame_centre > 0) needed.first -= 1;
+    if ((hop - 1.0) / hop >= frame_centre) needed.last += 1;
+  }
+  for (size_t i = nodes.size(); i-- > 0;) needed = nodes[i].inputs_of(needed);
+  context_frames = std::max<int64_t>(0, -needed.first);
+  lookahead_frames = std::max<int64_t>(0, needed.last - 1);
+}
+
+void Model::derive_tables() {
+  fraction.assign(hop, 0.f);
+  shift.assign(hop, 0);
+  for (int64_t r = 0; r < hop && upsampling == Upsampling::linear; ++r) {
+    const double within = static_cast<double>(r) / hop - frame_centre;
+    shift[r] = within < 0 ? -1 : 0;
+    fraction[r] = static_cast<float>(within - shift[r]);
+  }
+}
+
+// --- weights ---------------------------------------------------------------------------------------------------------
+
+Model::~Model() {
+  std::free(block_);
+}
+
+void Model::load(const Find& find) {
+  visit(find, false);  // sizes, so that the block is allocated once and only for arrays that fit
+  capacity_ = used_;
+  // Whole huge pages: the weights are streamed once per sample, and a page walk in that stream costs.
+  constexpr int64_t kHugePage = int64_t{2} << 20;
+  block_ = static_cast<char*>(std::aligned_alloc(kHugePage, round_up(std::max<int64_t>(capacity_, 1), kHugePage)));
+  if (block_ == nullptr) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  madvise(block_, round_up(std::max<int64_t>(capacity_, 1), kHugePage), MADV_HUGEPAGE);
+#endif
+  used_ = 0;
+  visit(find, true);
+}
+
+const void* Model::take(const Find& find, bool copy, const std::string& name, int64_t elements, bool is_float) {
+  const Array array = find(name);
+  if (array.elements != elements || array.is_float != is_float) {
+    throw std::invalid_argument("packed array " + name + " holds " + std::to_string(array.elements) + " elements; " +
+                                std::to_string(elements) + (is_float ? " of float32" : " of bf16") + " are needed");
+  }
+  const int64_t bytes = checked_mul(elements, is_float ? 4 : 2);
+  char* to = copy ? block_ + used_ : nullptr;
+  used_ += round_up(bytes, 64);
+  checked_mul(used_, 1);
+  if (copy) std::memcpy(to, array.data, static_cast<size_t>(bytes));
+  return to;
+}
+
+Matrix Model::take_matrix(const Find& find, bool copy, const std::string& name, int64_t rows, int64_t segments,
+                          int64_t k, bool fp32) {
+  Matrix m;
+  m.vectors = rows / layout.lanes;
+  m.segments = segments;
+  m.k = fp32 ? k : round_up(k, 2);
+  m.data = take(find, copy, name, checked_mul(checked_mul(rows, segments), m.k), fp32);
+  return m;
+}
+
+void Model::visit(const Find& find, bool copy) {
+  const bool fp32 = number == Number::fp32;
+  const auto floats = [&](const std::string& name, int64_t n) {
+    return static_cast<const float*>(take(find, copy, name, n, true));
+  };
+  if (standardise) {
+    mel_mean = floats("mel.mean", M);
+    mel_scale = floats("mel.scale", M);
+  }
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    Node& n = nodes[i];
+    const std::string name = n.kind == NodeKind::frame_conv
+                                 ? "conditioning.network." + std::to_string(i)
+                                 : "conditioning.stages." + std::to_string(i - n_frame_nodes);
+    if (n.image) {
+      n.kernel = floats(name + ".weight", checked_mul(n.freq_taps, n.taps));
+      n.bias = floats(name + ".bias", 1);
+    } else {
+      n.weight = take_matrix(find, copy, name + ".weight", pad(n.out), n.taps, n.in, true);
+      n.bias = floats(name + ".bias", pad(n.out));
+    }
+  }
+  project = take_matrix(find, copy, "conditioning.weight", projected, 1, C, true);
+  project_bias = floats("conditioning.bias", projected);
+  if (P) {
+    speaker = take_matrix(find, copy, "speaker.weight", projected, 1, P, true);
+    speaker_bias = floats("speaker.bias", projected);
+  }
+  input = floats("input.weight", checked_mul(checked_mul(in_taps, in_channels), r_stride));
+  input_bias = floats("input.bias", r_stride);
+  dilated.clear();
+  residual.clear();
+  for (int64_t l = 0; l < L; ++l) {
+    const std::string layer = "layers." + std::to_string(l);
+    dilated.push_back(take_matrix(find, copy, layer + ".dilated.weight", gate_pad, K, R, fp32));
+    if (l + 1 < L) residual.push_back(take_matrix(find, copy, layer + ".residual.weight", pad(R), 1, half, fp32));
+  }
+  dilated_bias = floats("dilated.bias", projected);
+  residual_bias = floats("residual.bias", checked_mul(L - 1, pad(R)));
+  skip = take_matrix(find, copy, "skip.weight", pad(S), L, half, fp32);
+  skip_bias = floats("skip.bias", checked_mul(L, pad(S)));
+  hidden = take_matrix(find, copy, "head.hidden.weight", pad(H), 1, S, fp32);
+  hidden_bias = floats("head.hidden.bias", pad(H));
+  out = take_matrix(find, copy, "head.out.weight", pad(A), 1, H, fp32);
+  out_bias = floats("head.out.bias", pad(A));
+}
+
+}  // namespace wavenet

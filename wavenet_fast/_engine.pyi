@@ -1,0 +1,59 @@
+"""The compiled engine; wavenet_fast.backends.cpu wraps it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+def isas() -> list[dict[str, Any]]:
+    """Instruction sets compiled in, best last: name, lanes, accumulators, available, automatic, needs."""
+
+class Model:
+    def __init__(
+        self, config: dict[str, Any], dtype: str, lanes: int, accumulators: int, arrays: dict[str, NDArray[Any]]
+    ) -> None: ...
+    @property
+    def lookahead_frames(self) -> int: ...
+    @property
+    def context_frames(self) -> int: ...
+    @property
+    def ring_elements(self) -> int: ...
+    @property
+    def ring_channels(self) -> int: ...
+
+class State:
+    def __init__(
+        self,
+        *,
+        rings: NDArray[Any],
+        inputs: NDArray[np.float32],
+        filters: NDArray[np.float32],
+        positions: NDArray[np.int64],
+        seeds: NDArray[np.uint64],
+        speakers: NDArray[np.float32],
+        received: NDArray[np.int64],
+        pending: NDArray[np.float32],
+        pending_counts: NDArray[np.int64],
+    ) -> None: ...
+
+def generate(
+    *,
+    model: Model,
+    isa: str,
+    state: State,
+    mel: NDArray[np.float32],
+    frames: NDArray[np.int64],
+    ended: NDArray[np.bool_],
+    counts: NDArray[np.int64],
+    temperature: float,
+    threads: int,
+    forced: NDArray[np.float32] | None,
+    audio: NDArray[np.float32] | None,
+    raw: NDArray[np.float32] | None,
+    logits: NDArray[np.float32] | None,
+    trace: dict[str, NDArray[np.float32]] | None,
+    progress: Callable[[int, int], None] | None,
+) -> bool: ...
+def gate(isa: str, a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]: ...
+def exponential(isa: str, x: NDArray[np.float32]) -> NDArray[np.float32]: ...

@@ -1,0 +1,103 @@
+"""The contract of a backend. `Engine` is one model made ready for one device; `State` is what its streams remember."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import WaveNetConfig
+
+Progress = Callable[[int, int], None]
+"""Called as progress(samples done, samples in all) while a call runs; what it raises stops the call."""
+
+
+class State(Protocol):
+    """Everything that the next samples of B streams depend on, and nothing else: histories, past inputs, position,
+    seed, speaker, the de-emphasis filter, the mel frames that are still needed, and whether a stream has ended."""
+
+    @property
+    def batch(self) -> int:
+        """B."""
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Samples made since reset, (B,)."""
+
+    @property
+    def frames(self) -> NDArray[np.int64]:
+        """Mel frames received since reset, (B,)."""
+
+    @property
+    def ended(self) -> NDArray[np.bool_]:
+        """Streams that take no more frames before a reset, (B,)."""
+
+    def reset(
+        self,
+        mask: NDArray[np.bool_],
+        seeds: NDArray[np.uint64] | None = None,
+        speakers: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Make the streams in `mask` (B,) as fresh as `Engine.start` makes them, with new seeds (B,) and speaker
+        vectors (B, P) where given, else with their own."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy as NumPy arrays and small values, which `load_state_dict` of the same model takes."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put a saved state in place of this one. Raises `StateError` for a state of another model, number format,
+        version or batch size, and for damaged ones; this state is then unchanged."""
+
+
+class Engine(Protocol):
+    """Immutable; several threads may use one engine, each with its own `State`.
+
+    A stream's samples depend on its own seed, speaker, mel and temperature alone: no bit depends on the batch, the
+    slot, the number of threads, or the pieces in which frames arrive.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dtype(self) -> str:
+        """Number format: "fp32" or "bf16"."""
+
+    @property
+    def isa(self) -> str: ...
+
+    @property
+    def config(self) -> WaveNetConfig: ...
+
+    def start(self, seeds: NDArray[np.uint64], speakers: NDArray[np.float32] | None = None) -> Any:
+        """A `State` of B fresh streams with these seeds (B,) and speaker vectors (B, P)."""
+
+    def advance(
+        self,
+        state: Any,
+        mel: NDArray[np.float32],
+        frames: NDArray[np.int64],
+        ended: NDArray[np.bool_],
+        temperature: float,
+        *,
+        threads: int = 1,
+        forced: NDArray[Any] | None = None,
+        logits: NDArray[np.float32] | None = None,
+        raw: bool = False,
+        progress: Progress | None = None,
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Feed mel frames and make every sample whose conditioning is then known, in one call.
+
+        mel      float32 (B, M, n); of stream b the first frames[b] ≤ n are new, the others are never read
+        ended    (B,): after these frames no more will come, so that nothing is held back
+        forced   (B, ≥ samples): the history that stream b hears instead of its own draws, classes or values in the
+                 model's domain; draws are still returned
+        logits   float32 (B, ≥ samples, A), filled with the network's outputs
+        raw      return the draws, int32 classes or float32 values in the model's domain, instead of sound
+        returns  sound float32 (B, samples) in −1 … 1, zero beyond each stream's own number, and those numbers (B,);
+                 samples = the largest of them
+
+        When the call is interrupted, or `progress` raises, `state` is as it was before the call.
+        """

@@ -1,0 +1,431 @@
+"""The backend `cpu`: the native engine of csrc/ behind the contract of `base.Engine`. It checks what comes in, in
+sentences; the engine checks sizes once more before it takes a pointer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _engine
+from ..conditioning import MAX_SAMPLES, context_frames, lookahead_frames, ready_samples
+from ..config import CategoricalHead, OneHotInput, WaveNetConfig, encode
+from ..errors import BackendError, ConfigError, InputError, ShapeError, StateError
+from ..packing import Layout, pack
+from ..sampling import check_temperature
+from .base import Progress
+
+ISA_VARIABLE = "WAVENET_FAST_ISA"
+DTYPES = ("fp32", "bf16")
+MAX_HISTORY_BYTES = 2 << 30
+"""The rings of one stream may take this much; a larger model is refused when it is loaded, before memory is asked for."""
+
+_STATE_VERSION = 1
+_TABLES = ("speakers.weight",)  # looked up in Python; the engine is given vectors
+
+
+# --- instruction sets -------------------------------------------------------------------------------------------
+
+
+def isas_built() -> list[str]:
+    """Instruction sets compiled in, best last."""
+    return [isa["name"] for isa in _engine.isas()]
+
+
+def isas_possible() -> list[str]:
+    """Instruction sets that this processor has, best last. "portable16" is the 16-lane logic for tests."""
+    return [isa["name"] for isa in _engine.isas() if isa["available"]]
+
+
+def isa_in_use() -> str:
+    """The one that new engines take: what the environment variable WAVENET_FAST_ISA names, else the best.
+
+    Raises `BackendError` where the variable names one that is unknown or that this processor does not have."""
+    wanted = os.environ.get(ISA_VARIABLE, "")
+    if not wanted:
+        return str([isa["name"] for isa in _engine.isas() if isa["available"] and isa["automatic"]][-1])
+    return _checked_isa(wanted, f"{ISA_VARIABLE} is")
+
+
+def _checked_isa(wanted: str, given: str) -> str:
+    possible = ", ".join(isas_possible())
+    for isa in _engine.isas():
+        if isa["name"] == wanted and isa["available"]:
+            return wanted
+        if isa["name"] == wanted:
+            raise BackendError(
+                f"{given} {wanted!r}, which needs {isa['needs']}; this processor does not have it. Possible here: "
+                f"{possible}"
+            )
+    raise BackendError(f"{given} {wanted!r}, which is no instruction set of this engine. Possible here: {possible}")
+
+
+# --- state ------------------------------------------------------------------------------------------------------
+
+
+class CpuState:
+    """The streams of one batch; implements `base.State`.
+
+    The arrays below are the whole state. `rings` (B, slots, R padded) holds, layer after layer, (K−1)·D slots each:
+    slot t mod depth is the layer's input at sample t, float32 or bf16 words. `inputs` (B, taps): past inputs, oldest
+    first, classes as numbers and −1 for none. `mel` (B, context + look-ahead, M): the last `mel_frames` (B,) received.
+    """
+
+    def __init__(self, engine: CpuEngine, seeds: NDArray[np.uint64], speakers: NDArray[np.float32]) -> None:
+        c, batch = engine.config, len(seeds)
+        self._engine = engine
+        self._busy = threading.Lock()
+        try:
+            self.rings = np.zeros((batch, engine.ring_slots, engine.ring_channels), engine.ring_dtype)
+        except MemoryError:
+            size = batch * engine.history_bytes / 2**30
+            raise InputError(f"{batch} streams need {size:.1f} GiB of history, which is not there; use fewer") from None
+        self.inputs = np.empty((batch, c.input.kernel_size), np.float32)
+        self.filters = np.zeros(batch, np.float32)
+        self.positions = np.zeros(batch, np.int64)
+        self.frames = np.zeros(batch, np.int64)
+        self.ended = np.zeros(batch, bool)
+        self.seeds, self.speakers = seeds.copy(), speakers.copy()
+        self.mel = np.zeros((batch, engine.kept, c.n_mels), np.float32)
+        self.mel_frames = np.zeros(batch, np.int64)
+        self._start(np.ones(batch, bool))
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        return len(self.seeds)
+
+    def _start(self, mask: NDArray[np.bool_]) -> None:
+        c = self._engine.config
+        self.rings[mask] = 0
+        self.inputs[mask, :-1] = -1 if isinstance(c.input, OneHotInput) else 0
+        self.inputs[mask, -1] = c.start
+        for array in (self.filters, self.positions, self.frames, self.ended, self.mel, self.mel_frames):
+            array[mask] = 0
+
+    def reset(
+        self,
+        mask: NDArray[np.bool_],
+        seeds: NDArray[np.uint64] | None = None,
+        speakers: NDArray[np.float32] | None = None,
+    ) -> None:
+        """See `base.State.reset`. Raises `ShapeError` for arrays of another batch size."""
+        mask = np.asarray(mask)
+        if mask.shape != (self.batch,) or mask.dtype != bool:
+            raise ShapeError(f"mask is {mask.dtype} {mask.shape}; give booleans ({self.batch},), one per stream")
+        with self.exclusively():
+            if seeds is not None:
+                self.seeds[mask] = _checked_seeds(seeds, self.batch)[mask]
+            if speakers is not None:
+                self.speakers[mask] = self._engine.checked_speakers(speakers, self.batch)[mask]
+            self._start(mask)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `base.State.state_dict`. The same for every instruction set."""
+        with self.exclusively():
+            copies = {name: getattr(self, name).copy() for name in _ARRAYS}
+        copies["rings"] = copies["rings"][..., : self._engine.config.residual_channels].copy()
+        return {**self._engine.identity, "batch": self.batch, **copies}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `base.State.load_state_dict`."""
+        own = self.state_dict()
+        for name in ("format", "model", "dtype", "batch"):
+            if state.get(name) != own[name]:
+                raise StateError(f"this state has {name} {state.get(name)!r}; here it must be {own[name]!r}")
+        if state.keys() != own.keys():
+            raise StateError(f"this state lacks or adds {sorted(state.keys() ^ own.keys())}; it was not saved here")
+        arrays = {}
+        for name in _ARRAYS:
+            arrays[name] = np.asarray(state[name])
+            if arrays[name].dtype != own[name].dtype or arrays[name].shape != own[name].shape:
+                raise StateError(
+                    f"{name} of this state is {arrays[name].dtype} {arrays[name].shape}; it must be "
+                    f"{own[name].dtype} {own[name].shape}"
+                )
+        self._check_values(arrays)
+        with self.exclusively():
+            for name in _ARRAYS:
+                getattr(self, name)[..., : arrays[name].shape[-1]] = arrays[name]
+
+    def _check_values(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Raises `StateError` unless the numbers are some that a stream can arrive at."""
+        c = self._engine.config
+        for name in ("inputs", "filters", "speakers", "mel"):
+            if not np.isfinite(arrays[name]).all():
+                raise StateError(f"{name} of this state holds NaN or infinity; it was damaged since it was saved")
+        inputs = arrays["inputs"]
+        whole = (inputs == np.floor(inputs)) & (inputs >= -1) & (inputs < c.out_channels)
+        if isinstance(c.input, OneHotInput) and not whole.all():
+            raise StateError(f"inputs of this state must be classes 0 … {c.out_channels - 1}, or -1 for none")
+        frames = arrays["frames"]
+        if (frames < 0).any() or (frames > MAX_SAMPLES // c.hop_length).any():
+            raise StateError("frames of this state are out of range; it was damaged since it was saved")
+        if (arrays["positions"] != ready_samples(c, frames, arrays["ended"])).any():
+            raise StateError("positions of this state do not follow from its frames; it was damaged since it was saved")
+        if (arrays["mel_frames"] != self._engine.kept_frames(arrays["positions"], frames)).any():
+            raise StateError("mel_frames of this state do not follow from its frames; it was damaged since it was saved")
+
+    @contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """Raises `StateError` where another thread is at work on this state."""
+        if not self._busy.acquire(blocking=False):
+            raise StateError("this stream state is in use by another thread; give each thread a state of its own")
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+    def native(self) -> _engine.State:
+        """The arrays as the engine takes them."""
+        return _engine.State(
+            rings=self.rings.reshape(self.batch, -1), inputs=self.inputs, filters=self.filters,
+            positions=self.positions, seeds=self.seeds, speakers=self.speakers, received=self.frames,
+            pending=self.mel, pending_counts=self.mel_frames,
+        )  # fmt: skip
+
+    def receive(self, mel: NDArray[np.float32], frames: NDArray[np.int64]) -> None:
+        """Keep of the old and the new frames what samples to come depend on; `positions` are already the new ones."""
+        for b in range(self.batch):
+            new, held = int(frames[b]), int(self.mel_frames[b])
+            self.frames[b] += new
+            kept = int(self._engine.kept_frames(self.positions[b], self.frames[b]))
+            old = max(0, kept - new)
+            self.mel[b, :old] = self.mel[b, held - old : held].copy()
+            self.mel[b, old:kept] = mel[b, :, new - (kept - old) : new].T
+            self.mel[b, kept:] = 0
+            self.mel_frames[b] = kept
+
+
+_ARRAYS = (
+    "rings", "inputs", "filters", "positions", "frames", "ended", "seeds", "speakers", "mel", "mel_frames",
+)  # fmt: skip
+
+
+# --- engine -----------------------------------------------------------------------------------------------------
+
+
+class CpuEngine:
+    """A model made ready for this processor; immutable. Implements `base.Engine`.
+
+    weights  the tensors of `weight_shapes(config)`, float32
+    dtype    "fp32", or "bf16": weights and the activations that meet them rounded to bfloat16, sums in fp32
+    isa      an instruction set; None for `isa_in_use()`
+
+    Raises `BackendError` for an unknown number format or instruction set and for weights that do not fit, and
+    `ConfigError` where the history of one stream would exceed MAX_HISTORY_BYTES.
+    """
+
+    name = "cpu"
+
+    def __init__(
+        self,
+        config: WaveNetConfig,
+        weights: Mapping[str, NDArray[np.float32]],
+        dtype: str = "fp32",
+        isa: str | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise BackendError(f"dtype is {dtype!r}; the cpu backend offers {', '.join(DTYPES)}")
+        self.config, self.dtype = config, dtype
+        self.isa = isa_in_use() if isa is None else _checked_isa(isa, "isa is")
+        self._categorical = isinstance(config.head, CategoricalHead)
+        self.ring_dtype = np.dtype(np.float32 if dtype == "fp32" else np.uint16)
+        self.ring_slots = (config.kernel_size - 1) * sum(config.dilations)
+        self.history_bytes = self.ring_slots * -(-config.residual_channels // 16) * 16 * self.ring_dtype.itemsize
+        if self.history_bytes > MAX_HISTORY_BYTES:
+            raise ConfigError(
+                f"dilations: one stream would need {self.history_bytes / 2**30:.1f} GiB of history; at most "
+                f"{MAX_HISTORY_BYTES / 2**30:.0f} GiB are allowed. Use smaller dilations or fewer channels"
+            )
+        layout = next(Layout(i["lanes"], i["accumulators"]) for i in _engine.isas() if i["name"] == self.isa)
+        packed = pack(config, weights, layout, dtype)
+        native = {name: array for name, array in packed.items() if name not in _TABLES}
+        self._model = _engine.Model(encode(config), dtype, layout.lanes, layout.accumulators, native)
+        self.ring_channels = self._model.ring_channels
+        self._context = context_frames(config)
+        self.kept = self._context + lookahead_frames(config)
+        self.identity = {
+            "format": f"wavenet_fast cpu {_STATE_VERSION}", "model": _fingerprint(config, weights), "dtype": dtype,
+        }  # fmt: skip
+
+    def start(self, seeds: NDArray[np.uint64], speakers: NDArray[np.float32] | None = None) -> CpuState:
+        """See `base.Engine.start`. Raises `InputError` where the model has speakers and no vectors are given."""
+        seeds = np.asarray(seeds)
+        if seeds.ndim != 1 or not seeds.size:
+            raise ShapeError(f"seeds have shape {seeds.shape}; give (B,), one per stream and at least one")
+        return CpuState(self, _checked_seeds(seeds, len(seeds)), self.checked_speakers(speakers, len(seeds)))
+
+    def checked_speakers(self, speakers: NDArray[np.float32] | None, batch: int) -> NDArray[np.float32]:
+        """(B, P) float32, P = 0 where the model has no speakers."""
+        P = self.config.speakers.channels
+        if speakers is None and P:
+            raise InputError(f"this model has speakers: give a vector of {P} numbers for each of the {batch} streams")
+        vectors = np.zeros((batch, 0), np.float32) if speakers is None else np.asarray(speakers, np.float32)
+        if vectors.shape != (batch, P):
+            raise ShapeError(f"speakers have shape {vectors.shape}; this model needs ({batch}, {P})")
+        if not np.isfinite(vectors).all():
+            raise InputError("a speaker vector holds NaN or infinity; give finite numbers")
+        return np.ascontiguousarray(vectors)
+
+    def kept_frames(self, positions: NDArray[np.int64], frames: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many of the received frames streams at these positions still need."""
+        first = np.maximum(0, positions // self.config.hop_length - self._context)
+        return np.asarray(frames - np.minimum(first, frames))
+
+    def advance(
+        self,
+        state: CpuState,
+        mel: NDArray[np.float32],
+        frames: NDArray[np.int64],
+        ended: NDArray[np.bool_],
+        temperature: float,
+        *,
+        threads: int = 1,
+        forced: NDArray[Any] | None = None,
+        logits: NDArray[np.float32] | None = None,
+        raw: bool = False,
+        progress: Progress | None = None,
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """See `base.Engine.advance`. `threads` ≥ 1: streams are spread over at most so many threads.
+
+        Raises `ShapeError` and `InputError` for arguments that do not fit, `StateError` for frames after the end."""
+        with state.exclusively():
+            return self._advance(state, mel, frames, ended, temperature, threads, forced, logits, raw, progress, None)
+
+    def trace(
+        self, mel: NDArray[np.float32], forced: NDArray[Any], seed: int = 0, speaker: NDArray[np.float32] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Every stage of one utterance under forced history, for tests; all of it is kept in memory.
+
+        mel (M, F), forced (F·hop,) → conditioning (T, L, G), embed (T, R), gate.i (T, G/2), x.i (T, R), skip (T, S),
+        hidden (T, H) before its ReLU, logits (T, A), all float32; names as in `reference.Reference`."""
+        c, T = self.config, mel.shape[-1] * self.config.hop_length
+        L, half = c.n_layers, c.gate_channels // 2
+        shapes = {
+            "conditioning": (T, L, 2 * half), "embed": (T, c.residual_channels), "gate": (T, L, half),
+            "x": (T, L - 1, c.residual_channels), "skip": (T, c.skip_channels), "hidden": (T, c.head_channels),
+            "logits": (T, c.out_channels),
+        }  # fmt: skip
+        stages = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        state = self.start(np.array([seed], np.uint64), None if speaker is None else np.asarray(speaker)[None])
+        frames, ended = np.array([mel.shape[-1]]), np.array([True])
+        self._advance(state, mel[None], frames, ended, 1.0, 1, np.asarray(forced)[None], None, True, None, stages)
+        gate, x = stages.pop("gate"), stages.pop("x")
+        stages |= {f"gate.{i}": gate[:, i] for i in range(L)}
+        stages |= {f"x.{i}": x[:, i] for i in range(L - 1)}
+        return stages
+
+    def _advance(
+        self,
+        state: CpuState,
+        mel: NDArray[np.float32],
+        frames: NDArray[np.int64],
+        ended: NDArray[np.bool_],
+        temperature: float,
+        threads: int,
+        forced: NDArray[Any] | None,
+        logits: NDArray[np.float32] | None,
+        raw: bool,
+        progress: Progress | None,
+        stages: dict[str, NDArray[np.float32]] | None,
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        check_temperature(temperature)
+        mel, frames = self._checked_frames(state, mel, frames)
+        ended = state.ended | np.asarray(ended, bool)
+        counts = ready_samples(self.config, state.frames + frames, ended) - state.positions
+        longest = int(counts.max(initial=0))
+        history = None if forced is None else self._checked_history(forced, counts, longest)
+        self._check_logits(logits, state.batch, longest)
+        out = np.zeros((state.batch, longest), np.float32)
+        if longest:
+            before = [(array, array.copy()) for array in (state.rings, state.inputs, state.filters)]
+            try:
+                _engine.generate(
+                    model=self._model, isa=self.isa, state=state.native(), mel=mel, frames=frames, ended=ended,
+                    counts=counts, temperature=min(float(temperature), 3e38), threads=int(threads), forced=history,
+                    audio=None if raw else out, raw=out if raw else None, logits=logits, trace=stages,
+                    progress=progress,
+                )  # fmt: skip
+            except BaseException:
+                for array, copy in before:
+                    array[...] = copy
+                raise
+        state.positions += counts
+        state.receive(mel, frames)
+        state.ended[:] = ended
+        if progress is not None and longest:
+            progress(int(counts.sum()), int(counts.sum()))
+        return (out.astype(np.int32) if raw and self._categorical else out), counts
+
+    def _checked_frames(
+        self, state: CpuState, mel: NDArray[np.float32], frames: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        batch, M = state.batch, self.config.n_mels
+        if state._engine is not self:
+            raise StateError("this stream state belongs to another engine; start it with this one")
+        if mel.ndim != 3 or mel.shape[:2] != (batch, M):
+            raise ShapeError(f"mel has shape {mel.shape}; {batch} streams of this model need ({batch}, {M}, frames)")
+        if mel.dtype != np.float32:
+            raise InputError(f"mel is {mel.dtype}; the engine takes float32 in native byte order")
+        counts = np.asarray(frames)
+        if counts.shape != (batch,) or counts.dtype.kind not in "iu":
+            raise ShapeError(f"frames are {counts.dtype} {counts.shape}; give integers ({batch},), one per stream")
+        if counts.min() < 0 or counts.max() > mel.shape[2]:
+            raise InputError(f"frames lie in {counts.min()} … {counts.max()}; the mel has 0 … {mel.shape[2]} to give")
+        if (late := state.ended & (counts > 0)).any():
+            raise StateError(f"frames for streams {np.flatnonzero(late).tolist()}, which have ended; reset them first")
+        if int((state.frames + counts).max()) > MAX_SAMPLES // self.config.hop_length:
+            raise InputError(f"a stream of more than {MAX_SAMPLES} samples is asked for; reset it first")
+        if not mel.flags.aligned or any(stride % mel.itemsize for stride in mel.strides):
+            mel = mel.copy()
+        return mel, counts.astype(np.int64)
+
+    def _checked_history(
+        self, forced: NDArray[Any], counts: NDArray[np.int64], longest: int
+    ) -> NDArray[np.float32]:
+        """(B, longest) float32 out of (B, ≥ longest); what lies beyond a stream's own samples is never looked at."""
+        c, values = self.config, np.asarray(forced)
+        if values.ndim != 2 or len(values) != len(counts) or values.shape[1] < longest:
+            raise ShapeError(f"forced has shape {values.shape}; this call makes ({len(counts)}, {longest}) samples")
+        history = np.zeros((len(counts), longest), np.float32)
+        for b, count in enumerate(counts):
+            row = values[b, :count]
+            if isinstance(c.input, OneHotInput):
+                if row.dtype.kind not in "iu" or (row.size and not (row.min() >= 0 and row.max() < c.out_channels)):
+                    raise InputError(f"forced must hold integer classes 0 … {c.out_channels - 1}; use mulaw_encode")
+            elif row.dtype.kind != "f" or not np.isfinite(row).all():
+                raise InputError("forced must hold finite floating-point values in the model's domain")
+            history[b, :count] = row
+        return history
+
+    def _check_logits(self, logits: NDArray[np.float32] | None, batch: int, longest: int) -> None:
+        if logits is None:
+            return
+        A = self.config.out_channels
+        fits = logits.ndim == 3 and logits.shape[0] == batch and logits.shape[1] >= longest and logits.shape[2] == A
+        if not fits or logits.dtype != np.float32 or not logits.flags.c_contiguous or not logits.flags.writeable:
+            raise ShapeError(
+                f"logits is {logits.dtype} {logits.shape}; this call fills contiguous float32 ({batch}, {longest}, {A})"
+            )
+
+
+def _checked_seeds(seeds: NDArray[np.uint64], batch: int) -> NDArray[np.uint64]:
+    values = np.asarray(seeds)
+    if values.shape != (batch,) or values.dtype != np.uint64:
+        raise ShapeError(f"seeds are {values.dtype} {values.shape}; give uint64 ({batch},), see rng.utterance_seeds")
+    return values
+
+
+def _fingerprint(config: WaveNetConfig, weights: Mapping[str, NDArray[np.float32]]) -> str:
+    """16 hexadecimal digits that differ whenever the configuration or a weight does."""
+    digest = hashlib.blake2b(repr(encode(config)).encode(), digest_size=8)
+    for name in sorted(weights):
+        digest.update(np.ascontiguousarray(weights[name], np.float32).data)
+    return digest.hexdigest()
