@@ -150,7 +150,7 @@ def test_reset_equals_fresh(setup, whole):
     setup.feed(state, setup.mel[::-1, :, :4], ended=[True, False, False])
     state.reset(np.array([True, False, True]))
     frames = [FRAMES, 0, FRAMES]
-    audio, ready = setup.feed(state, setup.mel, ended=[True, False, True], frames=frames)
+    audio, _ = setup.feed(state, setup.mel, ended=[True, False, True], frames=frames)
     np.testing.assert_array_equal(audio[[0, 2]], whole[[0, 2]])
     state.reset(np.array([False, True, False]), setup.seeds[[1, 0, 1]], setup.speakers)
     audio, _ = setup.feed(state, setup.mel[[0, 1, 2]], ended=[False, True, False], frames=[0, FRAMES, 0])
