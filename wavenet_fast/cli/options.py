@@ -1,0 +1,112 @@
+"""Options that several commands share, and the voice that they describe."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..vocoder import Vocoder
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FORMATS: dict[str, tuple[str, Any, Any]] = {
+    "wav": (".wav", "pcm16", "wav"),
+    "wav-f32": (".wav", "float32", "wav"),
+    "s16le": (".s16le", "pcm16", "raw"),
+    "f32le": (".f32le", "float32", "raw"),
+}
+"""Output format → how its files end, encoding and container. Raw samples are little-endian."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to speak, apart from what."""
+
+    seed: int
+    temperature: float | None
+    speaker: Any
+    format: str
+    batch: int
+    strict_mel: bool
+    layout: Any = "ct"
+
+
+def _decorated(options: list[Callable[[F], F]]) -> Callable[[F], F]:
+    return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
+
+
+voice_option = click.option("--voice", metavar="NAME|DIR", help="Checkpoint directory or bundled voice.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Tell the outcome as JSON, for programs.")
+resample_option = click.option("--resample", is_flag=True, help="Convert recordings to the sample rate wanted.")
+seed_option = click.option("--seed", type=int, default=0, show_default=True, help="0 … 2⁶⁴−1; the same for every file.")
+
+engine_options = _decorated(
+    [
+        voice_option,
+        click.option("--backend", default="auto", show_default=True, help="cpu, reference or auto."),
+        click.option("--device", default="auto", show_default=True, help="Where the backend runs."),
+        click.option("--dtype", default="auto", show_default=True, help="Number format of the weights: fp32 or bf16."),
+        click.option("--threads", type=int, help="Threads; a stream uses one, so more help with --batch."),
+    ]
+)
+
+speech_options = _decorated(
+    [
+        seed_option,
+        click.option("--temperature", type=float, help="1 samples what the model learned. [default: the voice's own]"),
+        click.option("--speaker", metavar="ID|FILE", help="Speaker id, or a .npy vector, of a voice that has several."),
+        click.option("--format", "format_", type=click.Choice(list(FORMATS)), default="wav", show_default=True,
+                     help="wav is 16-bit; s16le and f32le are raw PCM."),
+        click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True, metavar="N",
+                     help="Files vocoded together."),
+        click.option("--strict-mel", is_flag=True, help="Refuse mels that look like another recipe's."),
+    ]
+)  # fmt: skip
+
+run_options = _decorated(
+    [
+        click.option("-o", "--out", required=True, metavar="OUT", help='File, folder, or "-" for stdout.'),
+        click.option("--overwrite", is_flag=True, help="In a folder, make again what is already there."),
+        click.option("--report", metavar="FILE", help="Write what became of each file, as JSON."),
+        json_option,
+        click.option("-q", "--quiet", is_flag=True, help="No progress and no summary."),
+    ]
+)
+
+
+def load_voice(voice: str | None, backend: str, device: str, dtype: str, threads: int | None) -> Vocoder:
+    """The voice of the engine options; the bundled one where none is named."""
+    from ..vocoder import Vocoder
+
+    return Vocoder.from_pretrained(voice or default_voice(), backend, device, dtype, threads)
+
+
+def default_voice() -> str:
+    """The bundled voice. Raises `InputError` where the package has none."""
+    from ..checkpoint import bundled_voices
+
+    names = bundled_voices()
+    if not names:
+        raise InputError("no voice is bundled with this installation; name a checkpoint directory with --voice")
+    return names[0]
+
+
+def parse_speaker(text: str | None) -> Any:
+    """An id, or the vector in a .npy file. Raises `InputError` and, for a file that cannot be read, `OSError`."""
+    if text is None or text.lstrip("-").isdigit():
+        return None if text is None else int(text)
+    import numpy as np
+
+    if not text.endswith(".npy"):
+        raise InputError(f"--speaker is {text!r}; give a speaker id, or a .npy file that holds a speaker vector")
+    try:
+        return np.load(text, allow_pickle=False)
+    except (ValueError, EOFError, MemoryError) as error:
+        raise InputError(f"--speaker {text}: cannot be read as a .npy vector ({error})") from None

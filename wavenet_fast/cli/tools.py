@@ -1,0 +1,55 @@
+"""`train`, `inspect` and `doctor`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import click
+
+from ..errors import BackendError
+
+
+@click.command(name="train")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of WAV or FLAC recordings.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Checkpoint directory to make.")
+@click.option("--config", type=click.Path(path_type=Path), help="JSON with model, mel and training.")
+@click.option("--minutes", type=float, help="Length of the training, earlier sittings included.")
+@click.option("--resume", is_flag=True, help="Continue the training in --out.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads for torch.")
+def train_command(
+    data: Path, out: Path, config: Path | None, minutes: float | None, resume: bool, threads: int | None
+) -> None:
+    """Train a voice from recordings.
+
+    Beside a recording, a .npy or .npz mel of the same name is used instead of the extracted one. Ctrl-C leaves a
+    usable checkpoint, which --resume continues."""
+    if importlib.util.find_spec("torch") is None:
+        raise BackendError('training needs PyTorch, which is not installed; pip install "wavenet-fast[train]" adds it')
+    from ..train import run
+
+    run(data=data, out=out, config=config, minutes=minutes, resume=resume, threads=threads)
+
+
+@click.command(name="inspect")
+@click.argument("voice", metavar="PATH")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def inspect_command(voice: str, as_json: bool) -> None:
+    """Show what is in the checkpoint directory PATH, or in the bundled voice of that name. Needs no torch."""
+    from ..checkpoint import load_checkpoint, resolve
+    from ..inspect import describe, format_description
+
+    told = describe(load_checkpoint(resolve(voice)))
+    click.echo(json.dumps(told, ensure_ascii=False) if as_json else format_description(told))
+
+
+@click.command(name="doctor")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def doctor_command(as_json: bool) -> int:
+    """Show CPU features, instruction sets, backends and why each is off. Exit code 2 where no backend works."""
+    from ..doctor import examine, format_examination
+
+    told = examine()
+    click.echo(json.dumps(told, ensure_ascii=False) if as_json else format_examination(told))
+    return 0 if any(b["available"] for b in told["backends"].values()) else 2

@@ -1,0 +1,107 @@
+"""`vocode`: mel files → sound. `resynth`: recordings → mel → sound."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import AudioError
+from .files import MEL_SUFFIXES, SOUND_SUFFIXES, Job, make_plan, readable
+from .options import (
+    FORMATS,
+    Settings,
+    default_voice,
+    engine_options,
+    load_voice,
+    parse_speaker,
+    resample_option,
+    run_options,
+    speech_options,
+)
+from .report import Progress, Report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..config import MelSpec
+    from ..vocoder import Vocoder
+
+MEL_MAGICS = {b"\x93NUMPY": "npy", b"PK\x03\x04": "npz"}
+
+
+@click.command(name="vocode")
+@click.argument("inputs", metavar="IN...", nargs=-1, required=True)
+@run_options
+@speech_options
+@click.option(
+    "--layout",
+    type=click.Choice(["ct", "tc"]),
+    default="ct",
+    show_default=True,
+    help="ct: mels are (bands, frames); tc: (frames, bands).",
+)
+@engine_options
+def vocode_command(inputs: tuple[str, ...], **options: Any) -> int:  # fmt: skip
+    """Vocode mel files (.npz of `wavenet-fast mel`, or .npy) IN... into OUT.
+
+    A folder IN keeps its tree below OUT; what is already there is skipped, and files that cannot be used are reported
+    while the rest is done (exit code 3). "-" reads one mel from stdin or writes sound to stdout. Ctrl-C leaves what is
+    made so far as a valid file."""
+    return speak_files(inputs, MEL_SUFFIXES, "mel files", read_mel_for, **options)
+
+
+@click.command(name="resynth")
+@click.argument("inputs", metavar="IN...", nargs=-1, required=True)
+@run_options
+@speech_options
+@resample_option
+@engine_options
+def resynth_command(inputs: tuple[str, ...], resample: bool, **options: Any) -> int:
+    """Take the mel of recordings IN... (WAV, FLAC …) and vocode it again into OUT: what the voice makes of them.
+
+    Folders, "-", exit codes and Ctrl-C are as for `vocode`."""
+    from .sound import read_sound
+
+    def mel_of(voice: Vocoder, job: Job) -> Any:
+        return voice.mel(read_sound(job, voice.sample_rate, resample), voice.sample_rate)
+
+    return speak_files(inputs, SOUND_SUFFIXES, "sound files", mel_of, **options)
+
+
+def speak_files(
+    inputs: Sequence[str], suffixes: Sequence[str], what: str, read: Callable[[Vocoder, Job], Any],
+    *, out: str, overwrite: bool, report: str | None, as_json: bool, quiet: bool,
+    seed: int, temperature: float | None, speaker: str | None, format_: str, batch: int, strict_mel: bool,
+    layout: str = "ct", voice: str | None, **engine: Any,
+) -> int:  # fmt: skip
+    """Vocode the mel that `read` finds for each input; the exit code. The rest are the options of the commands."""
+    from .speak import Speech, facts_of
+
+    plan = make_plan(inputs, out, suffixes, FORMATS[format_][0], overwrite, what)
+    settings = Settings(seed, temperature, parse_speaker(speaker), format_, batch, strict_mel, layout)
+    voice = voice or default_voice()
+    loaded = load_voice(voice, **engine)
+    told = Report(plan, facts_of(loaded, voice, settings))
+    with told.told(report, as_json, quiet), Progress(plan, quiet) as progress:
+        Speech(loaded, plan, lambda job: read(loaded, job), settings, told, progress).run()
+    return told.exit_code
+
+
+def read_mel_for(voice: Vocoder, job: Job) -> Any:
+    """The mel of a job, (M, F) float32. Raises `AudioError` where the recipe that it carries is not the voice's."""
+    from ..audio import read_mel
+
+    found = read_mel(readable(job, MEL_MAGICS, "mel file"))
+    if found.spec is not None and found.spec != voice.mel_spec:
+        raise AudioError(
+            f"{job.name}: its mel recipe is not this voice's: {differences(found.spec, voice.mel_spec)};"
+            " make it again from the sound, with `wavenet-fast mel` and this --voice"
+        )
+    return found.mel
+
+
+def differences(given: MelSpec, wanted: MelSpec) -> str:
+    """The fields in which two recipes differ."""
+    fields = [f for f in given.__struct_fields__ if getattr(given, f) != getattr(wanted, f)]
+    return ", ".join(f"{f} is {getattr(given, f)}, wanted {getattr(wanted, f)}" for f in fields)

@@ -1,0 +1,148 @@
+"""What this machine can run, and why the rest is off: the facts behind `wavenet-fast doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from typing import Any
+
+from .errors import WavenetFastError
+
+CPU_FLAGS = {
+    # Linux's words for what an instruction set of the engine needs, on x86-64 and on arm64.
+    "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "amx_bf16",
+    "amx_int8", "asimd", "asimdhp", "bf16", "i8mm", "sve",
+}  # fmt: skip
+NEEDED = ("numpy", "safetensors", "soundfile", "soxr", "click", "tqdm", "msgspec")
+OPTIONAL = ("torch", "triton", "matplotlib")
+VARIABLES = ("WAVENET_FAST_ISA", "OMP_NUM_THREADS")
+
+
+def examine() -> dict[str, Any]:
+    """Versions, processor, instruction sets, backends and voices as plain data. Loads no optional package."""
+    return {
+        "versions": {"wavenet_fast": _own_version(), "python": platform.python_version()}
+        | {name: _version(name) for name in (*NEEDED, *OPTIONAL)},
+        "machine": _machine(),
+        "isa": _instruction_sets(),
+        "backends": _backends(),
+        "voices": _voices(),
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, which containers and `taskset` make fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _own_version() -> str:
+    from . import __version__
+
+    return __version__
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _machine() -> dict[str, Any]:
+    name, flags = _processor()
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "architecture": platform.machine(),
+        "processor": name or platform.processor() or "unknown",
+        "features": sorted(flags & CPU_FLAGS),
+        "cores": os.cpu_count(),
+        "usable_cores": usable_cores(),
+    }
+
+
+def _processor() -> tuple[str, set[str]]:
+    """Name and feature flags as Linux tells them; nothing elsewhere."""
+    name, flags = "", set[str]()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                if key.strip() == "model name":
+                    name = value.strip()
+                elif key.strip() in ("flags", "Features"):
+                    flags = set(value.split())
+                if name and flags:
+                    break
+    except OSError:
+        pass
+    return name, flags
+
+
+def _instruction_sets() -> dict[str, Any]:
+    try:
+        from .backends import cpu
+    except ImportError as error:
+        return {"built": [], "possible": [], "chosen": None, "problem": f"the engine cannot be loaded: {error}"}
+    try:
+        chosen, problem = cpu.isa_in_use(), None
+    except WavenetFastError as error:
+        chosen, problem = None, str(error)
+    return {"built": cpu.isas_built(), "possible": cpu.isas_possible(), "chosen": chosen, "problem": problem}
+
+
+def _backends() -> dict[str, Any]:
+    from .backends import BACKENDS
+
+    told = {}
+    for name, backend in BACKENDS.items():
+        why_not = backend.why_not()
+        try:
+            auto_dtype = backend.auto_dtype() if why_not is None else None
+        except WavenetFastError as error:
+            why_not, auto_dtype = str(error), None
+        told[name] = {
+            "summary": backend.summary,
+            "available": why_not is None,
+            "why_not": why_not,
+            "devices": list(backend.devices),
+            "dtypes": list(backend.dtypes),
+            "auto_dtype": auto_dtype,
+        }
+    return told
+
+
+def _voices() -> list[str]:
+    from .checkpoint import bundled_voices
+
+    return bundled_voices()
+
+
+def format_examination(told: dict[str, Any]) -> str:
+    """`examine()` for people."""
+    machine, isa = told["machine"], told["isa"]
+    lines = [
+        f"wavenet_fast {told['versions']['wavenet_fast']}, Python {told['versions']['python']}, {sys.platform}",
+        "",
+        f"processor         {machine['processor']} ({machine['architecture']})",
+        f"features          {' '.join(machine['features']) or 'unknown'}",
+        f"cores             {machine['usable_cores']} usable of {machine['cores']}",
+        f"instruction sets  {', '.join(isa['possible']) or 'none'} possible here; {isa['chosen'] or 'none'} chosen",
+    ]
+    if isa["problem"]:
+        lines.append(f"                  {isa['problem']}")
+    lines += ["", "backends"]
+    for name, b in told["backends"].items():
+        state = f"works, {b['auto_dtype']} by default" if b["available"] else f"off: {b['why_not']}"
+        lines.append(f"  {name:<16}{b['summary']}; {state}")
+    lines += ["", "packages"]
+    for name in NEEDED + OPTIONAL:
+        missing = "not installed (optional)" if name in OPTIONAL else "missing: reinstall wavenet-fast"
+        lines.append(f"  {name:<16}{told['versions'][name] or missing}")
+    lines += ["", f"voices            {', '.join(told['voices']) or 'none bundled'}"]
+    lines += [f"{name:<18}{value}" for name, value in told["environment"].items()]
+    return "\n".join(lines)
