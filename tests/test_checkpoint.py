@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_the_old_voice_whole(voice, saved, monkeypatch, make_
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match="No space left"):
+    with pytest.raises(CheckpointError, match=r"No space left"):
         save_checkpoint(saved, make_checkpoint(seed=5))
     monkeypatch.undo()
     again = load_checkpoint(saved)
@@ -184,13 +184,13 @@ def test_a_crash_between_the_two_files_is_noticed(saved, monkeypatch, make_check
     put = module._replace
     monkeypatch.setattr(module, "_replace", lambda path, data: put(path, data) if path.name == WEIGHTS else None)
     save_checkpoint(saved, make_checkpoint(make_config(residual_scale=0.5)))  # the same shapes, other sums
-    with pytest.raises(CheckpointError, match="written with another config.json"):
+    with pytest.raises(CheckpointError, match=r"written with another config.json"):
         load_checkpoint(saved)
 
 
 def test_an_output_path_that_is_a_file(voice, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(CheckpointError, match=r"cannot be written"):
         save_checkpoint(tmp_path / "file", voice)
 
 
@@ -237,7 +237,7 @@ BAD_CONFIGS = {
     "nan": (b'{"format": NaN}', "holds NaN"),
     "infinity": (b'{"format": -Infinity}', "holds -Infinity"),
     "overflow": (b'{"format": 1e999}', "beyond double"),
-    "long integer": (b'{"format": ' + b"9" * 10_000 + b"}", "Exceeds|is not a voice"),
+    "long integer": (b'{"format": ' + b"9" * 10_000 + b"}", "an integer of 10000 digits"),
     "surrogate": (b'{"format": "\\ud800"}', "surrogate"),
     "another program's": (b'{"model_type": "bert"}', '"format" must be "wavenet_fast"'),
 }
@@ -283,27 +283,27 @@ def test_a_config_that_does_not_fit_names_the_field(saved, change, said):
 
 def test_a_change_of_the_model_behind_the_weights_is_noticed(saved):
     edit_config(saved, lambda raw: raw["model"].update(skip_scale=0.5))
-    with pytest.raises(CheckpointError, match="written with another config.json"):
+    with pytest.raises(CheckpointError, match=r"written with another config.json"):
         load_checkpoint(saved)
 
 
 def test_absurd_weights_are_refused_by_arithmetic(saved):
     huge = {"residual_channels": 4096, "gate_channels": 4096, "skip_channels": 4096, "dilations": [1] * 256}
     edit_config(saved, lambda raw: raw["model"].update(huge))
-    with pytest.raises(ConfigError, match="GiB of weights; at most 4 GiB"):
+    with pytest.raises(ConfigError, match=r"GiB of weights; at most 4 GiB"):
         load_checkpoint(saved)
 
 
 def test_standardising_twice_is_refused(voice, tmp_path):
     twice = msgspec.structs.replace(voice.config, conditioning=Conditioning(standardise=True))
     mel = msgspec.structs.replace(voice.mel, normalize="meanvar")
-    with pytest.raises(ConfigError, match="standardised twice"):
+    with pytest.raises(ConfigError, match=r"standardised twice"):
         save_checkpoint(tmp_path, with_statistics(replace(voice, config=twice, mel=mel)))
 
 
 @pytest.mark.parametrize("file, said", [(CONFIG, "configuration"), (WEIGHTS, "weights")])
 def test_huge_files_are_refused_before_they_are_read(saved, file, said):
-    os.truncate(saved / file, 6 << 30)  # sparse: no room on the disk
+    os.truncate(saved / file, 512 << 20)  # sparse: no room on the disk
     tracemalloc.start()
     try:
         with pytest.raises(CheckpointError, match=f"{said}.* at most"):
@@ -341,7 +341,7 @@ BAD_WEIGHTS = {
     "hole": container({"a": ONE, "b": {**ONE, "data_offsets": [16, 24]}}, b"\0" * 24),
     "trailing bytes": container({"a": ONE}, b"\0" * 9),
     "too little data": container({"a": ONE}, b"\0" * 4),
-    "duplicate tensor": container(b'{"a":' + json.dumps(ONE).encode() + b',"a":' + json.dumps(ONE).encode() + b"}", b"\0" * 8),
+    "duplicate tensor": container(json.dumps({"a": ONE, "A": ONE}).encode().replace(b"A", b"a"), b"\0" * 8),
     "metadata of numbers": container({"__metadata__": {"config_sha256": 3}, "a": ONE}, b"\0" * 8),
     "rank 80": container({"a": {**ONE, "shape": [1] * 79 + [2]}}, b"\0" * 8),
     "zero size": container({"input.weight": {"dtype": "F32", "shape": [0, 4], "data_offsets": [0, 0]}}),
@@ -386,7 +386,7 @@ def test_a_damaged_weight_file_is_explained(saved, name):
 @pytest.mark.parametrize("name", archives("x"))
 def test_pickles_are_named_and_never_opened(saved, tmp_path, name):
     (saved / WEIGHTS).write_bytes(archives(tmp_path / "ran")[name])
-    with pytest.raises(CheckpointError, match="pickle"):
+    with pytest.raises(CheckpointError, match=r"pickle"):
         load_checkpoint(saved)
     assert not (tmp_path / "ran").exists()
 
@@ -395,9 +395,9 @@ def test_a_pickle_beside_or_instead_of_the_directory(saved, tmp_path):
     (saved / WEIGHTS).rename(saved / "model.pt")
     with pytest.raises(CheckpointError, match=r"model.safetensors: is missing.*model\.pt may be a pickle"):
         load_checkpoint(saved)
-    with pytest.raises(CheckpointError, match="is a file; a voice is a directory.*may be a pickle"):
+    with pytest.raises(CheckpointError, match=r"is a file; a voice is a directory.*may be a pickle"):
         resolve(saved / "model.pt")
-    with pytest.raises(CheckpointError, match="is not a directory"):
+    with pytest.raises(CheckpointError, match=r"is not a directory"):
         load_checkpoint(saved / "model.pt")
 
 
@@ -405,7 +405,7 @@ def test_a_pickle_beside_or_instead_of_the_directory(saved, tmp_path):
 def test_other_number_formats_are_refused(voice, saved, dtype):
     tensors = {**voice.weights, "input.bias": np.zeros(voice.weights["input.bias"].shape, dtype)}
     write_tensors(saved, tensors)
-    with pytest.raises(CheckpointError, match="'input.bias' has number format .* possible are F32, F16, BF16"):
+    with pytest.raises(CheckpointError, match=r"'input.bias' has number format .* possible are F32, F16, BF16"):
         load_checkpoint(saved)
 
 
@@ -413,6 +413,17 @@ def test_other_number_formats_are_refused(voice, saved, dtype):
 def test_eight_bit_floats_are_refused(saved, dtype):
     (saved / WEIGHTS).write_bytes(container({"a": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2]}}, b"\0\0"))
     with pytest.raises(CheckpointError, match=dtype):
+        load_checkpoint(saved)
+
+
+def test_a_tensor_that_is_there_twice_is_refused(voice, saved):
+    """With the same offsets twice, the library keeps the last and finds nothing wrong."""
+    plain = safetensors.numpy.save(dict(voice.weights))
+    size = int.from_bytes(plain[:8], "little")
+    entry = json.dumps(json.loads(plain[8 : 8 + size])["input.bias"]).encode()
+    header = plain[8 : 8 + size].rstrip().removesuffix(b"}") + b',"input.bias":' + entry + b"}"
+    (saved / WEIGHTS).write_bytes(container(header, plain[8 + size :]))
+    with pytest.raises(CheckpointError, match=r"'input.bias' is there twice"):
         load_checkpoint(saved)
 
 
@@ -434,7 +445,7 @@ def test_tensors_missing_left_over_and_mis_shaped_are_listed(voice, saved):
 
 def test_weights_of_another_config(saved, make_checkpoint, make_config):
     write_tensors(saved, make_checkpoint(make_config(residual_channels=16)).weights)
-    with pytest.raises(CheckpointError, match="of another shape: .* and .* more"):
+    with pytest.raises(CheckpointError, match=r"of another shape: .* and .* more"):
         load_checkpoint(saved)
 
 
@@ -443,25 +454,25 @@ def test_values_that_are_not_finite_are_refused(voice, saved, value):
     spoiled = voice.weights["layers.2.dilated.weight"].copy()
     spoiled[1, 2, 0] = value
     write_tensors(saved, {**voice.weights, "layers.2.dilated.weight": spoiled})
-    with pytest.raises(CheckpointError, match="NaN or infinite values in layers.2.dilated.weight"):
+    with pytest.raises(CheckpointError, match=r"NaN or infinite values in layers.2.dilated.weight"):
         load_checkpoint(saved)
 
 
 def test_statistics_must_be_whole_and_positive(voice, saved):
     whole = with_statistics(voice).weights
     write_tensors(saved, {n: w for n, w in whole.items() if n != "mel.mean"})
-    with pytest.raises(CheckpointError, match="missing: mel.mean"):
+    with pytest.raises(CheckpointError, match=r"missing: mel.mean"):
         load_checkpoint(saved)
     for scale in (0.0, -1.0):
         write_tensors(saved, with_statistics(voice, scale=scale).weights)
-        with pytest.raises(CheckpointError, match="mel.scale must be above 0"):
+        with pytest.raises(CheckpointError, match=r"mel.scale must be above 0"):
             load_checkpoint(saved)
 
 
 def test_statistics_are_required_where_the_mel_uses_them(voice, saved):
     edit_config(saved, lambda raw: raw["mel"].update(normalize="meanvar"))
     write_tensors(saved, voice.weights)
-    with pytest.raises(CheckpointError, match="2 missing: mel.mean, mel.scale"):
+    with pytest.raises(CheckpointError, match=r"2 missing: mel.mean, mel.scale"):
         load_checkpoint(saved)
 
 
@@ -474,7 +485,7 @@ def test_missing_files_and_things_that_are_no_files(saved, file):
     with pytest.raises(CheckpointError, match=f"{file}: is missing"):
         load_checkpoint(saved)
     (saved / file).mkdir()
-    with pytest.raises(CheckpointError, match="cannot be read|not a regular file"):
+    with pytest.raises(CheckpointError, match=r"cannot be read|not a regular file"):
         load_checkpoint(saved)
 
 
@@ -483,7 +494,7 @@ def test_missing_files_and_things_that_are_no_files(saved, file):
 def test_a_named_pipe_does_not_block(saved, file):
     (saved / file).unlink()
     os.mkfifo(saved / file)
-    with pytest.raises(CheckpointError, match="not a regular file"):
+    with pytest.raises(CheckpointError, match=r"not a regular file"):
         load_checkpoint(saved)
 
 
@@ -492,11 +503,11 @@ def test_links_out_of_the_directory_are_refused(saved, tmp_path, file):
     outside = tmp_path / "outside"
     (saved / file).rename(outside)
     (saved / file).symlink_to(outside)
-    with pytest.raises(CheckpointError, match="link out of the directory"):
+    with pytest.raises(CheckpointError, match=r"link out of the directory"):
         load_checkpoint(saved)
     (saved / file).unlink()
     (saved / file).symlink_to("/dev/zero")
-    with pytest.raises(CheckpointError, match="link out of the directory"):
+    with pytest.raises(CheckpointError, match=r"link out of the directory"):
         load_checkpoint(saved)
     (saved / file).unlink()
     (saved / file).symlink_to(saved / file)
@@ -531,7 +542,7 @@ def test_resolve_finds_directories_then_bundled_voices(voice, tmp_path, monkeypa
         except (CheckpointError, ValueError):
             continue
         pytest.fail(f"{name!r} led into the package")
-    with pytest.raises(CheckpointError, match="neither a directory nor a bundled voice.*Bundled voices: anna"):
+    with pytest.raises(CheckpointError, match=r"neither a directory nor a bundled voice.*Bundled voices: anna"):
         resolve("berta")
 
 

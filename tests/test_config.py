@@ -63,11 +63,14 @@ REFUSED = [
     ({"biases": {"skip": 1}}, "model.biases.skip", "true or false"),
     ({"speakers": {"count": 3}}, "model.speakers.channels", "give the vectors a width"),
     ({"conditioning": {"offset": 1}}, "model.conditioning.offset", "one of -1, 0"),
-    ({"conditioning": {"network": [{"channels": 8, "activation": "gelu"}]}}, "model.conditioning.network[0].activation", '"relu"'),
+    ({"conditioning": {"network": [{"channels": 8, "activation": "gelu"}]}},
+     "model.conditioning.network[0].activation", '"leaky_relu", "none", "relu", "tanh"'),
     ({"conditioning": {"network": [{"channels": 8}] * 65}}, "model.conditioning.network", "0 to 64 entries"),
-    ({"conditioning": stages(scale=100)}, "model.conditioning.upsampling.stages", "multiply to 100; their product must be hop_length 200"),
+    ({"conditioning": stages(scale=100)},
+     "model.conditioning.upsampling.stages", "multiply to 100; their product must be hop_length 200"),
     ({"conditioning": stages(scale=-2)}, "model.conditioning.upsampling.stages[0].scale", "is -2"),
-    ({"conditioning": stages(kernel_size=100)}, "model.conditioning.upsampling.stages[0].kernel_size", "at least scale 200"),
+    ({"conditioning": stages(kernel_size=100)},
+     "model.conditioning.upsampling.stages[0].kernel_size", "at least scale 200"),
     ({"conditioning": stages(freq_kernel_size=2)}, "model.conditioning.upsampling.stages[0].freq_kernel_size", "odd"),
     ({"conditioning": stages(image=True, channels=8)}, "model.conditioning.upsampling.stages[0].channels", "left out"),
     ({"conditioning": stages(kind="repeat")}, "model.conditioning.upsampling.stages[0].kernel_size", "must be odd"),
@@ -105,7 +108,7 @@ class Outer(cfg.Struct):
     ],
 )
 def test_mel_recipes_are_checked_too(change, path, said):
-    with pytest.raises(ConfigError, match=f"^mel: {path}: ") as refused:
+    with pytest.raises(ConfigError, match=rf"^mel: {path}: ") as refused:
         decode(MelSpec, {**MEL, **change}, "mel")
     assert said in str(refused.value)
 
@@ -121,7 +124,7 @@ def test_hostile_values_are_shown_short():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_numbers_given_in_python_must_be_finite(value):
-    with pytest.raises(ConfigError, match="slope: is .*finite"):
+    with pytest.raises(ConfigError, match=r"slope: is .*finite"):
         cfg.FrameConv(channels=4, slope=value)
 
 

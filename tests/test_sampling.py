@@ -168,7 +168,7 @@ def test_mulaw_conventions():
     f = math.log(1 + 255 * x) / math.log(256)
     assert mulaw_encode(x) == math.floor((f + 1) / 2 * 255 + 0.5)
     assert mulaw_decode(200) == pytest.approx((256 ** (2 * 200 / 255 - 1) - 1) / 255, rel=1e-6)
-    with pytest.raises(InputError, match="NaN"):
+    with pytest.raises(InputError, match=r"NaN"):
         mulaw_encode([0.0, math.nan])
 
 
@@ -224,6 +224,18 @@ def test_logistic_bins_near_and_far(z, width):
     assert nll_bits(x, np.array(0.0), LogisticHead(components=1)) == pytest.approx(-expected / math.log(2), rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", [LogisticHead, GaussianHead])
+@pytest.mark.parametrize("log_scale", [-1e30, -200.0, 200.0, 1e30])
+def test_absurd_scales_still_have_a_likelihood(kind, log_scale):
+    """Nothing but the mean's own bin where the scale is next to 0; half in either open bin where it is huge."""
+    x = np.broadcast_to(np.array([0.0, log_scale]), (3, 2))
+    bits = nll_bits(x, np.array([-1.0, 0.0, 1.0]), kind(components=1), 3)
+    if log_scale > 0:
+        assert bits[0] == bits[2] == pytest.approx(1) and bits[1] > 250
+    else:
+        assert bits[1] == pytest.approx(0) and bits[0] == bits[2] > 1e20
+
+
 def test_mixture_bits_are_the_weighted_sum():
     head, levels = GaussianHead(components=2), 256
     x = np.array([math.log(0.25), math.log(0.75), 0.1, -0.2, -2.0, -1.0])
@@ -244,7 +256,7 @@ def test_targets_beyond_the_clamp_count_as_the_clamp():
 
 @pytest.mark.parametrize("temperature", [0, -1.0, math.nan, math.inf, True, "1", None])
 def test_temperature_must_be_positive_and_finite(temperature):
-    with pytest.raises(InputError, match="temperature"):
+    with pytest.raises(InputError, match=r"temperature"):
         sample(np.zeros(256, np.float32), four(0), CategoricalHead(), temperature)
 
 
@@ -258,14 +270,14 @@ def test_unusable_logits_are_refused(head, bad):
 
 
 def test_wrong_shapes_and_targets_are_explained():
-    with pytest.raises(ShapeError, match="256"):
+    with pytest.raises(ShapeError, match=r"256"):
         sample(np.zeros(255, np.float32), four(0), CategoricalHead())
-    with pytest.raises(ShapeError, match="uniforms"):
+    with pytest.raises(ShapeError, match=r"uniforms"):
         sample(np.zeros((2, 256), np.float32), four(0), CategoricalHead())
-    with pytest.raises(ShapeError, match="target"):
+    with pytest.raises(ShapeError, match=r"target"):
         nll_bits(np.zeros((2, 256)), np.zeros(3, int), CategoricalHead())
     for target in (np.array(0.5), np.array(-1), np.array(256)):
-        with pytest.raises(InputError, match="0 … 255"):
+        with pytest.raises(InputError, match=r"0 … 255"):
             nll_bits(np.zeros(256), target, CategoricalHead())
-    with pytest.raises(InputError, match="NaN"):
+    with pytest.raises(InputError, match=r"NaN"):
         nll_bits(np.zeros(2), np.array(math.nan), GaussianHead())

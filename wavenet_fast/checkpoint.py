@@ -1,7 +1,8 @@
 """A voice on disk: a directory with `config.json` and `model.safetensors` (and a model card and a licence beside them).
 
     config.json        {"format": "wavenet_fast", "format_version": 1, "model": WaveNetConfig, "mel": MelSpec,
-                        "license": text, "provenance": {…}, "sampling": {"temperature": number}}; the last three optional
+                        "license": text, "provenance": {…}, "sampling": {"temperature": number}}, the last three
+                        optional
     model.safetensors  the tensors of `weights.weight_shapes`, F32, F16 or BF16, and optionally mel.mean and mel.scale
 
 Nothing here trusts a file: sizes are compared with the configuration before memory is taken, and no code that a file
@@ -103,9 +104,8 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     if named:
         return Path(str(files(__package__) / "voices" / str(name_or_path)))
     said = "is a file; a voice is a directory that" if exists else "is neither a directory nor a bundled voice; one"
-    raise CheckpointError(
-        f"{path} {said} holds {CONFIG} and {WEIGHTS}{_about_pickles(path)}. Bundled voices: {', '.join(voices) or 'none'}"
-    )
+    known = ", ".join(voices) or "none"
+    raise CheckpointError(f"{path} {said} holds {CONFIG} and {WEIGHTS}{_about_pickles(path)}. Bundled voices: {known}")
 
 
 # --- loading ----------------------------------------------------------------------------------------------------

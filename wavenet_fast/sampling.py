@@ -65,14 +65,16 @@ def sample(logits: ArrayLike, uniforms: ArrayLike, head: Head, temperature: floa
         scale = np.minimum(np.exp(log_scale) * np.float32(temperature), _FLOAT_MAX)
         v = np.clip(u[..., 1], _V_MIN, _V_MAX)
         quantile = np.log(v) - np.log(1 - v) if isinstance(head, LogisticHead) else normal_quantile(v)
-        return np.clip(mean + scale * quantile, np.float32(-1), np.float32(1))
+        value: NDArray[np.float32] = np.clip(mean + scale * quantile, np.float32(-1), np.float32(1))
+    return value
 
 
 def _choose(logits: NDArray[np.float32], u: NDArray[np.float32], temperature: float) -> NDArray[np.int64]:
     """Number of classes below the last whose prefix sum, in fp32 and class order, is at most u · total."""
     weights = np.exp((logits - logits.max(axis=-1, keepdims=True)) / np.float32(temperature))
     sums = np.cumsum(weights, axis=-1, dtype=np.float32)
-    return np.count_nonzero(sums[..., :-1] <= u[..., None] * sums[..., -1:], axis=-1).astype(np.int64)
+    classes: NDArray[np.int64] = (sums[..., :-1] <= u[..., None] * sums[..., -1:]).sum(axis=-1, dtype=np.int64)
+    return classes
 
 
 def normal_quantile(v: ArrayLike) -> NDArray[np.float32]:
@@ -106,12 +108,15 @@ def cdf_edge_distance(
     weights = np.exp((x - x.max(axis=-1, keepdims=True)) / temperature)
     sums = np.cumsum(weights, axis=-1)
     distance = np.abs(sums[..., :-1] / sums[..., -1:] - np.asarray(u0, np.float64)[..., None])
+    answer: NDArray[np.float64]
     if between is None:
-        return distance.min(axis=-1)
+        answer = distance.min(axis=-1)
+        return answer
     a, b = (np.asarray(c)[..., None] for c in between)
     edge = np.arange(x.shape[-1] - 1)
     separates = (edge >= np.minimum(a, b)) & (edge < np.maximum(a, b))
-    return np.where(separates, distance, 0.0).max(axis=-1)
+    answer = np.where(separates, distance, 0.0).max(axis=-1)
+    return answer
 
 
 # --- µ-law ------------------------------------------------------------------------------------------------------
@@ -120,13 +125,15 @@ def cdf_edge_distance(
 def compand(x: ArrayLike, mu: int) -> NDArray[np.float64]:
     """f(x) = sign(x) · ln(1 + µ|x|) / ln(1 + µ), float64 (ITU-T G.711's curve, continuous)."""
     x = np.asarray(x, np.float64)
-    return np.sign(x) * np.log1p(mu * np.abs(x)) / math.log1p(mu)
+    companded: NDArray[np.float64] = np.sign(x) * np.log1p(mu * np.abs(x)) / math.log1p(mu)
+    return companded
 
 
 def expand(y: ArrayLike, mu: int) -> NDArray[np.float64]:
     """f⁻¹(y) = sign(y) · ((1 + µ)^|y| − 1) / µ, float64."""
     y = np.asarray(y, np.float64)
-    return np.sign(y) * np.expm1(np.abs(y) * math.log1p(mu)) / mu
+    expanded: NDArray[np.float64] = np.sign(y) * np.expm1(np.abs(y) * math.log1p(mu)) / mu
+    return expanded
 
 
 def mulaw_encode(x: ArrayLike, mu: int = 255, offset: float = 0.5) -> NDArray[np.int64]:
@@ -167,7 +174,7 @@ def nll_bits(logits: ArrayLike, target: ArrayLike, head: Head, levels: int = 655
     half = 1 / (levels - 1)
     centre = np.clip(y.astype(np.float64), -1, 1)[..., None]
     weights, means, log_scales = _mixture(x, head)
-    scale = np.exp(log_scales)
+    scale = np.exp(np.clip(log_scales, -300, 300))  # beyond these, squares of distances in scales overflow
     lower = np.where(centre - half < -1, -np.inf, (centre - means - half) / scale)
     upper = np.where(centre + half > 1, np.inf, (centre - means + half) / scale)
     mass = _log_logistic_mass if isinstance(head, LogisticHead) else _log_normal_mass
@@ -260,4 +267,5 @@ def _logsumexp(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """ln Σ eˣ over the last axis; −∞ where all are."""
     top = np.maximum(x.max(axis=-1), np.finfo(np.float64).min)
     with np.errstate(divide="ignore"):
-        return top + np.log(np.exp(x - top[..., None]).sum(axis=-1))
+        total: NDArray[np.float64] = top + np.log(np.exp(x - top[..., None]).sum(axis=-1))
+    return total

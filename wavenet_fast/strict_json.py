@@ -19,6 +19,7 @@ def parse(data: bytes, where: str) -> Any:
             object_pairs_hook=_object,
             parse_constant=_refuse_constant,
             parse_float=_finite,
+            parse_int=_integer,
         )
         _check(value, 1)
     except RecursionError:
@@ -50,6 +51,12 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"holds {text[:40]}, which is beyond double precision; only finite numbers are possible")
     return number
+
+
+def _integer(text: str) -> int:
+    if len(text) > 40:
+        raise ValueError(f"holds an integer of {len(text)} digits; no field needs more than 20")
+    return int(text)
 
 
 def _check(value: Any, depth: int) -> None:

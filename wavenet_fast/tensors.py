@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +9,8 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError
+from .strict_json import parse
 
 MAX_HEADER_BYTES = 1 << 20
 """Of the safetensors header; the largest model the configuration allows needs a third of it."""
@@ -47,7 +47,11 @@ def unpack(data: bytes, where: str) -> tuple[dict[str, dict[str, Any]], dict[str
             raise CheckpointError(
                 f"{where}: tensor {name!r} has number format {tensor['dtype']}; possible are {', '.join(_WIDEN)}"
             )
-    return tensors, json.loads(data[8 : 8 + size]).get("__metadata__") or {}
+    try:
+        header = parse(data[8 : 8 + size], f"{where}: the header")  # refuses the duplicate keys that pass above
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    return tensors, header.get("__metadata__") or {}
 
 
 def widen(tensor: Mapping[str, Any]) -> NDArray[np.float32]:
