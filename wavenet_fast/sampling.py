@@ -213,7 +213,7 @@ def _log_normal_cdf(z: NDArray[np.float64]) -> NDArray[np.float64]:
         series = (
             -(tail**2) / 2 - np.log(-tail * math.sqrt(2 * math.pi)) + np.log1p(r * (-1 + r * (3 + r * (-15 + r * 105))))
         )
-    near = np.clip(z, -30.0, 40.0)
+    near = np.clip(z, -30.0, 30.0)
     half = erfc(np.abs(near) / math.sqrt(2)) / 2
     return np.where(z < -30, series, np.where(z < 0, np.log(half), np.log1p(-half)))
 
