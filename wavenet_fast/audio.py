@@ -89,6 +89,7 @@ def _decode(found: Opened, wanted_rate: int | None, mixdown: bool) -> tuple[Samp
 
 def _read_blocks(sound: Any, name: str) -> Samples:
     """All samples as mono; block by block, because the length in a header may be anything."""
+    sound.seekable = lambda: False  # else soundfile seeks after every read, which fails at the end of a stream
     block, blocks, total = max(1, (1 << 18) // sound.channels), [], 0
     while True:
         try:

@@ -75,8 +75,8 @@ class Replacement:
     """
 
     def __init__(self, target: str | os.PathLike[str]) -> None:
-        self.target = Path(os.path.realpath(target))  # through a link: what it points to is replaced, not the link
-        with sentences(str(self.target), "written"):
+        with sentences(os.fspath(target), "written"):
+            self.target = Path(os.path.realpath(target))  # through a link: what it points to is replaced, not the link
             if self.target.is_dir():
                 raise AudioError(f"{self.target}: is a folder; name a file")
             stem = self.target.stem.encode()[:180].decode(errors="ignore")
