@@ -190,7 +190,7 @@ class WavWriter:
     def _open_path(self, name: str) -> BinaryIO:
         with sentences(name, "written"):
             if os.path.exists(name) and not stat.S_ISREG(os.stat(name).st_mode) and not os.path.isdir(name):
-                return open(name, "wb", buffering=0)  # noqa: SIM115 - a pipe or device: nothing to replace
+                return open(name, "wb", buffering=0)
         self._replacement = Replacement(name)
         return self._replacement.file
 

@@ -195,7 +195,7 @@ def _recipe(value: Array, where: str) -> MelSpec:
     if value.size != 1:
         raise AudioError(f"{where}: holds {value.size} texts; one is wanted")
     try:
-        data = str(value.item()).encode()
+        data = str(value.item()).encode(errors="surrogatepass")
         return decode(MelSpec, parse(data, where), where)
-    except (ConfigError, UnicodeEncodeError) as error:
+    except ConfigError as error:
         raise AudioError(str(error)) from None
