@@ -1,0 +1,264 @@
+"""The laws of the design on the native engine, bit for bit: causality, chunking, independence of batch, slot and
+threads, reset and restore. For every part of the configuration that could break them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_models import MODELS, SMALL, random_history, random_mel, random_weights, speaker_vectors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wavenet_fast.backends.cpu import CpuEngine, CpuState, isas_possible
+from wavenet_fast.conditioning import context_frames, lookahead_frames
+
+FRAMES = 14
+NAMES = ["tiny", "odd", *SMALL]
+
+
+@lru_cache(maxsize=None)
+def engine_of(name: str, dtype: str = "fp32", isa: str | None = None) -> CpuEngine:
+    return CpuEngine(MODELS[name], random_weights(MODELS[name]), dtype, isa)
+
+
+def start(engine: CpuEngine, seeds: list[int], speakers: Any = None) -> CpuState:
+    vectors = speaker_vectors(engine.config, len(seeds)) if speakers is None else speakers
+    return engine.start(np.array(seeds, np.uint64), vectors)
+
+
+def feed(engine: CpuEngine, state: CpuState, mel: Any, frames: Any = None, ended: Any = True, **options: Any) -> Any:
+    """One call: the sound and how much of it each stream has."""
+    batch = state.batch
+    frames = np.full(batch, mel.shape[2]) if frames is None else np.asarray(frames)
+    ended = np.broadcast_to(np.asarray(ended), batch)
+    return engine.advance(state, mel, frames, ended, options.pop("temperature", 0.9), **options)
+
+
+@lru_cache(maxsize=None)
+def one_shot(name: str, dtype: str = "fp32", seed: int = 7) -> Any:
+    """The sound of FRAMES frames, (T,): what all other ways of making it must equal."""
+    engine = engine_of(name, dtype)
+    sound, ready = feed(engine, start(engine, [seed]), random_mel(engine.config, FRAMES, 1))
+    assert ready.tolist() == [FRAMES * engine.config.hop_length]
+    assert np.unique(sound).size > 10  # not a constant, which would satisfy every law
+    return sound[0]
+
+
+# --- 1: causal --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_causal_in_samples(name: str) -> None:
+    engine, config = engine_of(name), MODELS[name]
+    mel = random_mel(config, FRAMES, 1)
+    T = FRAMES * config.hop_length
+    history, changed = random_history(config, T), T // 2
+    logits = []
+    for values in (history, np.concatenate([history[:changed], random_history(config, T, 9)[changed:]])):
+        out = np.zeros((1, T, config.out_channels), np.float32)
+        feed(engine, start(engine, [1]), mel, forced=values[None], logits=out)
+        logits.append(out[0])
+    first = changed + int(np.argmax(history[changed:] != values[changed:]))
+    np.testing.assert_array_equal(logits[0][: first + 1], logits[1][: first + 1])
+    assert (logits[0][first + 1] != logits[1][first + 1]).any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_causal_in_frames_up_to_the_look_ahead_and_no_less(name: str) -> None:
+    """A frame changes its own samples, those of `lookahead_frames` frames before it, and none earlier."""
+    engine, config = engine_of(name), MODELS[name]
+    hop, ahead, changed = config.hop_length, lookahead_frames(config), 9
+    T = FRAMES * hop
+    mel = random_mel(config, FRAMES)
+    other = mel.copy()
+    other[:, changed] += 1
+    history = random_history(config, T)
+    stages = [engine.trace(m, history, 0, first_speaker(config))["conditioning"] for m in (mel, other)]
+    differs = np.flatnonzero((stages[0] != stages[1]).any(axis=(1, 2)))
+    assert differs[0] >= (changed - ahead) * hop
+    assert differs[0] < (changed - ahead + 1) * hop, "the look-ahead is larger than it needs to be"
+    assert differs[-1] < (changed + context_frames(config) + 1) * hop
+
+
+def first_speaker(config: Any) -> Any:
+    vectors = speaker_vectors(config, 1)
+    return None if vectors is None else vectors[0]
+
+
+# --- 2: any chunking --------------------------------------------------------------------------------------------
+
+
+def in_chunks(engine: CpuEngine, sizes: list[int], seed: int = 7) -> Any:
+    """FRAMES frames fed in pieces of these sizes, then the end; each call must return exactly what is ready."""
+    config, state, pieces, fed = engine.config, start(engine, [seed]), [], 0
+    mel = random_mel(config, FRAMES, 1)
+    for size in sizes:
+        size = min(size, FRAMES - fed)
+        sound, ready = feed(engine, state, mel[:, :, fed : fed + size], ended=False)
+        fed += size
+        pieces.append(sound[0])
+        assert ready[0] == sound.shape[1]
+        assert state.positions[0] == max(0, fed - lookahead_frames(config)) * config.hop_length
+    pieces.append(feed(engine, state, mel[:, :, fed:], ended=True)[0][0])
+    return np.concatenate(pieces)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 7])
+@pytest.mark.parametrize("name", NAMES)
+def test_chunks_of_one_size_equal_one_shot(name: str, size: int, dtype: str) -> None:
+    chunks = in_chunks(engine_of(name, dtype), [size] * (FRAMES // size + 1 if size else 3))
+    np.testing.assert_array_equal(chunks, one_shot(name, dtype))
+
+
+@given(name=st.sampled_from(NAMES), sizes=st.lists(st.integers(0, 5), max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_any_chunking_equals_one_shot(name: str, sizes: list[int]) -> None:
+    np.testing.assert_array_equal(in_chunks(engine_of(name), sizes), one_shot(name))
+
+
+@pytest.mark.parametrize("isa", isas_possible())
+@pytest.mark.parametrize("name", ["odd", "logistic", "gaussian", "gaussian-mixture"])
+def test_conditioning_windows_change_no_bit(name: str, isa: str) -> None:
+    """One call over many frames works in windows; frame by frame, each call has windows of its own."""
+    engine = engine_of(name, "fp32", isa)
+    config, frames = engine.config, 150
+    mel = random_mel(config, frames, 1)
+    whole = feed(engine, start(engine, [4]), mel)[0][0]
+    state, pieces = start(engine, [4]), []
+    for f in range(frames):
+        pieces.append(feed(engine, state, mel[:, :, f : f + 1], ended=f == frames - 1)[0][0])
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+
+
+# --- 3: batch, slot, threads ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5, 300])
+@pytest.mark.parametrize("name", NAMES)
+def test_streams_do_not_depend_on_batch_slot_or_threads(name: str, threads: int) -> None:
+    """Five streams of different lengths, one empty, together and each alone."""
+    engine, config = engine_of(name), MODELS[name]
+    lengths, seeds = np.array([5, 0, FRAMES, 1, 9]), [11, 12, 7, 11, 2**64 - 1]
+    mel = random_mel(config, FRAMES, 5)
+    vectors = speaker_vectors(config, 5)
+    sound, ready = feed(engine, start(engine, seeds, vectors), mel, lengths, threads=threads)
+    assert ready.tolist() == (lengths * config.hop_length).tolist()
+    for b, frames in enumerate(lengths):
+        alone = start(engine, [seeds[b]], None if vectors is None else vectors[b : b + 1])
+        expected = feed(engine, alone, mel[b : b + 1, :, :frames])[0][0]
+        np.testing.assert_array_equal(sound[b, : ready[b]], expected)
+        assert (sound[b, ready[b] :] == 0).all()
+    assert (sound[0, : config.hop_length] != sound[3, : config.hop_length]).any()  # another mel, the same seed
+
+
+def test_streams_that_end_at_different_times_equal_one_shot() -> None:
+    engine = engine_of("gaussian")
+    config = engine.config
+    mel = random_mel(config, FRAMES, 2)
+    vectors = speaker_vectors(config, 2)
+    state, rows = start(engine, [1, 2], vectors), [[], []]
+    for f in range(0, FRAMES, 2):
+        frames = np.array([2, 2 if f < 6 else 0])
+        sound, ready = feed(engine, state, mel[:, :, f : f + 2], frames, [f + 2 >= FRAMES, f >= 4])
+        for b in range(2):
+            rows[b].append(sound[b, : ready[b]])
+    for b, frames in enumerate((FRAMES, 6)):
+        alone = feed(engine, start(engine, [b + 1], vectors[b : b + 1]), mel[b : b + 1, :, :frames])[0][0]
+        np.testing.assert_array_equal(np.concatenate(rows[b]), alone)
+
+
+def test_seeds_and_temperature_matter() -> None:
+    a, b = one_shot("tiny"), one_shot("tiny", seed=8)
+    assert (a != b).any()
+    engine = engine_of("tiny")
+    cold = feed(engine, start(engine, [7]), random_mel(engine.config, FRAMES, 1), temperature=0.1)[0][0]
+    assert (cold != a).any()
+
+
+# --- 4: reset and restore ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reset_equals_fresh(name: str) -> None:
+    engine, config = engine_of(name), MODELS[name]
+    mel = random_mel(config, FRAMES, 3)
+    vectors = speaker_vectors(config, 3)
+    state = start(engine, [5, 6, 7], vectors)
+    feed(engine, state, mel[:, :, :6], ended=[True, False, False])
+    before = state.state_dict()
+    state.reset(np.array([True, False, True]), np.array([50, 60, 70], np.uint64))
+    after = state.state_dict()
+    assert state.positions.tolist() == [0, before["positions"][1], 0] and state.frames.tolist() == [0, 6, 0]
+    for key in ("rings", "inputs", "mel", "filters", "seeds"):
+        np.testing.assert_array_equal(after[key][1], before[key][1])
+    sound, ready = feed(engine, state, mel, [FRAMES, 0, FRAMES], True)
+    fresh = start(engine, [50, 70], None if vectors is None else vectors[[0, 2]])
+    expected = feed(engine, fresh, mel[[0, 2]])[0]
+    np.testing.assert_array_equal(sound[[0, 2]], expected)
+    assert ready[1] == 6 * config.hop_length - before["positions"][1]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_restore_equals_never_interrupted(name: str, dtype: str) -> None:
+    engine, config = engine_of(name, dtype), MODELS[name]
+    mel = random_mel(config, FRAMES, 1)
+    state = start(engine, [7])
+    begun = feed(engine, state, mel[:, :, :5], ended=False)[0][0]
+    saved = state.state_dict()
+    rest = feed(engine, state, mel[:, :, 5:])[0][0]
+    np.testing.assert_array_equal(np.concatenate([begun, rest]), one_shot(name, dtype))
+    # Into a state with another past, in a newly made engine, on every instruction set that adds in the same order.
+    other = CpuEngine(config, random_weights(config), dtype)
+    restored = start(other, [999])
+    feed(other, restored, mel[:, :, 3:9], ended=False)
+    restored.load_state_dict(saved)
+    np.testing.assert_array_equal(feed(other, restored, mel[:, :, 5:])[0][0], rest)
+    again = saved["positions"].copy()
+    assert (again == saved["positions"]).all()  # saving copied: going on changed nothing that was saved
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_saved_state_fits_every_instruction_set(dtype: str) -> None:
+    """The samples then agree as closely as the instruction sets do, which for these lengths is to the class."""
+    mel = random_mel(MODELS["odd"], FRAMES, 1)
+    results = []
+    for isa in isas_possible():
+        first, second = engine_of("odd", dtype, isas_possible()[-1]), engine_of("odd", dtype, isa)
+        state = start(first, [3])
+        feed(first, state, mel[:, :, :5], ended=False)
+        restored = start(second, [0])
+        restored.load_state_dict(state.state_dict())
+        results.append(feed(second, restored, mel[:, :, 5:], raw=True)[0][0])
+    for result in results[1:]:
+        assert (result[:20] == results[0][:20]).all()
+
+
+@pytest.mark.parametrize("name", ["odd", "gaussian", "scalar-categorical"])
+def test_forced_history_continues_where_it_stopped(name: str) -> None:
+    """Priming: after a call under forced history, the next one hears the end of that history."""
+    engine, config = engine_of(name), MODELS[name]
+    T = FRAMES * config.hop_length
+    mel, history = random_mel(config, FRAMES, 1), random_history(config, T)[None]
+    whole = np.zeros((1, T, config.out_channels), np.float32)
+    feed(engine, start(engine, [1]), mel, forced=history, logits=whole)
+    state, split = start(engine, [1]), []
+    for piece, ended in ((slice(0, 6), False), (slice(6, FRAMES), True)):
+        out = np.zeros((1, T, config.out_channels), np.float32)
+        at = int(state.positions[0])
+        ready = feed(engine, state, mel[:, :, piece], ended=ended, forced=history[:, at:], logits=out)[1][0]
+        split.append(out[0, :ready])
+    np.testing.assert_array_equal(np.concatenate(split), whole[0])
+
+
+def test_the_past_before_the_beginning_is_silent() -> None:
+    """At t = 0 only the newest tap of the input hears `start`, older taps and all rings hear nothing."""
+    engine = engine_of("wide-input")
+    config, weights = engine.config, random_weights(engine.config)
+    embed = engine.trace(random_mel(config, 1), random_history(config, config.hop_length))["embed"]
+    expected = np.tanh(weights["input.weight"][:, 7, -1].astype(np.float64) + weights["input.bias"])
+    np.testing.assert_allclose(embed[0], expected, atol=1e-6)
