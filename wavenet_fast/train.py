@@ -38,7 +38,7 @@ from .config import (
 from .errors import AudioError, CheckpointError, ConfigError
 from .mel import mel_spectrogram
 from .reference import Reference
-from .signal import to_model_domain
+from .signal import fed_back, to_model_domain
 from .weights import weight_shapes
 
 LN2 = math.log(2.0)
@@ -62,6 +62,13 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """The last so many files in sorted order are never trained on."""
     validate_every: float = 5.0
     """Minutes between validations, each of which also saves."""
+    steps: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """End after so many steps, if the minutes have not ended before."""
+    history_noise: Annotated[float, msgspec.Meta(ge=0)] = 3.0
+    """Largest standard deviation of the noise added to the history, in classes, or in 1/128 of full scale for scalar
+    inputs. A model that only ever saw perfect history trusts its own mistakes when it generates; one that must predict
+    the clean sample from a noisy past learns to correct them (Jin et al., "FFTNet", 2018; Valin and Skoglund,
+    "LPCNet", 2019)."""
     resample: bool = False
     seed: int = 0
 
@@ -71,12 +78,21 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 @dataclass
 class Utterance:
-    """One recording as the model sees it: `history` (F·hop + 1,) is `config.start` followed by the samples in the
-    model's domain, so that history[t] is heard when history[t + 1] is predicted; `mel` (F, M)."""
+    """One recording as the model sees it: `target` (F·hop,) in the model's domain, `history` (F·hop,) what is heard as
+    the newest past sample when target[t] is predicted (`config.start` at t = 0), `mel` (F, M)."""
 
     name: str
     history: np.ndarray
+    target: np.ndarray
     mel: np.ndarray
+
+    @classmethod
+    def of(cls, name: str, wav: np.ndarray, mel: np.ndarray, config: WaveNetConfig) -> Utterance:
+        """From a waveform (F·hop,) and its mel (M, F)."""
+        target = to_model_domain(wav, config)
+        heard = fed_back(target, config)
+        history = np.concatenate([np.asarray([config.start], heard.dtype), heard[:-1]])
+        return cls(name, history, target, np.ascontiguousarray(mel.T))
 
 
 def load_utterances(data: Path, config: WaveNetConfig, spec: MelSpec, resample: bool) -> Iterator[Utterance]:
@@ -97,9 +113,7 @@ def load_utterances(data: Path, config: WaveNetConfig, spec: MelSpec, resample: 
                 " they must agree to within a frame"
             )
         frames = min(frames, len(wav) // config.hop_length)
-        target = to_model_domain(wav[: frames * config.hop_length], config)
-        start = np.asarray([config.start], target.dtype)
-        yield Utterance(path.stem, np.concatenate([start, target]), np.ascontiguousarray(mel[:, :frames].T))
+        yield Utterance.of(path.stem, wav[: frames * config.hop_length], mel[:, :frames], config)
 
 
 def _mel_beside(path: Path, spec: MelSpec) -> np.ndarray | None:
@@ -135,10 +149,10 @@ def cut_segments(
     for index, first in starts:
         u = utterances[index]
         t = np.arange((first - context) * hop, (first + frames) * hop)
-        inside = np.clip(t, 0, len(u.history) - 2)
+        inside = np.clip(t, 0, len(u.target) - 1)
         history.append(u.history[inside])
-        target.append(u.history[inside + 1])
-        counted.append((t >= first * hop) & (t <= len(u.history) - 2))
+        target.append(u.target[inside])
+        counted.append((t >= first * hop) & (t < len(u.target)))
         at = np.arange(first - context - margin, first + frames + margin)
         mels.append(u.mel[np.clip(at, 0, len(u.mel) - 1)].T)
     return Segments(
@@ -409,6 +423,7 @@ class Trainer:
         chosen = self.rng.choice(len(self.train), s.segments, p=self.lengths / self.lengths.sum())
         starts = [(i, int(self.rng.integers(0, max(1, len(self.train[i].mel) - s.segment_frames // 2)))) for i in chosen]
         batch = cut_segments(self.train, starts, s.segment_frames, self.model.margin, self.config)
+        batch.history = self._noisy(batch.history)
         loss = bits(self.model.segment_logits(batch)[batch.counted], batch.target[batch.counted], self.config).mean()
         self.adam.zero_grad()
         for p in self.muon.parameters:
@@ -425,6 +440,15 @@ class Trainer:
             for name, average in self.averages.items():
                 average.lerp_(self.weights[name], 1 - keep)
         return float(loss.detach())
+
+    def _noisy(self, history: Tensor) -> Tensor:
+        """History (N,) with Gaussian noise, of a strength drawn anew for every segment; mostly weak."""
+        segments = self.schedule.segments
+        sigma = self.schedule.history_noise * self.rng.random((segments, 1)) ** 2
+        noise = torch.from_numpy((sigma * self.rng.standard_normal((segments, len(history) // segments))).ravel())
+        if history.is_floating_point():
+            return (history + noise.to(history.dtype) / 128).clamp(-1, 1)
+        return (history + noise.round().to(history.dtype)).clamp(0, self.config.in_channels - 1)
 
     @torch.no_grad()
     def validate(self, held_out: list[Utterance], frames: int = 64) -> float:
@@ -539,8 +563,9 @@ def _train_until(trainer, held_out, minutes, out, stop, report) -> None:
     began, before = time.monotonic(), trainer.minutes
     next_check = before + trainer.schedule.validate_every
     running: float | None = None
-    while not stop.asked and trainer.minutes < minutes:
-        loss = trainer.step(trainer.minutes / minutes)
+    steps = trainer.schedule.steps or math.inf
+    while not stop.asked and trainer.minutes < minutes and trainer.step_count < steps:
+        loss = trainer.step(max(trainer.minutes / minutes, trainer.step_count / steps))
         if not math.isfinite(loss):
             raise ConfigError("training: the loss is no longer finite; lower training.matrix_rate and vector_rate")
         running = loss if running is None else 0.99 * running + 0.01 * loss
