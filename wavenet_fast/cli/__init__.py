@@ -54,17 +54,23 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
-    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Run, and leave by `SystemExit`, whatever happens."""
-        kwargs["standalone_mode"] = False
-        with _terminable(), _plain_warnings():
-            sys.exit(self._run(*args, **kwargs))
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
+        """Run, and leave by `SystemExit`, whatever happens.
 
-    def _run(self, *args: Any, **kwargs: Any) -> int:
+        Click's own `main` is not used: it answers Ctrl-C and a closed pipe in its own way."""
+        with _terminable(), _plain_warnings():
+            sys.exit(self._run(sys.argv[1:] if args is None else list(args), prog_name or "wavenet-fast", extra))
+
+    def _run(self, args: list[str], name: str, extra: dict[str, Any]) -> int:
         try:
-            code = super().main(*args, **kwargs)
+            with self.make_context(name, args, **extra) as context:
+                code = self.invoke(context)
             sys.stdout.flush()
             return code if isinstance(code, int) else 0
+        except click.exceptions.Exit as end:
+            return end.exit_code
         except click.ClickException as error:
             error.show()
             return error.exit_code
@@ -143,5 +149,4 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """The entry point of the script `wavenet-fast`."""
-    cli.main(args=None if args is None else list(args), prog_name="wavenet-fast")
-    raise AssertionError("unreachable: main() leaves by SystemExit")
+    cli.main(args)
