@@ -353,6 +353,8 @@ class CpuEngine:
                     audio=None if raw else out, raw=out if raw else None, logits=logits, trace=stages,
                     progress=progress,
                 )  # fmt: skip
+                if progress is not None:
+                    progress(int(counts.sum()), int(counts.sum()))
             except BaseException:
                 for array, copy in before:
                     array[...] = copy
@@ -360,8 +362,6 @@ class CpuEngine:
         state.positions += counts
         state.receive(mel, frames)
         state.ended[:] = ended
-        if progress is not None and longest:
-            progress(int(counts.sum()), int(counts.sum()))
         return (out.astype(np.int32) if raw and self._categorical else out), counts
 
     def _checked_frames(
