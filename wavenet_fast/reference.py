@@ -66,7 +66,9 @@ class Reference:
                 x = _stage(x, stage, w[f"conditioning.stages.{i}.weight"], w.get(f"conditioning.stages.{i}.bias"))
         return x
 
-    def conditioning(self, mel: Tensor, speaker: Tensor | None = None, start: int = 0, stop: int | None = None) -> Tensor:
+    def conditioning(
+        self, mel: Tensor, speaker: Tensor | None = None, start: int = 0, stop: int | None = None
+    ) -> Tensor:
         """What samples start … stop−1 hear: (B, M, F) → (B, T, L, G), everything that `dilated` is added to.
 
         `speaker` (B, P) where the model has speakers. The projections run at frame rate, and are then held or
@@ -271,7 +273,8 @@ def _stage(x: Tensor, stage: TransposedStage | RepeatStage, weight: Tensor, bias
             y = F.conv1d(x, weight, bias, padding=columns)
     else:
         if stage.image:
-            y = F.conv_transpose2d(x[:, None], weight[None, None], bias, stride=(1, stage.scale), padding=(rows, 0))[:, 0]
+            stride, padding = (1, stage.scale), (rows, 0)
+            y = F.conv_transpose2d(x[:, None], weight[None, None], bias, stride, padding)[:, 0]
         else:
             y = F.conv_transpose1d(x, weight, bias, stride=stage.scale)
         y = y[..., stage.crop : stage.crop + length]

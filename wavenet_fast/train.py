@@ -401,12 +401,13 @@ class Trainer:
         self.config, self.spec, self.schedule, self.train = config, spec, schedule, train
         frames = np.concatenate([u.mel for u in train])
         self.mel_mean, self.mel_scale = frames.mean(0), np.maximum(frames.std(0), 1e-3)
-        fixed = {"mel.mean": self.mel_mean, "mel.scale": self.mel_scale}
         torch.manual_seed(schedule.seed)
         self.weights = {
-            name: torch.from_numpy(fixed[name]) if name in fixed else initial_weight(name, shape, config).requires_grad_()
-            for name, shape in weight_shapes(config).items()
+            name: initial_weight(name, shape, config).requires_grad_() for name, shape in weight_shapes(config).items()
         }
+        if config.conditioning.standardise:
+            self.weights["mel.mean"] = torch.from_numpy(self.mel_mean)
+            self.weights["mel.scale"] = torch.from_numpy(self.mel_scale)
         trained = {n: w for n, w in self.weights.items() if w.requires_grad}
         self.model = TrainingModel(config, self.weights)
         self.muon = Muon([w for n, w in trained.items() if is_matrix(n, w.shape)])
@@ -421,7 +422,8 @@ class Trainer:
         s = self.schedule
         level = min(1.0, progress / s.warmup if s.warmup else 1.0) * min(1.0, (1 - progress) / s.decay)
         chosen = self.rng.choice(len(self.train), s.segments, p=self.lengths / self.lengths.sum())
-        starts = [(i, int(self.rng.integers(0, max(1, len(self.train[i].mel) - s.segment_frames // 2)))) for i in chosen]
+        last = [max(1, len(self.train[i].mel) - s.segment_frames // 2) for i in chosen]
+        starts = [(int(i), int(self.rng.integers(0, end))) for i, end in zip(chosen, last, strict=True)]
         batch = cut_segments(self.train, starts, s.segment_frames, self.model.margin, self.config)
         batch.history = self._noisy(batch.history)
         loss = bits(self.model.segment_logits(batch)[batch.counted], batch.target[batch.counted], self.config).mean()
@@ -502,7 +504,7 @@ def initial_weight(name: str, shape: tuple[int, ...], config: WaveNetConfig) -> 
 def read_plan(path: Path | None) -> tuple[WaveNetConfig, MelSpec, Schedule]:
     """The file given as --config: JSON with `model`, `mel` and, if wanted, `training`; the voice's own where None."""
     if path is None:
-        path = Path(__file__).parent / "voices" / "default_training.json"
+        path = Path(__file__).parent / "voices" / "nsh-ru" / "training.json"
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
