@@ -26,7 +26,9 @@ from wavenet_fast.config import (
     TransposedStage,
 )
 from wavenet_fast.errors import BackendError, StateError
+from wavenet_fast.rng import uniforms
 from wavenet_fast.sampling import sample
+from wavenet_fast.signal import fed_back, to_waveform
 
 CONVS = (FrameConv(7, 3, activation="tanh"), FrameConv(9, 4, activation="relu", padding="zero"))
 SCALAR = ScalarInput(kernel_size=3, tanh=True, start=0.1)
@@ -207,8 +209,6 @@ def test_states_of_others_are_refused(setup, make_config, make_weights, backend)
 def test_logits_are_the_references_and_the_draws_follow_from_them(setup):
     torch = pytest.importorskip("torch")
     from wavenet_fast.reference import Reference
-    from wavenet_fast.rng import uniforms
-    from wavenet_fast.signal import fed_back, to_waveform
 
     c = setup.config
     samples = FRAMES * c.hop_length
@@ -237,8 +237,8 @@ def test_forced_history_is_heard_in_place_of_the_draws(setup):
     c = setup.config
     rng = np.random.default_rng(0)
     shape = (3, FRAMES * c.hop_length)
-    if isinstance(c.head, CategoricalHead):
-        forced = rng.integers(0, c.head.classes, shape)
+    if isinstance(c.input, OneHotInput):
+        forced = rng.integers(0, c.out_channels, shape)
     else:
         forced = rng.uniform(-1, 1, shape).astype(np.float32)
     logits = np.zeros((*shape, c.out_channels), np.float32)
@@ -246,7 +246,7 @@ def test_forced_history_is_heard_in_place_of_the_draws(setup):
     own = np.zeros_like(logits)
     raw, _ = setup.feed(setup.start(), setup.mel, ended=True, raw=True, logits=own)
     again = np.zeros_like(logits)
-    setup.feed(setup.start(), setup.mel, ended=True, forced=raw, logits=again)
+    setup.feed(setup.start(), setup.mel, ended=True, forced=fed_back(raw, c), logits=again)
     np.testing.assert_array_equal(own, again)
     np.testing.assert_array_equal(logits[:, 0], own[:, 0])
     assert (logits[:, 1] != own[:, 1]).any()

@@ -9,7 +9,7 @@ from .backends.base import Engine
 from .conditioning import ready_samples
 from .errors import InputError, ShapeError
 from .sampling import nll_bits
-from .signal import to_model_domain
+from .signal import fed_back, to_model_domain
 
 _BLOCK_LOGITS = 1 << 20
 """Logits held at once, unless a single frame of the batch needs more: 4 MiB, and a few times that in float64."""
@@ -44,14 +44,15 @@ def utterance_bits(
     hop, A = config.hop_length, config.out_channels
     n = min(wav.shape[1], n_frames * hop)
     target = to_model_domain(wav[:, :n], config)
+    history = fed_back(target, config)
     state = engine.start(np.zeros(batch, np.uint64), speakers)
-    per_block = max(1, _BLOCK_LOGITS // (batch * hop * A))
+    per_block = max(1, _BLOCK_LOGITS // max(1, batch * hop * A))
     total, done = np.zeros(batch), 0
     for first in range(0, n_frames, per_block):
         last = min(first + per_block, n_frames)
         known = int(ready_samples(config, last, last == n_frames))
-        forced = np.zeros((batch, known - done), target.dtype)
-        forced[:, : max(0, n - done)] = target[:, done:known]
+        forced = np.zeros((batch, known - done), history.dtype)
+        forced[:, : max(0, n - done)] = history[:, done:known]
         logits = np.empty((batch, known - done, A), np.float32)
         engine.advance(
             state, np.ascontiguousarray(mel[:, :, first:last]), np.full(batch, last - first),
@@ -62,4 +63,5 @@ def utterance_bits(
             bits = nll_bits(logits[:, :scored], target[:, done : done + scored], config.head, config.signal.levels)
             total += bits.sum(axis=1)
         done = known
-    return total / n
+    mean: NDArray[np.float64] = total / n
+    return mean

@@ -65,4 +65,4 @@ def at_rate(wav: Any, given: int, wanted: int, resample: bool) -> Any:
     import soxr
 
     values, form = as_waveform(wav)
-    return form.give(np.ascontiguousarray(soxr.resample(values.T, given, wanted).T))
+    return form.give(np.ascontiguousarray(soxr.resample(values.T, given, wanted, quality="VHQ").T))

@@ -120,7 +120,7 @@ class Streaming:
         self._open()
         rest = dict(state)
         try:
-            running = inputs.as_mask(rest.pop("exec_mask", None), self.batch_size, "exec_mask")
+            running = inputs.as_mask(rest.pop("exec_mask", ()), self.batch_size, "exec_mask")
         except InputError as error:
             raise StateError(f"the state does not fit these {self.batch_size} lanes: {error}") from None
         self._state.load_state_dict(rest)
@@ -179,7 +179,7 @@ def stream_frames(
     the network looks ahead, so that the chunks of a long block come out even. The context is closed at the end, also
     where the generator is dropped half-way."""
     axis = -1 if layout == "ct" else 0
-    size = chunk_frames + lookahead
+    size, begun = chunk_frames + lookahead, False
     with context:
         for block in blocks:
             block = block if hasattr(block, "shape") else np.asarray(block)
@@ -188,10 +188,11 @@ def stream_frames(
             first = 0
             while first < block.shape[axis]:
                 piece = slice(first, first + size)
-                first, size = first + size, chunk_frames
+                first, size, begun = first + size, chunk_frames, True
                 chunk = context.step(block[:, piece] if axis else block[piece], layout=layout)
                 if len(chunk):
                     yield chunk
-        chunk = context.flush()
+        # A stream that was never fed has nothing left, and no kind of array to give it in.
+        chunk = context.flush() if begun else ()
         if len(chunk):
             yield chunk

@@ -226,8 +226,8 @@ class ReferenceEngine:
             if logits is not None:
                 logits[i] = out
             drawn[i] = sample(out, u[i], c.head, temperature)
-            heard = drawn[i] if forced is None else forced[i]
-            stream.newest = torch.tensor([fed_back(heard, c)]).to(stream.newest.dtype)
+            heard = fed_back(drawn[i], c) if forced is None else forced[i]
+            stream.newest = torch.tensor([heard], dtype=stream.newest.dtype)
         return drawn
 
     def _conditioning(self, stream: Stream, frame: int) -> torch.Tensor:
