@@ -64,7 +64,7 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Minutes between validations, each of which also saves."""
     steps: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """End after so many steps, if the minutes have not ended before."""
-    history_noise: Annotated[float, msgspec.Meta(ge=0)] = 3.0
+    history_noise: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     """Largest standard deviation of the noise added to the history, in classes, or in 1/128 of full scale for scalar
     inputs. A model that only ever saw perfect history trusts its own mistakes when it generates; one that must predict
     the clean sample from a noisy past learns to correct them (Jin et al., "FFTNet", 2018; Valin and Skoglund,
