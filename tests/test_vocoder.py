@@ -436,8 +436,11 @@ def test_a_mel_of_another_recipe_is_noticed(speech_like, backend):
     strict = Vocoder(checkpoint, backend, dtype="fp32", strict_mel=True)
     with pytest.raises(InputError, match="decibels"):
         strict(decibels)
-    padded = np.concatenate([mel[:, :2], decibels], axis=1)[None]
-    strict(padded, lengths=[2])
+    # Only what the lengths count is looked at, in every utterance.
+    padded = np.stack([np.concatenate([mel[:, f : f + 6], decibels], axis=1) for f in (0, 6)])
+    strict(padded, lengths=[6, 6])
+    with pytest.raises(InputError, match="decibels"):
+        strict(padded, lengths=[6, 40])
 
 
 # --- living with it ---------------------------------------------------------------------------------------------

@@ -226,6 +226,9 @@ def test_after_its_end_a_stream_takes_no_more_frames(voc, mel):
         lanes.step(mel[:2])
         lanes.set_exec_mask([True, True])
         lanes.reset([False, True])
+        lanes.set_exec_mask([True, False])
+        lanes.flush()
+        lanes.set_exec_mask([False, True])  # the masked lane was not ended
         lanes.step(mel[:2])
 
 
