@@ -61,6 +61,15 @@ struct SampleLoop {
 
 constexpr auto kWatchInterval = std::chrono::milliseconds(30);
 
+// Multiply-adds of a call for one thread that is not worth starting it: some 10 ms of work, a few tens on a slow processor. Starting a
+// thread and waiting for it costs little on an idle machine and two turns of the scheduler on a busy one.
+constexpr int64_t kShortCall = 200'000'000;
+
+int64_t multiply_adds(const Model& m) {
+  const int64_t layer = m.gate_pad * (m.K * m.R + m.C) + m.half * (m.pad(m.R) + m.pad(m.S));
+  return m.L * layer + m.pad(m.H) * m.S + m.pad(m.A) * m.H;
+}
+
 }  // namespace
 
 // Windows of conditioning: about 256 KiB of columns and 128 KiB of projections, so that they stay in the second cache;
@@ -151,8 +160,17 @@ bool run(const Model& model, const Kernels& kernels, std::vector<Stream>& stream
     finished.notify_one();
   };
 
-  std::vector<std::thread> workers;
+  int64_t samples = 0;
+  for (const Stream& stream : streams) samples += stream.samples;
   const size_t wanted = std::min(streams.size(), static_cast<size_t>(std::max(threads, 1)));
+  if (wanted == 1 && samples <= kShortCall / multiply_adds(model)) {
+    working = 1;
+    work();
+    if (failure) std::rethrow_exception(failure);
+    return true;
+  }
+
+  std::vector<std::thread> workers;
   workers.reserve(wanted);
   while (workers.size() < wanted) {
     {

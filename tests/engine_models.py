@@ -63,7 +63,8 @@ MODELS: dict[str, WaveNetConfig] = {
         skip_rule="running", skip_scale=0.5**0.5, speakers=Speakers(channels=3, count=4), biases=_ALL_BIASES,
         conditioning=Conditioning(
             standardise=True, upsampling=Linear(frame_centre=0.5), network=(
-                FrameConv(channels=9, kernel_size=3, activation="tanh"), FrameConv(channels=6, kernel_size=2, bias=False),
+                FrameConv(channels=9, kernel_size=3, activation="tanh"),
+                FrameConv(channels=6, kernel_size=2, bias=False),
             ),
         ),
     ),

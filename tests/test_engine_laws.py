@@ -3,7 +3,7 @@ threads, reset and restore. For every part of the configuration that could break
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ FRAMES = 14
 NAMES = ["tiny", "odd", *SMALL]
 
 
-@lru_cache(maxsize=None)
+@cache
 def engine_of(name: str, dtype: str = "fp32", isa: str | None = None) -> CpuEngine:
     return CpuEngine(MODELS[name], random_weights(MODELS[name]), dtype, isa)
 
@@ -37,7 +37,7 @@ def feed(engine: CpuEngine, state: CpuState, mel: Any, frames: Any = None, ended
     return engine.advance(state, mel, frames, ended, options.pop("temperature", 0.9), **options)
 
 
-@lru_cache(maxsize=None)
+@cache
 def one_shot(name: str, dtype: str = "fp32", seed: int = 7) -> Any:
     """The sound of FRAMES frames, (T,): what all other ways of making it must equal."""
     engine = engine_of(name, dtype)

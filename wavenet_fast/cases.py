@@ -3,6 +3,7 @@ a trained network: every stage keeps its variance, and the distributions over sa
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,9 @@ def random_weights(config: WaveNetConfig, seed: int = 0) -> dict[str, NDArray[np
         weights[name] = (rng.standard_normal(shape) * _spread(config, name, shape)).astype(np.float32)
         if name == "mel.scale":
             weights[name] = np.abs(weights[name]) + np.float32(0.5)
+    if not isinstance(config.head, CategoricalHead) and config.biases.head_out:
+        # Narrow components, so that most samples lie between the clamps at ±1.
+        weights["head.out.bias"][-config.head.components :] -= np.float32(3)
     return weights
 
 
@@ -93,20 +97,18 @@ def _spread(config: WaveNetConfig, name: str, shape: tuple[int, ...]) -> float:
     """Standard deviation of a tensor's entries."""
     if name.endswith("bias"):
         return 0.1
-    if name in ("mel.mean", "mel.scale", "speakers.weight"):
+    if name in ("mel.mean", "mel.scale", "speakers.weight", "input.weight"):
         return 1.0
-    if name == "input.weight":
-        return 1.0
-    fan_in = float(np.prod(shape[1:]))
+    fan_in = float(math.prod(shape[1:]))
     if name.startswith("conditioning.stages"):
         fan_in = _stage_fan_in(config, name, shape)
     if name == "head.out.weight":
-        # Mixture heads put out means and log scales, which want to stay near zero.
-        return (6.0 if isinstance(config.head, CategoricalHead) else 1.0) / fan_in**0.5
+        # Mixture heads put out means, which want to stay near zero.
+        return (6.0 if isinstance(config.head, CategoricalHead) else 1.5) / math.sqrt(fan_in)
     if ".skip." in name:
         # A gate's mean square is about a quarter, and L of them are added.
-        return 2.0 / (fan_in * (config.n_layers if config.skip_rule == "sum" else 1)) ** 0.5 / config.skip_scale
-    return {"residual": 0.7, "dilated": 1.2}.get(name.split(".")[-2], 1.0) / fan_in**0.5
+        return 2.0 / math.sqrt(fan_in * (config.n_layers if config.skip_rule == "sum" else 1)) / config.skip_scale
+    return {"residual": 0.7, "dilated": 1.2}.get(name.split(".")[-2], 1.0) / math.sqrt(fan_in)
 
 
 def _stage_fan_in(config: WaveNetConfig, name: str, shape: tuple[int, ...]) -> float:
@@ -114,6 +116,6 @@ def _stage_fan_in(config: WaveNetConfig, name: str, shape: tuple[int, ...]) -> f
     assert isinstance(config.conditioning.upsampling, Stages)
     stage = config.conditioning.upsampling.stages[int(name.split(".")[2])]
     if not isinstance(stage, TransposedStage):
-        return float(np.prod(shape if stage.image else shape[1:]))
+        return float(math.prod(shape if stage.image else shape[1:]))
     taps = max(1.0, stage.kernel_size / stage.scale)
     return taps * (stage.freq_kernel_size if stage.image else shape[0])

@@ -36,7 +36,8 @@ def ready_samples(config: WaveNetConfig, frames: ArrayLike, ended: ArrayLike) ->
 
 def _frames_of_first_hop(config: WaveNetConfig) -> tuple[int, int]:
     """Frames [first, last) that samples 0 … hop−1 depend on, were there no beginning and no end."""
-    hop, offset, up = config.hop_length, config.conditioning.offset, config.conditioning.upsampling
+    hop, up = config.hop_length, config.conditioning.upsampling
+    offset: int = config.conditioning.offset
     if isinstance(up, Stages):
         first, last = offset, hop
         for stage in reversed(up.stages):

@@ -160,7 +160,7 @@ class _Matrix:
             rows, segments, k = piece.shape
             piece = _pad(piece.reshape(self.groups, rows // self.groups, segments, k), 1, layout.lanes)
             pieces.append(piece.reshape(-1, segments, k))
-        matrix = np.concatenate(pieces, axis=0 if self.stack == "rows" else 1)
+        matrix: Array = np.concatenate(pieces, axis=0 if self.stack == "rows" else 1)
         paired = self.narrow and dtype == "bf16"
         if paired:
             matrix = to_bf16(_pad(matrix, 2, 2))

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,15 +14,14 @@ from numpy.typing import NDArray
 from .. import _engine
 from ..conditioning import MAX_SAMPLES, context_frames, lookahead_frames, ready_samples
 from ..config import CategoricalHead, OneHotInput, WaveNetConfig, encode
-from ..errors import BackendError, ConfigError, InputError, ShapeError, StateError
+from ..errors import BackendError, InputError, ShapeError, StateError
 from ..packing import Layout, pack
 from ..sampling import check_temperature
 from .base import Progress
+from .cpu_state import CpuState, checked_seeds
 
 ISA_VARIABLE = "WAVENET_FAST_ISA"
 DTYPES = ("fp32", "bf16")
-MAX_HISTORY_BYTES = 2 << 30
-"""The rings of one stream may take this much; a larger model is refused when it is loaded, before memory is asked for."""
 
 _STATE_VERSION = 1
 _TABLES = ("speakers.weight",)  # looked up in Python; the engine is given vectors
@@ -66,148 +63,6 @@ def _checked_isa(wanted: str, given: str) -> str:
     raise BackendError(f"{given} {wanted!r}, which is no instruction set of this engine. Possible here: {possible}")
 
 
-# --- state ------------------------------------------------------------------------------------------------------
-
-
-class CpuState:
-    """The streams of one batch; implements `base.State`.
-
-    The arrays below are the whole state. `rings` (B, slots, R padded) holds, layer after layer, (K−1)·D slots each:
-    slot t mod depth is the layer's input at sample t, float32 or bf16 words. `inputs` (B, taps): past inputs, oldest
-    first, classes as numbers and −1 for none. `mel` (B, context + look-ahead, M): the last `mel_frames` (B,) received.
-    """
-
-    def __init__(self, engine: CpuEngine, seeds: NDArray[np.uint64], speakers: NDArray[np.float32]) -> None:
-        c, batch = engine.config, len(seeds)
-        self._engine = engine
-        self._busy = threading.Lock()
-        try:
-            self.rings = np.zeros((batch, engine.ring_slots, engine.ring_channels), engine.ring_dtype)
-        except MemoryError:
-            size = batch * engine.history_bytes / 2**30
-            raise InputError(f"{batch} streams need {size:.1f} GiB of history, which is not there; use fewer") from None
-        self.inputs = np.empty((batch, c.input.kernel_size), np.float32)
-        self.filters = np.zeros(batch, np.float32)
-        self.positions = np.zeros(batch, np.int64)
-        self.frames = np.zeros(batch, np.int64)
-        self.ended = np.zeros(batch, bool)
-        self.seeds, self.speakers = seeds.copy(), speakers.copy()
-        self.mel = np.zeros((batch, engine.kept, c.n_mels), np.float32)
-        self.mel_frames = np.zeros(batch, np.int64)
-        self._start(np.ones(batch, bool))
-
-    @property
-    def batch(self) -> int:
-        """B."""
-        return len(self.seeds)
-
-    def _start(self, mask: NDArray[np.bool_]) -> None:
-        c = self._engine.config
-        self.rings[mask] = 0
-        self.inputs[mask, :-1] = -1 if isinstance(c.input, OneHotInput) else 0
-        self.inputs[mask, -1] = c.start
-        for array in (self.filters, self.positions, self.frames, self.ended, self.mel, self.mel_frames):
-            array[mask] = 0
-
-    def reset(
-        self,
-        mask: NDArray[np.bool_],
-        seeds: NDArray[np.uint64] | None = None,
-        speakers: NDArray[np.float32] | None = None,
-    ) -> None:
-        """See `base.State.reset`. Raises `ShapeError` for arrays of another batch size."""
-        mask = np.asarray(mask)
-        if mask.shape != (self.batch,) or mask.dtype != bool:
-            raise ShapeError(f"mask is {mask.dtype} {mask.shape}; give booleans ({self.batch},), one per stream")
-        with self.exclusively():
-            if seeds is not None:
-                self.seeds[mask] = _checked_seeds(seeds, self.batch)[mask]
-            if speakers is not None:
-                self.speakers[mask] = self._engine.checked_speakers(speakers, self.batch)[mask]
-            self._start(mask)
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `base.State.state_dict`. The same for every instruction set."""
-        with self.exclusively():
-            copies = {name: getattr(self, name).copy() for name in _ARRAYS}
-        copies["rings"] = copies["rings"][..., : self._engine.config.residual_channels].copy()
-        return {**self._engine.identity, "batch": self.batch, **copies}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `base.State.load_state_dict`."""
-        own = self.state_dict()
-        for name in ("format", "model", "dtype", "batch"):
-            if state.get(name) != own[name]:
-                raise StateError(f"this state has {name} {state.get(name)!r}; here it must be {own[name]!r}")
-        if state.keys() != own.keys():
-            raise StateError(f"this state lacks or adds {sorted(state.keys() ^ own.keys())}; it was not saved here")
-        arrays = {}
-        for name in _ARRAYS:
-            arrays[name] = np.asarray(state[name])
-            if arrays[name].dtype != own[name].dtype or arrays[name].shape != own[name].shape:
-                raise StateError(
-                    f"{name} of this state is {arrays[name].dtype} {arrays[name].shape}; it must be "
-                    f"{own[name].dtype} {own[name].shape}"
-                )
-        self._check_values(arrays)
-        with self.exclusively():
-            for name in _ARRAYS:
-                getattr(self, name)[..., : arrays[name].shape[-1]] = arrays[name]
-
-    def _check_values(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Raises `StateError` unless the numbers are some that a stream can arrive at."""
-        c = self._engine.config
-        for name in ("inputs", "filters", "speakers", "mel"):
-            if not np.isfinite(arrays[name]).all():
-                raise StateError(f"{name} of this state holds NaN or infinity; it was damaged since it was saved")
-        inputs = arrays["inputs"]
-        whole = (inputs == np.floor(inputs)) & (inputs >= -1) & (inputs < c.out_channels)
-        if isinstance(c.input, OneHotInput) and not whole.all():
-            raise StateError(f"inputs of this state must be classes 0 … {c.out_channels - 1}, or -1 for none")
-        frames = arrays["frames"]
-        if (frames < 0).any() or (frames > MAX_SAMPLES // c.hop_length).any():
-            raise StateError("frames of this state are out of range; it was damaged since it was saved")
-        if (arrays["positions"] != ready_samples(c, frames, arrays["ended"])).any():
-            raise StateError("positions of this state do not follow from its frames; it was damaged since it was saved")
-        if (arrays["mel_frames"] != self._engine.kept_frames(arrays["positions"], frames)).any():
-            raise StateError("mel_frames of this state do not follow from its frames; it was damaged since it was saved")
-
-    @contextmanager
-    def exclusively(self) -> Iterator[None]:
-        """Raises `StateError` where another thread is at work on this state."""
-        if not self._busy.acquire(blocking=False):
-            raise StateError("this stream state is in use by another thread; give each thread a state of its own")
-        try:
-            yield
-        finally:
-            self._busy.release()
-
-    def native(self) -> _engine.State:
-        """The arrays as the engine takes them."""
-        return _engine.State(
-            rings=self.rings.reshape(self.batch, -1), inputs=self.inputs, filters=self.filters,
-            positions=self.positions, seeds=self.seeds, speakers=self.speakers, received=self.frames,
-            pending=self.mel, pending_counts=self.mel_frames,
-        )  # fmt: skip
-
-    def receive(self, mel: NDArray[np.float32], frames: NDArray[np.int64]) -> None:
-        """Keep of the old and the new frames what samples to come depend on; `positions` are already the new ones."""
-        for b in range(self.batch):
-            new, held = int(frames[b]), int(self.mel_frames[b])
-            self.frames[b] += new
-            kept = int(self._engine.kept_frames(self.positions[b], self.frames[b]))
-            old = max(0, kept - new)
-            self.mel[b, :old] = self.mel[b, held - old : held].copy()
-            self.mel[b, old:kept] = mel[b, :, new - (kept - old) : new].T
-            self.mel[b, kept:] = 0
-            self.mel_frames[b] = kept
-
-
-_ARRAYS = (
-    "rings", "inputs", "filters", "positions", "frames", "ended", "seeds", "speakers", "mel", "mel_frames",
-)  # fmt: skip
-
-
 # --- engine -----------------------------------------------------------------------------------------------------
 
 
@@ -218,8 +73,7 @@ class CpuEngine:
     dtype    "fp32", or "bf16": weights and the activations that meet them rounded to bfloat16, sums in fp32
     isa      an instruction set; None for `isa_in_use()`
 
-    Raises `BackendError` for an unknown number format or instruction set and for weights that do not fit, and
-    `ConfigError` where the history of one stream would exceed MAX_HISTORY_BYTES.
+    Raises `BackendError` for an unknown number format or instruction set and for weights that do not fit.
     """
 
     name = "cpu"
@@ -238,12 +92,6 @@ class CpuEngine:
         self._categorical = isinstance(config.head, CategoricalHead)
         self.ring_dtype = np.dtype(np.float32 if dtype == "fp32" else np.uint16)
         self.ring_slots = (config.kernel_size - 1) * sum(config.dilations)
-        self.history_bytes = self.ring_slots * -(-config.residual_channels // 16) * 16 * self.ring_dtype.itemsize
-        if self.history_bytes > MAX_HISTORY_BYTES:
-            raise ConfigError(
-                f"dilations: one stream would need {self.history_bytes / 2**30:.1f} GiB of history; at most "
-                f"{MAX_HISTORY_BYTES / 2**30:.0f} GiB are allowed. Use smaller dilations or fewer channels"
-            )
         layout = next(Layout(i["lanes"], i["accumulators"]) for i in _engine.isas() if i["name"] == self.isa)
         packed = pack(config, weights, layout, dtype)
         native = {name: array for name, array in packed.items() if name not in _TABLES}
@@ -260,7 +108,7 @@ class CpuEngine:
         seeds = np.asarray(seeds)
         if seeds.ndim != 1 or not seeds.size:
             raise ShapeError(f"seeds have shape {seeds.shape}; give (B,), one per stream and at least one")
-        return CpuState(self, _checked_seeds(seeds, len(seeds)), self.checked_speakers(speakers, len(seeds)))
+        return CpuState(self, checked_seeds(seeds, len(seeds)), self.checked_speakers(speakers, len(seeds)))
 
     def checked_speakers(self, speakers: NDArray[np.float32] | None, batch: int) -> NDArray[np.float32]:
         """(B, P) float32, P = 0 where the model has no speakers."""
@@ -344,31 +192,26 @@ class CpuEngine:
         history = None if forced is None else self._checked_history(forced, counts, longest)
         self._check_logits(logits, state.batch, longest)
         out = np.zeros((state.batch, longest), np.float32)
-        if longest:
-            before = [(array, array.copy()) for array in (state.rings, state.inputs, state.filters)]
-            try:
+        with state.unchanged_on_failure():
+            if longest:
                 _engine.generate(
                     model=self._model, isa=self.isa, state=state.native(), mel=mel, frames=frames, ended=ended,
-                    counts=counts, temperature=min(float(temperature), 3e38), threads=int(threads), forced=history,
-                    audio=None if raw else out, raw=out if raw else None, logits=logits, trace=stages,
+                    counts=counts, temperature=min(max(float(temperature), 1e-37), 3e38), threads=int(threads),
+                    forced=history, audio=None if raw else out, raw=out if raw else None, logits=logits, trace=stages,
                     progress=progress,
                 )  # fmt: skip
-                if progress is not None:
-                    progress(int(counts.sum()), int(counts.sum()))
-            except BaseException:
-                for array, copy in before:
-                    array[...] = copy
-                raise
-        state.positions += counts
-        state.receive(mel, frames)
-        state.ended[:] = ended
+            state.positions += counts
+            state.receive(mel, frames)
+            state.ended[:] = ended
+            if longest and progress is not None:
+                progress(int(counts.sum()), int(counts.sum()))
         return (out.astype(np.int32) if raw and self._categorical else out), counts
 
     def _checked_frames(
         self, state: CpuState, mel: NDArray[np.float32], frames: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         batch, M = state.batch, self.config.n_mels
-        if state._engine is not self:
+        if state.engine is not self:
             raise StateError("this stream state belongs to another engine; start it with this one")
         if mel.ndim != 3 or mel.shape[:2] != (batch, M):
             raise ShapeError(f"mel has shape {mel.shape}; {batch} streams of this model need ({batch}, {M}, frames)")
@@ -387,9 +230,7 @@ class CpuEngine:
             mel = mel.copy()
         return mel, counts.astype(np.int64)
 
-    def _checked_history(
-        self, forced: NDArray[Any], counts: NDArray[np.int64], longest: int
-    ) -> NDArray[np.float32]:
+    def _checked_history(self, forced: NDArray[Any], counts: NDArray[np.int64], longest: int) -> NDArray[np.float32]:
         """(B, longest) float32 out of (B, ≥ longest); what lies beyond a stream's own samples is never looked at."""
         c, values = self.config, np.asarray(forced)
         if values.ndim != 2 or len(values) != len(counts) or values.shape[1] < longest:
@@ -414,13 +255,6 @@ class CpuEngine:
             raise ShapeError(
                 f"logits is {logits.dtype} {logits.shape}; this call fills contiguous float32 ({batch}, {longest}, {A})"
             )
-
-
-def _checked_seeds(seeds: NDArray[np.uint64], batch: int) -> NDArray[np.uint64]:
-    values = np.asarray(seeds)
-    if values.shape != (batch,) or values.dtype != np.uint64:
-        raise ShapeError(f"seeds are {values.dtype} {values.shape}; give uint64 ({batch},), see rng.utterance_seeds")
-    return values
 
 
 def _fingerprint(config: WaveNetConfig, weights: Mapping[str, NDArray[np.float32]]) -> str:
