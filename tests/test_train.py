@@ -75,7 +75,7 @@ def busy_trainer(config: WaveNetConfig) -> train.Trainer:
     with torch.no_grad():
         for w in trainer.weights.values():
             if w.requires_grad:
-                w.add_(torch.randn_like(w) * 0.3)
+                w.add_(torch.randn_like(w) * 0.5)
     return trainer
 
 
@@ -197,6 +197,23 @@ def test_a_run_learns_saves_resumes_and_loads(recordings, tmp_path):
     assert [line["step"] for line in log] == [60, 90]
     with pytest.raises(CheckpointError, match="--resume"):
         train.run(recordings, out, plan, minutes=60)
+
+
+def test_a_run_can_begin_with_another_voice(recordings, tmp_path):
+    """The first step of a run that starts from a trained voice is near that voice's loss, not at log₂ A."""
+    plan = plan_file(tmp_path, steps=60)
+    best = train.run(recordings, tmp_path / "first", plan, minutes=60, threads=1, report=lambda line: None)
+    again = plan_file(tmp_path, steps=1)
+    second = train.run(
+        recordings, tmp_path / "second", again, minutes=60, threads=1, report=lambda line: None,
+        start_from=tmp_path / "first",
+    )  # fmt: skip
+    assert abs(second - best) < 0.1
+    other = json.loads(again.read_text())
+    other["model"]["skip_channels"] = 8
+    again.write_text(json.dumps(other))
+    with pytest.raises(ConfigError, match="another network"):
+        train.run(recordings, tmp_path / "third", again, minutes=1, start_from=tmp_path / "first")
 
 
 def test_a_mel_beside_the_recording_is_used(recordings):

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .audio import read_audio, read_mel
-from .checkpoint import Checkpoint, save_checkpoint
+from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .config import (
     CategoricalHead,
     Linear,
@@ -443,6 +443,17 @@ class Trainer:
                 average.lerp_(self.weights[name], 1 - keep)
         return float(loss.detach())
 
+    def start_from(self, voice: Checkpoint) -> None:
+        """Take over the weights of a voice with the same network; the mel statistics stay those of the recordings."""
+        if voice.config != self.config:
+            raise ConfigError("the voice to start from has another network; train with its configuration")
+        with torch.no_grad():
+            for name, w in self.weights.items():
+                if w.requires_grad:
+                    w.copy_(torch.from_numpy(np.array(voice.weights[name])))
+                    self.averages[name].copy_(w)
+        self.step_count = 0
+
     def _noisy(self, history: Tensor) -> Tensor:
         """History (N,) with Gaussian noise, of a strength drawn anew for every segment; mostly weak."""
         segments = self.schedule.segments
@@ -524,11 +535,14 @@ def run(
     resume: bool = False,
     threads: int | None = None,
     report: Callable[[str], None] = print,
+    start_from: Path | None = None,
 ) -> float:
     """Train on the recordings below `data` for `minutes` in all (earlier sittings included; 180 where None).
 
     `out` becomes a checkpoint directory with the averaged weights that did best on the held-out files, beside
     `training.pt` from which `resume` continues, and `log.jsonl`. Ctrl-C and SIGTERM finish the step, save and return.
+    `start_from`, a checkpoint directory of the same network, gives the first weights: another speaker, or more time for
+    a voice whose `training.pt` is gone.
     Returns the best validation, in bits per sample. Raises `ConfigError`, `AudioError`, `CheckpointError`.
     """
     minutes = 180.0 if minutes is None else minutes
@@ -555,6 +569,9 @@ def run(
     if resume:
         trainer.load_state_dict(torch.load(state_file, weights_only=True, map_location="cpu"))
         report(f"resumed at step {trainer.step_count}, minute {trainer.minutes:.0f}, best {trainer.best:.4f} bits")
+    elif start_from is not None:
+        trainer.start_from(load_checkpoint(start_from))
+        report(f"began with the weights of {start_from}")
     with _StopOnSignal() as stop:
         _train_until(trainer, held_out, minutes, out, stop, report)
     return trainer.best

@@ -17,9 +17,16 @@ from ..errors import BackendError
 @click.option("--config", type=click.Path(path_type=Path), help="JSON with model, mel and training.")
 @click.option("--minutes", type=float, help="Length of the training, earlier sittings included.")
 @click.option("--resume", is_flag=True, help="Continue the training in --out.")
+@click.option("--from", "start_from", metavar="VOICE", help="Voice whose weights to begin with.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads for torch.")
 def train_command(
-    data: Path, out: Path, config: Path | None, minutes: float | None, resume: bool, threads: int | None
+    data: Path,
+    out: Path,
+    config: Path | None,
+    minutes: float | None,
+    resume: bool,
+    start_from: str | None,
+    threads: int | None,
 ) -> None:
     """Train a voice from recordings.
 
@@ -27,9 +34,11 @@ def train_command(
     usable checkpoint, which --resume continues."""
     if importlib.util.find_spec("torch") is None:
         raise BackendError('training needs PyTorch, which is not installed; pip install "wavenet-fast[train]" adds it')
+    from ..checkpoint import resolve
     from ..train import run
 
-    run(data=data, out=out, config=config, minutes=minutes, resume=resume, threads=threads)
+    begin = None if start_from is None else resolve(start_from)
+    run(data=data, out=out, config=config, minutes=minutes, resume=resume, threads=threads, start_from=begin)
 
 
 @click.command(name="inspect")
