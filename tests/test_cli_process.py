@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -151,6 +153,42 @@ def test_stdin_to_stdout(voice, mels, tmp_path):
     assert read_mel(tmp_path / "y.npz").mel.shape[0] == 5, errors
     again, errors = start("vocode", "-", "-o", "-", "--voice", voice, **pipes).communicate(mel, 60)
     assert np.load(io.BytesIO(mel))["mel"].shape[1] * 12 == len(again) - 44, errors
+
+
+def test_closed_streams_are_a_sentence(voice, mels):
+    for words, closed, name in ((f"{mels}/short.npy -o -", ">&-", b"stdout"), ("- -o x.wav", "<&-", b"stdin")):
+        command = f"{sys.executable} -m wavenet_fast vocode {words} --voice {voice} {closed}"
+        child = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, cwd="/", check=False)
+        assert child.returncode == 2 and name + b" is closed" in child.stderr
+    child = subprocess.run(["sh", "-c", f"{sys.executable} -m wavenet_fast inspect {voice} >&-"], cwd="/", check=False)
+    assert child.returncode == 0
+
+
+def test_sound_is_not_thrown_at_a_terminal(voice, mels):
+    leader, terminal = os.openpty()
+    child = start("vocode", mels / "short.npy", "-o", "-", "--voice", voice, stdout=terminal)
+    os.close(terminal)
+    _, errors = child.communicate(timeout=60)
+    os.close(leader)
+    assert child.returncode == 2 and b"stdout is a terminal" in errors
+
+
+def test_a_bar_on_a_terminal_after_two_seconds(voice, mels, tmp_path):
+    import fcntl
+    import termios
+
+    leader, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 80, 0, 0))  # a new terminal has no width
+    child = start("vocode", mels / "long.npy", "-o", tmp_path / "x.wav", "--voice", voice, stderr=terminal)
+    os.close(terminal)
+    began, seen = time.monotonic(), b""
+    while b"s of sound" not in seen and select.select([leader], [], [], 60)[0]:
+        seen += os.read(leader, 1000)
+    elapsed = time.monotonic() - began
+    child.kill()
+    child.communicate(timeout=60)
+    os.close(leader)
+    assert elapsed >= 2 and b"150.0 s of sound" in seen
 
 
 def test_an_endless_stdin_is_refused_at_its_first_bytes(voice, tmp_path):

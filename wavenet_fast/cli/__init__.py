@@ -67,7 +67,8 @@ class Commands(click.Group):
         try:
             with self.make_context(name, args, **extra) as context:
                 code = self.invoke(context)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # as it is where a shell has closed it (>&-)
+                sys.stdout.flush()
             return code if isinstance(code, int) else 0
         except click.exceptions.Exit as end:
             return end.exit_code

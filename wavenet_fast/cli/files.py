@@ -69,7 +69,11 @@ def make_plan(
 
 def _single(source: str, output: str, made: str) -> Job:
     stdin = source == "-"
+    if stdin and sys.stdin is None:
+        raise InputError('stdin is closed; name an input file instead of "-"')
     if output == "-":
+        if sys.stdout is None:
+            raise InputError('stdout is closed; name a file instead of "-"')
         if sys.stdout.isatty():
             raise InputError("stdout is a terminal; send it to a file or a program, or name a file as --out")
         return Job(None if stdin else Path(source), None)
