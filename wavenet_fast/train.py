@@ -64,11 +64,6 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Minutes between validations, each of which also saves."""
     steps: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """End after so many steps, if the minutes have not ended before."""
-    history_noise: Annotated[float, msgspec.Meta(ge=0)] = 1.0
-    """Largest standard deviation of the noise added to the history, in classes, or in 1/128 of full scale for scalar
-    inputs. A model that only ever saw perfect history trusts its own mistakes when it generates; one that must predict
-    the clean sample from a noisy past learns to correct them (Jin et al., "FFTNet", 2018; Valin and Skoglund,
-    "LPCNet", 2019)."""
     resample: bool = False
     seed: int = 0
 
@@ -425,7 +420,6 @@ class Trainer:
         last = [max(1, len(self.train[i].mel) - s.segment_frames // 2) for i in chosen]
         starts = [(int(i), int(self.rng.integers(0, end))) for i, end in zip(chosen, last, strict=True)]
         batch = cut_segments(self.train, starts, s.segment_frames, self.model.margin, self.config)
-        batch.history = self._noisy(batch.history)
         loss = bits(self.model.segment_logits(batch)[batch.counted], batch.target[batch.counted], self.config).mean()
         self.adam.zero_grad()
         for p in self.muon.parameters:
@@ -453,15 +447,6 @@ class Trainer:
                     w.copy_(torch.from_numpy(np.array(voice.weights[name])))
                     self.averages[name].copy_(w)
         self.step_count = 0
-
-    def _noisy(self, history: Tensor) -> Tensor:
-        """History (N,) with Gaussian noise, of a strength drawn anew for every segment; mostly weak."""
-        segments = self.schedule.segments
-        sigma = self.schedule.history_noise * self.rng.random((segments, 1)) ** 2
-        noise = torch.from_numpy((sigma * self.rng.standard_normal((segments, len(history) // segments))).ravel())
-        if history.is_floating_point():
-            return (history + noise.to(history.dtype) / 128).clamp(-1, 1)
-        return (history + noise.round().to(history.dtype)).clamp(0, self.config.in_channels - 1)
 
     @torch.no_grad()
     def validate(self, held_out: list[Utterance], frames: int = 64) -> float:
