@@ -39,7 +39,7 @@ def folder(tmp_path, monkeypatch, make_config, make_checkpoint) -> Path:
     for path in ("recording.wav", "recordings/one.wav", "recordings/two.wav"):
         with wave.open(str(tmp_path / path), "wb") as file:
             file.setparams((1, 2, 16000, 0, "NONE", ""))
-            file.writeframes((rng.standard_normal(9600) * 3000).astype("<i2").tobytes())
+            file.writeframes((rng.standard_normal(4800) * 3000).astype("<i2").tobytes())
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
