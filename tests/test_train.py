@@ -140,9 +140,7 @@ def test_segments_line_up_with_the_recording():
 @pytest.mark.parametrize("head", [LogisticHead(components=4), GaussianHead(components=1), GaussianHead(components=3)])
 @pytest.mark.parametrize("spread", [1.0, 4.0])
 def test_loss_of_continuous_heads_is_the_likelihood(head, spread):
-    config = small_config(
-        head=head, input=ScalarInput(), signal=Signal(levels=256), conditioning=UPSAMPLING["hold"]
-    )
+    config = small_config(head=head, input=ScalarInput(), signal=Signal(levels=256), conditioning=UPSAMPLING["hold"])
     rng = np.random.default_rng(1)
     logits = (rng.standard_normal((500, config.out_channels)) * spread).astype(np.float32)
     target = np.clip(rng.standard_normal(500), -1, 1).astype(np.float32)

@@ -32,7 +32,7 @@ def round_to_bf16(x: Tensor) -> Tensor:
 @dataclass
 class State:
     """What one step needs of the past. `rings[l]` (B, (K−1)·D, R): row t mod depth holds layer l's input at time t;
-    `inputs` (B, K_in−1): the inputs before the newest, oldest first, −1 or NaN where there was none."""
+    `inputs` (B, K_in−1): the inputs before the newest, oldest first; where there was none, class −1 or the value 0."""
 
     t: int
     rings: list[Tensor]
@@ -121,7 +121,7 @@ class Reference:
         x = self._embed_all(history)
         _keep(trace, "conditioning", conditioning)
         _keep(trace, "embed", x)
-        total: Tensor | None = None
+        total = torch.zeros(())
         for i, dilation in enumerate(c.dilations):
             taps = self._round(self.weights[f"layers.{i}.dilated.weight"])
             z = conditioning[:, :, i]
@@ -133,14 +133,13 @@ class Reference:
     def _embed_all(self, history: Tensor) -> Tensor:
         """(B, T) → (B, T, R); inputs before the first are zero vectors."""
         c, weight = self.config, self.weights["input.weight"]
-        x: Tensor | None = None
+        x = torch.zeros(())
         for k in range(c.input.kernel_size):
             if isinstance(c.input, OneHotInput):
                 tap = F.embedding(history, weight[:, :, k].T)
             else:
                 tap = history[:, :, None] * weight[:, 0, k]
-            tap = _delayed(tap, c.input.kernel_size - 1 - k)
-            x = tap if x is None else x + tap
+            x = x + _delayed(tap, c.input.kernel_size - 1 - k)
         return self._finish_embed(x)
 
     # --- one sample ---------------------------------------------------------------------------------------------
@@ -165,7 +164,7 @@ class Reference:
         x = self._embed_one(window)
         _keep(trace, "conditioning", conditioning)
         _keep(trace, "embed", x)
-        total: Tensor | None = None
+        total = torch.zeros(())
         for i, dilation in enumerate(c.dilations):
             ring = state.rings[i]
             depth = ring.shape[1]
@@ -183,14 +182,14 @@ class Reference:
     def _embed_one(self, window: Tensor) -> Tensor:
         """(B, K_in) → (B, R)."""
         c, weight = self.config, self.weights["input.weight"]
-        x: Tensor | None = None
+        x = torch.zeros(())
         for k in range(c.input.kernel_size):
             if isinstance(c.input, OneHotInput):
                 known = (window[:, k] >= 0)[:, None]
                 tap = F.embedding(window[:, k].clamp_min(0), weight[:, :, k].T) * known
             else:
                 tap = window[:, k, None] * weight[:, 0, k]
-            x = tap if x is None else x + tap
+            x = x + tap
         return self._finish_embed(x)
 
     # --- shared by both -----------------------------------------------------------------------------------------
@@ -200,9 +199,7 @@ class Reference:
         x = x if bias is None else x + bias
         return torch.tanh(x) if self.config.input.tanh else x
 
-    def _finish_layer(
-        self, i: int, x: Tensor, z: Tensor, total: Tensor | None, trace: Trace | None
-    ) -> tuple[Tensor, Tensor]:
+    def _finish_layer(self, i: int, x: Tensor, z: Tensor, total: Tensor, trace: Trace | None) -> tuple[Tensor, Tensor]:
         """Gate, skip and residual of layer i: (…, R), (…, G), (…, S) → the next layer's input and the skip sum."""
         c = self.config
         bias = self.weights.get(f"layers.{i}.dilated.bias")
@@ -211,12 +208,9 @@ class Reference:
         gate = torch.tanh(a) * torch.sigmoid(b)
         _keep(trace, f"gate.{i}", gate)
         skip = self._product(gate, f"layers.{i}.skip")
-        if total is None:
-            total = skip
-        elif c.skip_rule == "running":
-            total = (total + skip) * c.skip_scale
-        else:
-            total = total + skip
+        total = total + skip
+        if c.skip_rule == "running" and i > 0:
+            total = total * c.skip_scale
         if i + 1 < c.n_layers:
             x = (x + self._product(gate, f"layers.{i}.residual")) * c.residual_scale
             _keep(trace, f"x.{i}", x)

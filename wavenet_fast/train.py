@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -42,6 +43,7 @@ from .signal import fed_back, to_model_domain
 from .weights import weight_shapes
 
 LN2 = math.log(2.0)
+Report = Callable[[str], None]
 
 
 class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -50,9 +52,12 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     segments: Annotated[int, msgspec.Meta(ge=1)] = 4
     segment_frames: Annotated[int, msgspec.Meta(ge=1)] = 12
     """Frames that carry loss in each segment of a step."""
-    matrix_rate: float = 0.02
+    matrix_rate: float = 0.006
     """Learning rate of the matrices, which take orthogonalised steps (Muon)."""
-    vector_rate: float = 3e-3
+    matrix_decay: float = 0.1
+    """Weight decay of the matrices, times their rate. Every orthogonalised step has the same size, however small the
+    gradient: without decay the weights grow until the gates saturate."""
+    vector_rate: float = 1.5e-3
     """Learning rate of everything else (Adam)."""
     warmup: float = 0.01
     decay: float = 0.5
@@ -173,7 +178,18 @@ class GatedStack(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, rows, interp, dilated, residual, residual_bias, skip, dilations, residual_scale):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        rows: Tensor,
+        interp: Tensor,
+        dilated: Tensor,
+        residual: Tensor,
+        residual_bias: Tensor,
+        skip: Tensor,
+        dilations: tuple[int, ...],
+        residual_scale: float,
+    ) -> Tensor:
         L, K, _, G = dilated.shape
         half, N = G // 2, x.shape[0]
         gates = x.new_empty(N, L * half)
@@ -199,7 +215,7 @@ class GatedStack(torch.autograd.Function):
         return gates @ skip
 
     @staticmethod
-    def backward(ctx, d_skip_sum):
+    def backward(ctx: Any, d_skip_sum: Tensor) -> tuple[Tensor | None, ...]:
         rows, interp, dilated, residual, skip, gates, *kept = ctx.saved_tensors
         L, K, _, G = dilated.shape
         half, N = G // 2, gates.shape[0]
@@ -265,7 +281,7 @@ class TrainingModel(Reference):
         if inner and c.biases.residual:
             biases = torch.stack([w[f"layers.{i}.residual.bias"] for i in inner])
         scales = self._skip_scales()
-        total = GatedStack.apply(
+        total: Tensor = GatedStack.apply(  # type: ignore[no-untyped-call]
             self._embed_all(batch.history[None])[0],
             rows,
             interp,
@@ -308,7 +324,6 @@ class TrainingModel(Reference):
         table[np.arange(hop), column] = 1 - share
         table[np.arange(hop), column + 1] = share
         return int(left.min()), torch.from_numpy(table)
-
 
 
 # --- loss -------------------------------------------------------------------------------------------------------
@@ -360,7 +375,7 @@ class Muon:
         self.buffers = [torch.zeros_like(p) for p in parameters]
 
     @torch.no_grad()
-    def step(self, rate: float) -> None:
+    def step(self, rate: float, decay: float = 0.0) -> None:
         groups: dict[tuple[int, int], list[int]] = {}
         for i, p in enumerate(self.parameters):
             groups.setdefault((p.shape[0], p[0].numel()), []).append(i)
@@ -368,11 +383,12 @@ class Muon:
             steps = []
             for i in members:
                 grad, buffer = self.parameters[i].grad, self.buffers[i]
+                assert grad is not None
                 buffer.lerp_(grad, 1 - self.momentum)
                 steps.append(grad.lerp(buffer, self.momentum).view(rows, columns))
             update = orthogonalised(torch.stack(steps)) * max(1.0, rows / columns) ** 0.5
             for i, u in zip(members, update, strict=True):
-                self.parameters[i].sub_(u.view_as(self.parameters[i]), alpha=rate)
+                self.parameters[i].mul_(1 - rate * decay).sub_(u.view_as(self.parameters[i]), alpha=rate)
 
 
 def orthogonalised(x: Tensor) -> Tensor:
@@ -424,12 +440,12 @@ class Trainer:
         self.adam.zero_grad()
         for p in self.muon.parameters:
             p.grad = None
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([p for g in self.adam.param_groups for p in g["params"]], 1.0)
         for group in self.adam.param_groups:
             group["lr"] = s.vector_rate * level
         self.adam.step()
-        self.muon.step(s.matrix_rate * level)
+        self.muon.step(s.matrix_rate * level, s.matrix_decay)
         self.step_count += 1
         keep = min(s.ema, (1 + self.step_count) / (10 + self.step_count))
         with torch.no_grad():
@@ -460,7 +476,7 @@ class Trainer:
                 total, count = total + float(b.sum()), count + b.numel()
         return total / count
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "weights": {n: w.detach() for n, w in self.weights.items()},
             "averages": self.averages,
@@ -471,7 +487,7 @@ class Trainer:
             "best": self.best,
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
             for name, w in self.weights.items():
                 w.copy_(state["weights"][name])
@@ -491,7 +507,7 @@ def initial_weight(name: str, shape: tuple[int, ...], config: WaveNetConfig) -> 
     if name == "input.weight" and isinstance(config.input, OneHotInput):
         return torch.randn(shape) * 0.5
     fan_in = math.prod(shape[1:]) if len(shape) > 1 else 1
-    weight = torch.randn(shape) / fan_in**0.5
+    weight: Tensor = torch.randn(shape) / math.sqrt(fan_in)
     if ".residual." in name or ".skip." in name:
         weight = weight * 0.5
     return weight
@@ -519,7 +535,7 @@ def run(
     minutes: float | None = None,
     resume: bool = False,
     threads: int | None = None,
-    report: Callable[[str], None] = print,
+    report: Report = print,
     start_from: Path | None = None,
 ) -> float:
     """Train on the recordings below `data` for `minutes` in all (earlier sittings included; 180 where None).
@@ -562,7 +578,9 @@ def run(
     return trainer.best
 
 
-def _train_until(trainer, held_out, minutes, out, stop, report) -> None:
+def _train_until(
+    trainer: Trainer, held_out: list[Utterance], minutes: float, out: Path, stop: _StopOnSignal, report: Report
+) -> None:
     """Steps with a validation and a save every `validate_every` minutes, and at the end."""
     began, before = time.monotonic(), trainer.minutes
     next_check = before + trainer.schedule.validate_every
@@ -580,7 +598,7 @@ def _train_until(trainer, held_out, minutes, out, stop, report) -> None:
     save(trainer, held_out, out, running, report)
 
 
-def save(trainer: Trainer, held_out: list[Utterance], out: Path, running: float | None, report) -> None:
+def save(trainer: Trainer, held_out: list[Utterance], out: Path, running: float | None, report: Report) -> None:
     """Validate; write `training.pt` always and the voice when it is the best so far."""
     out.mkdir(parents=True, exist_ok=True)
     score = trainer.validate(held_out)
@@ -620,7 +638,7 @@ class _StopOnSignal:
 
     def __init__(self) -> None:
         self.asked = False
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> _StopOnSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -631,11 +649,11 @@ class _StopOnSignal:
         return self
         return self
 
-    def _ask(self, number, frame) -> None:
+    def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
