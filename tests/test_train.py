@@ -177,7 +177,8 @@ def recordings(tmp_path: Path) -> Path:
 
 def plan_file(folder: Path, **training) -> Path:
     path = folder / "plan.json"
-    schedule = train.Schedule(segments=2, segment_frames=20, validation_files=1, **training)
+    rates = {"matrix_rate": 0.02, "vector_rate": 0.01}
+    schedule = train.Schedule(segments=2, segment_frames=20, validation_files=1, **rates, **training)
     path.write_text(json.dumps({"model": encode(small_config()), "mel": encode(SPEC), "training": encode(schedule)}))
     return path
 
