@@ -1,12 +1,13 @@
 // Python's door to the engine. Every size that comes in is checked against the model before a pointer is taken.
-#include <pybind11/functional.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "dispatch.h"
 #include "run.h"

@@ -25,22 +25,25 @@ WAVENET_INLINE void accumulate(Floats (&acc)[NV], const uint16_t* w, const uint1
   }
 }
 
+// job.run<n>(…) for 1 ≤ n ≤ NV.
+template <int NV, class T, class Job>
+WAVENET_INLINE void run_block(int64_t n, const T* w, int64_t row, const Job& job) {
+  if constexpr (NV == 1) {
+    job.template run<1>(w, row);
+  } else if (n == NV) {
+    job.template run<NV>(w, row);
+  } else {
+    run_block<NV - 1>(n, w, row, job);
+  }
+}
+
 // Calls job.run<vectors of the block>(weights of the block, its first row) for each block of the matrix.
 template <class T, class Job>
 static void for_blocks(const Matrix& m, const Job& job) {
   const T* w = static_cast<const T*>(m.data);
   for (int64_t v = 0; v < m.vectors; v += kAccumulators) {
     const int64_t row = v * kLanes, n = m.vectors - v < kAccumulators ? m.vectors - v : kAccumulators;
-    switch (n) {
-      case 8: job.template run<8>(w, row); break;
-      case 7: job.template run<7>(w, row); break;
-      case 6: job.template run<6>(w, row); break;
-      case 5: job.template run<5>(w, row); break;
-      case 4: job.template run<4>(w, row); break;
-      case 3: job.template run<3>(w, row); break;
-      case 2: job.template run<2>(w, row); break;
-      default: job.template run<1>(w, row); break;
-    }
+    run_block<kAccumulators>(n, w, row, job);
     w += n * kLanes * m.segments * m.k;
   }
 }

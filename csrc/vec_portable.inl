@@ -52,7 +52,7 @@ WAVENET_INLINE Floats div(Floats a, Floats b) {
 }
 // Two roundings where the CPU has no fused multiply-add: the C library's exact one would cost a call per element.
 WAVENET_INLINE Floats fma(Floats a, Floats b, Floats c) {
-#ifdef __FP_FAST_FMAF
+#if defined(__FP_FAST_FMAF) || defined(__aarch64__)
   for (int i = 0; i < kQuads; ++i) {
     for (int j = 0; j < 4; ++j) c.q[i][j] = __builtin_fmaf(a.q[i][j], b.q[i][j], c.q[i][j]);
   }
