@@ -71,7 +71,7 @@ def utterances(config: WaveNetConfig, count: int = 2, frames: int = 40) -> list[
 
 def busy_trainer(config: WaveNetConfig) -> train.Trainer:
     """A trainer whose weights are all non-zero, so that no gradient is hidden behind a zero output layer."""
-    trainer = train.Trainer(config, SPEC, train.Schedule(segments=2, segment_frames=5), utterances(config))
+    trainer = train.Trainer(config, SPEC, train.Schedule(segments=2, segment_frames=5, products="fp32", compile=False), utterances(config))
     with torch.no_grad():
         for w in trainer.weights.values():
             if w.requires_grad:
@@ -96,15 +96,17 @@ def test_fast_forward_and_gradients_equal_the_reference(upsampling, rule):
     batch = train.cut_segments(trainer.train, [(0, 6), (1, 11)], 5, trainer.model.margin, config)
     trained = {n: w for n, w in trainer.weights.items() if w.requires_grad}
 
-    fast = trainer.model.segment_logits(batch)[batch.counted]
-    fast_loss = train.bits(fast, batch.target[batch.counted], config).mean()
-    fast_grads = torch.autograd.grad(fast_loss, list(trained.values()))
+    samples = batch.target.shape[1]
+    fast = trainer.model.segment_logits(batch)[:, -samples:]
+    total, count = trainer.model.loss(batch)
+    fast_grads = torch.autograd.grad(total / count, list(trained.values()))
 
-    plain = trainer.model._segment_logits_plain(batch, None)[batch.counted]
-    plain_loss = train.bits(plain, batch.target[batch.counted], config).mean()
+    plain = trainer.model.plain_segment_logits(batch)[:, -samples:]
+    plain_loss = train.bits(plain[batch.counted], batch.target[batch.counted], config).mean()
     plain_grads = torch.autograd.grad(plain_loss, list(trained.values()))
 
-    assert fast.std() > 0.3
+    assert fast.std() > 0.3 and count == batch.counted.sum()
+    torch.testing.assert_close(total / count, plain_loss)
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=2e-5)
     for name, a, b in zip(trained, fast_grads, plain_grads, strict=True):
         assert b.abs().max() > 0, name
@@ -118,23 +120,22 @@ def test_one_layer_and_no_biases():
     config = small_config(dilations=(2,), biases=off)
     trainer = busy_trainer(config)
     batch = train.cut_segments(trainer.train, [(0, 6)], 5, trainer.model.margin, config)
-    fast, plain = trainer.model.segment_logits(batch), trainer.model._segment_logits_plain(batch, None)
-    torch.testing.assert_close(fast[batch.counted], plain[batch.counted], rtol=1e-5, atol=2e-5)
+    samples = batch.target.shape[1]
+    fast, plain = trainer.model.segment_logits(batch), trainer.model.plain_segment_logits(batch)
+    torch.testing.assert_close(fast[:, -samples:], plain[:, -samples:], rtol=1e-5, atol=2e-5)
 
 
 def test_segments_line_up_with_the_recording():
-    """History is the target one sample earlier; the context is not counted; nothing is read beyond the end."""
+    """History is the target one sample earlier; the context has no target; nothing counts beyond the end."""
     config = small_config()
     us = utterances(config)
     batch = train.cut_segments(us, [(0, 0), (1, 38)], 5, 2, config)
     context = -(-(config.receptive_field - 1) // HOP) * HOP
-    first, last = batch.counted.view(2, -1)
-    assert not first[:context].any() and first[context:].all()
-    history = batch.history.view(2, -1)[0][context:].numpy()
-    target = batch.target.view(2, -1)[0][context:].numpy()
-    np.testing.assert_array_equal(history, us[0].history[: 5 * HOP])
-    np.testing.assert_array_equal(target, us[0].target[: 5 * HOP])
-    assert last.sum() == 2 * HOP
+    history = batch.history.view(2, -1).numpy()
+    assert history.shape == (2, context + 5 * HOP) and batch.target.shape == batch.counted.shape == (2, 5 * HOP)
+    np.testing.assert_array_equal(history[0, context:], us[0].history[: 5 * HOP])
+    np.testing.assert_array_equal(batch.target[0].numpy(), us[0].target[: 5 * HOP])
+    assert batch.counted[0].all() and batch.counted[1].tolist() == [True] * (2 * HOP) + [False] * (3 * HOP)
 
 
 @pytest.mark.parametrize("head", [LogisticHead(components=4), GaussianHead(components=1), GaussianHead(components=3)])
@@ -178,7 +179,7 @@ def recordings(tmp_path: Path) -> Path:
 def plan_file(folder: Path, **training) -> Path:
     path = folder / "plan.json"
     rates = {"matrix_rate": 0.02, "vector_rate": 0.01}
-    schedule = train.Schedule(segments=2, segment_frames=20, validation_files=1, **rates, **training)
+    schedule = train.Schedule(segments=2, segment_frames=20, validation_files=1, compile=False, **rates, **training)
     path.write_text(json.dumps({"model": encode(small_config()), "mel": encode(SPEC), "training": encode(schedule)}))
     return path
 

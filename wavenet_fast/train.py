@@ -11,11 +11,11 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -69,6 +69,11 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Minutes between validations, each of which also saves."""
     steps: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """End after so many steps, if the minutes have not ended before."""
+    products: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the operands of large products; sums, weights and their averages are always fp32. `auto` is bf16
+    where the processor multiplies it natively."""
+    compile: bool = True
+    """Fuse what stands between products with `torch.compile`; it takes a minute and a C++ compiler at the start."""
     resample: bool = False
     seed: int = 0
 
@@ -130,8 +135,9 @@ def _mel_beside(path: Path, spec: MelSpec) -> np.ndarray | None:
 
 @dataclass
 class Segments:
-    """One step's worth of sound, segments one after the other. `history`, `target` (N,); `mel` (segments, M, frames +
-    2·margin); `counted` (N,) False in the context, whose predictions see the segment before."""
+    """One step's worth of sound, segments one after the other. `history` (N,), with N = segments · (context + samples
+    that may count); `mel` (segments, M, frames + 2·margin); `target` and `counted` (segments, samples that may count),
+    `counted` False beyond a recording's end."""
 
     history: Tensor
     target: Tensor
@@ -151,107 +157,68 @@ def cut_segments(
         t = np.arange((first - context) * hop, (first + frames) * hop)
         inside = np.clip(t, 0, len(u.target) - 1)
         history.append(u.history[inside])
-        target.append(u.target[inside])
-        counted.append((t >= first * hop) & (t < len(u.target)))
+        target.append(u.target[inside[context * hop :]])
+        counted.append(t[context * hop :] < len(u.target))
         at = np.arange(first - context - margin, first + frames + margin)
         mels.append(u.mel[np.clip(at, 0, len(u.mel) - 1)].T)
     return Segments(
         torch.from_numpy(np.concatenate(history)),
-        torch.from_numpy(np.concatenate(target)),
+        torch.from_numpy(np.stack(target)),
         torch.from_numpy(np.stack(mels)),
-        torch.from_numpy(np.concatenate(counted)),
+        torch.from_numpy(np.stack(counted)),
     )
 
 
 # --- network ----------------------------------------------------------------------------------------------------
 
 
-class GatedStack(torch.autograd.Function):
-    """All residual layers as one operation: (N, R) → skip sum (N, S), every convolution a product of shifted rows.
+def gated_stack(
+    x: Tensor,
+    rows: Tensor,
+    interp: Tensor,
+    dilated: Tensor,
+    residual: Tensor,
+    residual_bias: Tensor,
+    skip: Tensor,
+    dilations: tuple[int, ...],
+    residual_scale: float,
+) -> Tensor:
+    """All residual layers over one row of samples: (N, R) → skip sum (N, S), in the number format of `skip`.
 
-    Autograd through `Reference.forward` gives the same gradients (tests compare them). This keeps, per layer, only
-    the input and the two gate halves, adds in place, and does the skips of all layers in a single product.
+    A dilated convolution is one product, its taps side by side; the skips of all layers are one product at the end.
+    The residual stream and the gates are float32, products take the format of the matrices. Written for
+    `torch.compile`, which fuses all that stands between two products.
 
     `rows` (blocks, W, L, G): per-layer conditioning of the W frames around each block of hop samples; `interp`
-    (hop, W): how a block's samples mix them. `dilated` (L, K, R, G), `residual` (L−1, G/2, R),
+    (hop, W): how a block's samples mix them. `dilated` (L, K·R, G), `residual` (L−1, G/2, R),
     `residual_bias` (L−1, R), `skip` (L·G/2, S).
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        rows: Tensor,
-        interp: Tensor,
-        dilated: Tensor,
-        residual: Tensor,
-        residual_bias: Tensor,
-        skip: Tensor,
-        dilations: tuple[int, ...],
-        residual_scale: float,
-    ) -> Tensor:
-        L, K, _, G = dilated.shape
-        half, N = G // 2, x.shape[0]
-        gates = x.new_empty(N, L * half)
-        kept = []
-        for i, dilation in enumerate(dilations):
-            z = torch.matmul(interp, rows[:, :, i]).view(N, G)
-            for k in range(K):
-                back = (K - 1 - k) * dilation
-                if back < N:
-                    z[back:].addmm_(x[: N - back], dilated[i, k])
-            a, b = z[:, :half], z[:, half:]
-            # tanh(a) = 2σ(2a) − 1: PyTorch's vectorised σ is five times faster than its tanh on a CPU.
-            a.mul_(2)
-            z.sigmoid_()
-            a.mul_(2).sub_(1)
-            gate = gates[:, i * half : (i + 1) * half]
-            torch.mul(a, b, out=gate)
-            kept += [x, z]
-            if i + 1 < L:
-                x = torch.addmm(x, gate, residual[i]).add_(residual_bias[i]).mul_(residual_scale)
-        ctx.save_for_backward(rows, interp, dilated, residual, skip, gates, *kept)
-        ctx.dilations, ctx.residual_scale = dilations, residual_scale
-        return gates @ skip
-
-    @staticmethod
-    def backward(ctx: Any, d_skip_sum: Tensor) -> tuple[Tensor | None, ...]:
-        rows, interp, dilated, residual, skip, gates, *kept = ctx.saved_tensors
-        L, K, _, G = dilated.shape
-        half, N = G // 2, gates.shape[0]
-        d_rows, d_dilated = torch.empty_like(rows), torch.zeros_like(dilated)
-        d_residual = torch.empty_like(residual)
-        d_bias = residual.new_empty(residual.shape[0], residual.shape[2])
-        d_skip = gates.T @ d_skip_sum
-        d_gates = d_skip_sum @ skip.T
-        d_x = None
-        for i in reversed(range(L)):
-            x, z = kept[2 * i], kept[2 * i + 1]
-            d_gate = d_gates[:, i * half : (i + 1) * half]
-            if d_x is None:
-                d_x = torch.zeros_like(x)
-            else:
-                d_x = d_x.mul_(ctx.residual_scale)
-                torch.mm(gates[:, i * half : (i + 1) * half].T, d_x, out=d_residual[i])
-                d_bias[i] = d_x.sum(0)
-                d_gate.addmm_(d_x, residual[i].T)
-            a, b = z[:, :half], z[:, half:]
-            d_z = torch.empty_like(z)
-            common = d_gate * b
-            torch.mul(common, a, out=d_z[:, half:])
-            torch.addcmul(common, d_z[:, half:], a, value=-1, out=d_z[:, :half])  # ∂/∂a: d·b·(1 − tanh²)
-            d_z[:, half:].addcmul_(d_z[:, half:], b, value=-1)  # ∂/∂b: d·tanh·b·(1 − b)
-            d_rows[:, :, i] = torch.matmul(interp.T, d_z.view(rows.shape[0], -1, G))
-            for k in range(K):
-                back = (K - 1 - k) * ctx.dilations[i]
-                if back < N:
-                    torch.mm(x[: N - back].T, d_z[back:], out=d_dilated[i, k])
-                    d_x[: N - back].addmm_(d_z[back:], dilated[i, k].T)
-        return d_x, d_rows, None, d_dilated, d_residual, d_bias, d_skip, None, None
+    (N, R), (blocks, W, L, G) = x.shape, rows.shape
+    K = dilated.shape[1] // R
+    gates = []
+    for i, dilation in enumerate(dilations):
+        now = x.to(dilated.dtype)
+        taps = torch.cat([F.pad(now, (0, 0, (K - 1 - k) * dilation, 0))[:N] for k in range(K)], dim=1)
+        z = (taps @ dilated[i]).view(blocks, -1, G)
+        for j in range(W):
+            z = z + interp[:, j, None] * rows[:, j, i, None]
+        a, b = z.view(N, G).chunk(2, dim=-1)
+        gates.append((torch.tanh(a) * torch.sigmoid(b)).to(dilated.dtype))
+        if i + 1 < L:
+            x = (x + (gates[i] @ residual[i] + residual_bias[i])) * residual_scale
+    return torch.cat(gates, dim=1) @ skip
 
 
 class TrainingModel(Reference):
-    """The reference with a faster forward for one long row of segments."""
+    """The reference with a faster forward for one long row of segments, its products in `product_dtype`."""
+
+    def __init__(
+        self, config: WaveNetConfig, weights: Mapping[str, Tensor], product_dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__(config, weights)
+        self.product_dtype = product_dtype
+        if not isinstance(config.conditioning.upsampling, Stages):
+            self.first_frame, self.interp = self._interpolation()
 
     @property
     def margin(self) -> int:
@@ -260,16 +227,21 @@ class TrainingModel(Reference):
         reach = sum(stage.kernel_size // stage.scale + 1 for stage in up.stages) if isinstance(up, Stages) else 0
         return 2 + reach + sum(conv.kernel_size // 2 for conv in self.config.conditioning.network)
 
-    def segment_logits(self, batch: Segments, speaker: Tensor | None = None) -> Tensor:
-        """(N, A): as `forward`, but the segments follow one another in a single row. What leaks from one segment into
-        the next reaches only the context there, which carries no loss."""
+    def loss(self, batch: Segments) -> tuple[Tensor, Tensor]:
+        """Bits and number of the samples that count."""
+        logits = self.segment_logits(batch)[:, -batch.target.shape[1] :].flatten(0, 1)
+        each = bits(logits.float(), batch.target.flatten(), self.config)
+        return (each * batch.counted.flatten()).sum(), batch.counted.sum()
+
+    def segment_logits(self, batch: Segments) -> Tensor:
+        """(segments, context + counted, A): as `forward`, but the segments follow one another in a single row. What
+        leaks from one segment into the next reaches only the context there, which carries no loss."""
         if isinstance(self.config.conditioning.upsampling, Stages):
-            return self._segment_logits_plain(batch, speaker)
-        c, w = self.config, self.weights
-        rows = self._project(self.features(batch.mel).transpose(1, 2), speaker)
+            return self.plain_segment_logits(batch)
+        c, w, to = self.config, self.weights, self.product_dtype
+        rows = self._project(self.features(batch.mel).transpose(1, 2), None)
         m, n = self.margin, rows.shape[1]
-        first, interp = self._interpolation()
-        near = range(first, first + interp.shape[1])
+        near = range(self.first_frame, self.first_frame + self.interp.shape[1])
         rows = torch.stack([rows[:, m + j : n - m + j] for j in near], dim=2).flatten(0, 1)
         if c.biases.dilated:
             rows = rows + torch.stack([w[f"layers.{i}.dilated.bias"] for i in range(c.n_layers)])
@@ -281,28 +253,35 @@ class TrainingModel(Reference):
         if inner and c.biases.residual:
             biases = torch.stack([w[f"layers.{i}.residual.bias"] for i in inner])
         scales = self._skip_scales()
-        total: Tensor = GatedStack.apply(  # type: ignore[no-untyped-call]
+        dilated = torch.stack([w[f"layers.{i}.dilated.weight"].permute(2, 1, 0) for i in range(c.n_layers)])
+        total = gated_stack(
             self._embed_all(batch.history[None])[0],
             rows,
-            interp,
-            torch.stack([w[f"layers.{i}.dilated.weight"].permute(2, 1, 0) for i in range(c.n_layers)]),
-            residual,
+            self.interp,
+            dilated.flatten(1, 2).to(to),
+            residual.to(to),
             biases,
-            torch.cat([w[f"layers.{i}.skip.weight"].T * s for i, s in enumerate(scales)]),
+            torch.cat([w[f"layers.{i}.skip.weight"].T * s for i, s in enumerate(scales)]).to(to),
             c.dilations,
             c.residual_scale,
         )
         if c.biases.skip:
-            total = total + sum(w[f"layers.{i}.skip.bias"] * s for i, s in enumerate(scales))
-        hidden = self._product(F.relu(total), "head.hidden")
-        return self._product(F.relu(hidden), "head.out")
+            total = total + torch.stack([w[f"layers.{i}.skip.bias"] * s for i, s in enumerate(scales)]).sum(0)
+        # Rounded before the ReLU, so that backward sees the sign in what the product keeps anyway.
+        hidden = self._product(F.relu(total.to(to)), "head.hidden")
+        return self._product(F.relu(hidden.to(to)), "head.out").unflatten(0, (len(batch.mel), -1))
 
-    def _segment_logits_plain(self, batch: Segments, speaker: Tensor | None) -> Tensor:
-        """Learned upsampling works at sample rate; there the reference's own forward serves, a segment per row."""
+    def plain_segment_logits(self, batch: Segments) -> Tensor:
+        """The reference's own forward, a segment per row; learned upsampling needs it, as it works at sample rate."""
         count, m, hop = batch.mel.shape[0], self.margin, self.config.hop_length
         frames = batch.mel.shape[2]
-        cond = self.conditioning(batch.mel, speaker, m * hop, (frames - m) * hop)
-        return self.forward(batch.history.view(count, -1), cond).flatten(0, 1)
+        cond = self.conditioning(batch.mel, None, m * hop, (frames - m) * hop)
+        return self.forward(batch.history.view(count, -1), cond)
+
+    def _product(self, x: Tensor, name: str) -> Tensor:
+        weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
+        y = x.to(self.product_dtype) @ weight.T.to(self.product_dtype)
+        return y if bias is None else y + bias
 
     def _skip_scales(self) -> list[float]:
         """The share of each layer's skip in the sum; the running rule is a weighted sum."""
@@ -370,8 +349,8 @@ class Muon:
     """Momentum whose step is replaced by the nearest orthogonal matrix (K. Jordan, "Muon", 2024), batched over
     matrices of one shape. Convolutions count as (out, in·taps)."""
 
-    def __init__(self, parameters: list[Tensor], momentum: float = 0.95) -> None:
-        self.parameters, self.momentum = parameters, momentum
+    def __init__(self, parameters: list[Tensor], product_dtype: torch.dtype, momentum: float = 0.95) -> None:
+        self.parameters, self.product_dtype, self.momentum = parameters, product_dtype, momentum
         self.buffers = [torch.zeros_like(p) for p in parameters]
 
     @torch.no_grad()
@@ -386,7 +365,7 @@ class Muon:
                 assert grad is not None
                 buffer.lerp_(grad, 1 - self.momentum)
                 steps.append(grad.lerp(buffer, self.momentum).view(rows, columns))
-            update = orthogonalised(torch.stack(steps)) * max(1.0, rows / columns) ** 0.5
+            update = orthogonalised(torch.stack(steps).to(self.product_dtype)).float() * max(1.0, rows / columns) ** 0.5
             for i, u in zip(members, update, strict=True):
                 self.parameters[i].mul_(1 - rate * decay).sub_(u.view_as(self.parameters[i]), alpha=rate)
 
@@ -420,10 +399,17 @@ class Trainer:
             self.weights["mel.mean"] = torch.from_numpy(self.mel_mean)
             self.weights["mel.scale"] = torch.from_numpy(self.mel_scale)
         trained = {n: w for n, w in self.weights.items() if w.requires_grad}
-        self.model = TrainingModel(config, self.weights)
-        self.muon = Muon([w for n, w in trained.items() if is_matrix(n, w.shape)])
-        self.adam = torch.optim.Adam([w for n, w in trained.items() if not is_matrix(n, w.shape)], betas=(0.9, 0.99))
+        self.model = TrainingModel(config, self.weights, product_dtype(schedule.products))
+        self.muon = Muon([w for n, w in trained.items() if is_matrix(n, w.shape)], self.model.product_dtype)
+        self.adam = torch.optim.Adam(
+            [w for n, w in trained.items() if not is_matrix(n, w.shape)], betas=(0.9, 0.99), fused=True
+        )
         self.averages = {n: w.detach().clone() for n, w in self.weights.items()}
+        self.averaged_model = TrainingModel(config, self.averages, self.model.product_dtype)
+        self.loss, self.averaged_loss = self.model.loss, self.averaged_model.loss
+        if schedule.compile:
+            self.loss = torch.compile(self.loss, dynamic=False)
+            self.averaged_loss = torch.compile(self.averaged_loss, dynamic=False)
         self.step_count, self.minutes, self.best = 0, 0.0, math.inf
         self.rng = np.random.default_rng(schedule.seed)
         self.lengths = np.asarray([len(u.mel) for u in train], np.float64)
@@ -436,7 +422,8 @@ class Trainer:
         last = [max(1, len(self.train[i].mel) - s.segment_frames // 2) for i in chosen]
         starts = [(int(i), int(self.rng.integers(0, end))) for i, end in zip(chosen, last, strict=True)]
         batch = cut_segments(self.train, starts, s.segment_frames, self.model.margin, self.config)
-        loss = bits(self.model.segment_logits(batch)[batch.counted], batch.target[batch.counted], self.config).mean()
+        total, count = self.loss(batch)
+        loss = total / count
         self.adam.zero_grad()
         for p in self.muon.parameters:
             p.grad = None
@@ -449,8 +436,7 @@ class Trainer:
         self.step_count += 1
         keep = min(s.ema, (1 + self.step_count) / (10 + self.step_count))
         with torch.no_grad():
-            for name, average in self.averages.items():
-                average.lerp_(self.weights[name], 1 - keep)
+            torch._foreach_lerp_(list(self.averages.values()), [w.detach() for w in self.weights.values()], 1 - keep)
         return float(loss.detach())
 
     def start_from(self, voice: Checkpoint) -> None:
@@ -465,16 +451,25 @@ class Trainer:
         self.step_count = 0
 
     @torch.no_grad()
-    def validate(self, held_out: list[Utterance], frames: int = 64) -> float:
-        """Bits per sample of the averaged weights on evenly spread segments of the held-out recordings."""
-        model = TrainingModel(self.config, self.averages)
-        total, count = 0.0, 0
-        for index, u in enumerate(held_out):
-            for first in range(0, max(1, len(u.mel) - frames // 2), max(frames * 4, 1)):
-                batch = cut_segments(held_out, [(index, first)], frames, model.margin, self.config)
-                b = bits(model.segment_logits(batch)[batch.counted], batch.target[batch.counted], self.config)
-                total, count = total + float(b.sum()), count + b.numel()
-        return total / count
+    def validate(self, held_out: list[Utterance], share: float = 1 / 3) -> float:
+        """Bits per sample of the averaged weights on evenly spread segments of the held-out recordings, of the same
+        shape as a step's, that cover `share` of them."""
+        s = self.schedule
+        stride = s.segment_frames / share
+        starts = [
+            (i, int(k * stride))
+            for i, u in enumerate(held_out)
+            for k in range(max(1, math.ceil((len(u.mel) - s.segment_frames // 2) / stride)))
+        ]
+        starts += starts[: -len(starts) % s.segments]
+        bits_sum, samples = 0.0, 0
+        for at in range(0, len(starts), s.segments):
+            chosen = (starts * s.segments)[at : at + s.segments]
+            total, count = self.averaged_loss(
+                cut_segments(held_out, chosen, s.segment_frames, self.model.margin, self.config)
+            )
+            bits_sum, samples = bits_sum + float(total), samples + int(count)
+        return bits_sum / samples
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -497,6 +492,14 @@ class Trainer:
         self.adam.load_state_dict(state["adam"])
         self.step_count, self.minutes, self.best = state["step"], state["minutes"], state["best"]
         self.rng = np.random.default_rng([self.schedule.seed, self.step_count])
+
+
+def product_dtype(products: str) -> torch.dtype:
+    """The format of `Schedule.products` on this processor."""
+    if products == "auto":
+        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if native else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[products]
 
 
 def initial_weight(name: str, shape: tuple[int, ...], config: WaveNetConfig) -> Tensor:
