@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from children import HERE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -348,8 +349,7 @@ with WavWriter(sys.argv[1], 16000) as file:
 
 
 def child(code: str, *arguments: str, **options: object) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=HERE, **options)  # type: ignore[call-overload, no-any-return]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")

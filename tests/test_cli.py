@@ -332,3 +332,10 @@ def test_every_command_has_help(command):
 def test_unknown_commands():
     refused(run("sing"), "sing")
     assert run("--version").stdout.startswith("wavenet-fast ")
+
+
+def test_no_option_is_declared_twice():
+    """click only warns about it, and on every call."""
+    for name in COMMANDS:
+        declared = [word for option in cli.get_command(None, name).params for word in option.opts]
+        assert len(declared) == len(set(declared)), name

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from children import python
 from engine_models import MODELS, case, random_history, random_mel, random_weights, speaker_vectors
 
 from wavenet_fast import _engine
@@ -514,20 +515,9 @@ print(grown - sound.nbytes)
 """
 
 
-def run_python(code: str, **environment: str) -> str:
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(Path(cpu.__file__).parents[2])])
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path} | environment, capture_output=True,
-        text=True, check=False, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_memory_does_not_grow_with_the_utterance_beyond_mel_and_sound() -> None:
     """120,000 frames: the conditioning of all frames and layers would be 58 MB, the standardised mel 2.4 MB."""
-    assert int(run_python(MEMORY)) < 1_500_000
+    assert int(python(MEMORY)) < 1_500_000
 
 
 SHIM = r"""
@@ -583,6 +573,6 @@ def test_no_heap_allocation_in_the_sample_loop(tmp_path: Path) -> None:
     source, shim = tmp_path / "shim.c", tmp_path / "shim.so"
     source.write_text(SHIM)
     subprocess.run(["g++", "-x", "c", "-O1", "-fPIC", "-shared", str(source), "-o", str(shim)], check=True)
-    outside, inside = map(int, run_python(f"SHIM = {str(shim)!r}\n{COUNT}", LD_PRELOAD=str(shim)).split())
+    outside, inside = map(int, python(f"SHIM = {str(shim)!r}\n{COUNT}", LD_PRELOAD=str(shim)).split())
     assert outside > 1000  # the shim does count
     assert inside == 0

@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from children import python
 
 import wavenet_fast
 
 HEAVY = {"torch", "soundfile", "soxr", "matplotlib", "click", "tqdm", "librosa", "scipy", "triton"}
 
 
-def run(code: str) -> str:
-    """Standard output of a fresh interpreter."""
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-
-
 def test_import_loads_no_optional_package():
-    loaded = set(json.loads(run("import json, sys, wavenet_fast; print(json.dumps(list(sys.modules)))")))
+    loaded = set(json.loads(python("import json, sys, wavenet_fast; print(json.dumps(list(sys.modules)))")))
     assert "wavenet_fast" in loaded
     assert not loaded & HEAVY
 
 
 def test_vocoder_loads_neither_torch_nor_audio_files():
-    loaded = set(json.loads(run("import json, sys; from wavenet_fast import *; print(json.dumps(list(sys.modules)))")))
+    loaded = set(
+        json.loads(python("import json, sys; from wavenet_fast import *; print(json.dumps(list(sys.modules)))"))
+    )
     assert "wavenet_fast.vocoder" in loaded
     assert not loaded & HEAVY
 
 
 def test_import_takes_less_than_three_tenths_of_a_second():
     code = "import time; t = time.perf_counter(); import wavenet_fast; print(time.perf_counter() - t)"
-    assert min(float(run(code)) for _ in range(3)) < 0.3
+    assert min(float(python(code)) for _ in range(3)) < 0.3
 
 
 def test_every_public_name_is_there():

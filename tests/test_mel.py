@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tracemalloc
 
 import numpy as np
 import pytest
+from children import python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -229,10 +227,7 @@ def test_statistics_are_needed_and_checked() -> None:
 
 def test_torch_is_not_imported() -> None:
     code = "import sys, wavenet_fast.mel as m, numpy as np; m.mel_spectrogram(np.ones(999, np.float32), m.MEL_PRESETS"
-    code += "['hifigan-22k']); sys.exit('torch' in sys.modules)"
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    )
+    python(code + "['hifigan-22k']); sys.exit('torch' in sys.modules)")
 
 
 # --- mels of another recipe -----------------------------------------------------------------------------------------

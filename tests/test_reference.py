@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from children import python
 
 from wavenet_fast.config import (
     Biases,
@@ -299,4 +297,4 @@ def test_reference_needs_no_extension():
         "from wavenet_fast.backends import availability\n"
         "told = availability(); assert told['reference'] is None and 'extension' in told['cpu'], told\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    python(code)

@@ -71,7 +71,9 @@ def utterances(config: WaveNetConfig, count: int = 2, frames: int = 40) -> list[
 
 def busy_trainer(config: WaveNetConfig) -> train.Trainer:
     """A trainer whose weights are all non-zero, so that no gradient is hidden behind a zero output layer."""
-    trainer = train.Trainer(config, SPEC, train.Schedule(segments=2, segment_frames=5, products="fp32", compile=False), utterances(config))
+    trainer = train.Trainer(
+        config, SPEC, train.Schedule(segments=2, segment_frames=5, products="fp32", compile=False), utterances(config)
+    )
     with torch.no_grad():
         for w in trainer.weights.values():
             if w.requires_grad:

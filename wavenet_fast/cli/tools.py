@@ -15,10 +15,9 @@ from ..errors import BackendError
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of WAV or FLAC recordings.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Checkpoint directory to make.")
 @click.option("--config", type=click.Path(path_type=Path), help="JSON with model, mel and training.")
-@click.option("--from", "start_from", metavar="NAME|DIR", help="Begin with the weights of this voice.")
+@click.option("--from", "start_from", metavar="VOICE", help="Name or directory of a voice whose weights to begin with.")
 @click.option("--minutes", type=float, help="Length of the training, earlier sittings included.")
 @click.option("--resume", is_flag=True, help="Continue the training in --out.")
-@click.option("--from", "start_from", metavar="VOICE", help="Voice whose weights to begin with.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads for torch.")
 def train_command(
     data: Path,
