@@ -240,3 +240,62 @@ def test_refusals_are_sentences(recordings, tmp_path):
     plan.write_text("{")
     with pytest.raises(ConfigError, match="JSON"):
         train.run(recordings, tmp_path / "o", plan, minutes=1)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns about itself
+def test_the_compiled_loss_and_its_gradients_equal_the_plain_ones():
+    trainer = busy_trainer(small_config())
+    trained = [w for w in trainer.weights.values() if w.requires_grad]
+    said = []
+    fast = train.compiled(trainer.model.loss, said.append)
+    for start in (6, 30):  # the second segment reaches beyond the recording's end
+        batch = train.cut_segments(trainer.train, [(0, start), (1, 38)], 5, trainer.model.margin, trainer.config)
+        (total, count), (plain, _) = fast(batch), trainer.model.loss(batch)
+        torch.testing.assert_close(total, plain)
+        for a, b in zip(torch.autograd.grad(total, trained), torch.autograd.grad(plain, trained), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5 * float(b.abs().max() + 1))
+        assert count == 7 * HOP
+    assert not said
+
+
+def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch):
+    trainer = busy_trainer(small_config())
+    batch = train.cut_segments(trainer.train, [(0, 6), (1, 11)], 5, trainer.model.margin, trainer.config)
+    tried, said = [], []
+
+    def broken(batch):
+        tried.append(batch)
+        raise RuntimeError("no C++ compiler\nlong story")
+
+    monkeypatch.setattr(torch, "compile", lambda loss, dynamic: broken)
+    loss = train.compiled(trainer.model.loss, said.append)
+    assert loss(batch)[0] == loss(batch)[0] == trainer.model.loss(batch)[0]
+    assert len(tried) == len(said) == 1 and "no C++ compiler)" in said[0]
+
+
+def test_bf16_products_follow_fp32():
+    """Logits of 16-bit products lie within a few roundings of the exact ones, and are not the exact ones."""
+    config = small_config()
+    trainer = busy_trainer(config)
+    batch = train.cut_segments(trainer.train, [(0, 6), (1, 11)], 5, trainer.model.margin, config)
+    exact = trainer.model.segment_logits(batch)
+    rounded = train.TrainingModel(config, trainer.weights, torch.bfloat16).segment_logits(batch).float()
+    error = (rounded - exact).abs().max() / exact.abs().max()
+    assert 1e-4 < error < 0.05
+
+
+def test_validation_covers_every_recording_with_whole_steps():
+    trainer = busy_trainer(small_config())
+    seen = []
+    loss = trainer.averaged_loss
+
+    def watched(batch):
+        assert batch.target.shape == (2, 5 * HOP)
+        seen.append(loss(batch))
+        return seen[-1]
+
+    trainer.averaged_loss = watched
+    score = trainer.validate(utterances(trainer.config, count=3, frames=31), share=0.5)
+    # Frames 0, 10, 20 of each recording are beginnings (30 would count one frame of five); five steps of two.
+    assert [int(count) for _, count in seen] == [2 * 5 * HOP] * 5
+    assert score == pytest.approx(sum(float(t) for t, _ in seen) / sum(int(c) for _, c in seen))

@@ -44,6 +44,8 @@ from .weights import weight_shapes
 
 LN2 = math.log(2.0)
 Report = Callable[[str], None]
+Progress = Callable[[float, float, float], None]
+Loss = Callable[["Segments"], tuple[Tensor, Tensor]]
 
 
 class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -269,7 +271,7 @@ class TrainingModel(Reference):
             total = total + torch.stack([w[f"layers.{i}.skip.bias"] * s for i, s in enumerate(scales)]).sum(0)
         # Rounded before the ReLU, so that backward sees the sign in what the product keeps anyway.
         hidden = self._product(F.relu(total.to(to)), "head.hidden")
-        return self._product(F.relu(hidden.to(to)), "head.out").unflatten(0, (len(batch.mel), -1))
+        return self._product(F.relu(hidden.to(to)), "head.out").view(len(batch.mel), -1, c.out_channels)
 
     def plain_segment_logits(self, batch: Segments) -> Tensor:
         """The reference's own forward, a segment per row; learned upsampling needs it, as it works at sample rate."""
@@ -387,7 +389,14 @@ def orthogonalised(x: Tensor) -> Tensor:
 class Trainer:
     """Everything that a training run holds, and that `resume` brings back."""
 
-    def __init__(self, config: WaveNetConfig, spec: MelSpec, schedule: Schedule, train: list[Utterance]) -> None:
+    def __init__(
+        self,
+        config: WaveNetConfig,
+        spec: MelSpec,
+        schedule: Schedule,
+        train: list[Utterance],
+        report: Report = print,
+    ) -> None:
         self.config, self.spec, self.schedule, self.train = config, spec, schedule, train
         frames = np.concatenate([u.mel for u in train])
         self.mel_mean, self.mel_scale = frames.mean(0), np.maximum(frames.std(0), 1e-3)
@@ -406,10 +415,10 @@ class Trainer:
         )
         self.averages = {n: w.detach().clone() for n, w in self.weights.items()}
         self.averaged_model = TrainingModel(config, self.averages, self.model.product_dtype)
-        self.loss, self.averaged_loss = self.model.loss, self.averaged_model.loss
+        self.loss: Loss = self.model.loss
+        self.averaged_loss: Loss = self.averaged_model.loss
         if schedule.compile:
-            self.loss = torch.compile(self.loss, dynamic=False)
-            self.averaged_loss = torch.compile(self.averaged_loss, dynamic=False)
+            self.loss, self.averaged_loss = compiled(self.loss, report), compiled(self.averaged_loss, report)
         self.step_count, self.minutes, self.best = 0, 0.0, math.inf
         self.rng = np.random.default_rng(schedule.seed)
         self.lengths = np.asarray([len(u.mel) for u in train], np.float64)
@@ -502,6 +511,27 @@ def product_dtype(products: str) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[products]
 
 
+def compiled(loss: Loss, report: Report) -> Loss:
+    """`loss` through `torch.compile`; where that does not work (no C++ compiler, say), `loss` itself after a word."""
+    fast = torch.compile(loss, dynamic=False)
+    chosen: Loss | None = None
+
+    def call(batch: Segments) -> tuple[Tensor, Tensor]:
+        nonlocal chosen
+        if chosen is None:
+            try:
+                result = fast(batch)
+                chosen = fast
+                return result
+            except Exception as error:  # whatever it is: where the fault is ours, the plain call raises it again
+                why = (str(error).strip() or repr(error)).splitlines()[0]
+                report(f"torch.compile does not work here; training runs without it, at about half the speed ({why})")
+                chosen = loss
+        return chosen(batch)
+
+    return call
+
+
 def initial_weight(name: str, shape: tuple[int, ...], config: WaveNetConfig) -> Tensor:
     """Zero biases, an input table of unit width, and matrices that keep the variance of what passes through; the
     output layer starts at zero, so training begins at log₂ A bits."""
@@ -540,13 +570,14 @@ def run(
     threads: int | None = None,
     report: Report = print,
     start_from: Path | None = None,
+    progress: Progress | None = None,
 ) -> float:
     """Train on the recordings below `data` for `minutes` in all (earlier sittings included; 180 where None).
 
     `out` becomes a checkpoint directory with the averaged weights that did best on the held-out files, beside
     `training.pt` from which `resume` continues, and `log.jsonl`. Ctrl-C and SIGTERM finish the step, save and return.
     `start_from`, a checkpoint directory of the same network, gives the first weights: another speaker, or more time for
-    a voice whose `training.pt` is gone.
+    a voice whose `training.pt` is gone. `progress(minutes done, minutes in all, recent bits)` is called every step.
     Returns the best validation, in bits per sample. Raises `ConfigError`, `AudioError`, `CheckpointError`.
     """
     minutes = 180.0 if minutes is None else minutes
@@ -569,7 +600,7 @@ def run(
     train, held_out = utterances[: -schedule.validation_files], utterances[-schedule.validation_files :]
     hours = sum(len(u.mel) for u in train) * spec.hop_length / spec.sample_rate / 3600
     report(f"{len(train)} recordings, {hours:.2f} h; {len(held_out)} held out")
-    trainer = Trainer(model_config, spec, schedule, train)
+    trainer = Trainer(model_config, spec, schedule, train, report)
     if resume:
         trainer.load_state_dict(torch.load(state_file, weights_only=True, map_location="cpu"))
         report(f"resumed at step {trainer.step_count}, minute {trainer.minutes:.0f}, best {trainer.best:.4f} bits")
@@ -577,12 +608,18 @@ def run(
         trainer.start_from(load_checkpoint(start_from))
         report(f"began with the weights of {start_from}")
     with _StopOnSignal() as stop:
-        _train_until(trainer, held_out, minutes, out, stop, report)
+        _train_until(trainer, held_out, minutes, out, stop, report, progress)
     return trainer.best
 
 
 def _train_until(
-    trainer: Trainer, held_out: list[Utterance], minutes: float, out: Path, stop: _StopOnSignal, report: Report
+    trainer: Trainer,
+    held_out: list[Utterance],
+    minutes: float,
+    out: Path,
+    stop: _StopOnSignal,
+    report: Report,
+    progress: Progress | None,
 ) -> None:
     """Steps with a validation and a save every `validate_every` minutes, and at the end."""
     began, before = time.monotonic(), trainer.minutes
@@ -595,6 +632,8 @@ def _train_until(
             raise ConfigError("training: the loss is no longer finite; lower training.matrix_rate and vector_rate")
         running = loss if running is None else 0.99 * running + 0.01 * loss
         trainer.minutes = before + (time.monotonic() - began) / 60
+        if progress is not None:
+            progress(trainer.minutes, minutes, running)
         if trainer.minutes >= next_check and trainer.minutes < minutes:
             save(trainer, held_out, out, running, report)
             next_check = trainer.minutes + trainer.schedule.validate_every

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -34,11 +35,21 @@ def train_command(
     usable checkpoint, which --resume continues."""
     if importlib.util.find_spec("torch") is None:
         raise BackendError('training needs PyTorch, which is not installed; pip install "wavenet-fast[train]" adds it')
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
     from ..checkpoint import resolve
     from ..train import run
 
     begin = None if start_from is None else resolve(start_from)
-    run(data=data, out=out, config=config, minutes=minutes, resume=resume, threads=threads, start_from=begin)
+    form = "{desc}{percentage:3.0f}% |{bar}| {n:.1f}/{total:.0f} minutes{postfix}"
+    with tqdm(total=0.0, disable=not sys.stderr.isatty(), leave=False, bar_format=form, file=sys.stderr) as bar:
+
+        def progress(done: float, total: float, bits: float) -> None:
+            bar.total = total
+            bar.set_postfix_str(f"{bits:.2f} bits per sample", refresh=False)
+            bar.update(done - bar.n)
+
+        run(data, out, config, minutes, resume, threads, bar.write, begin, progress)
 
 
 @click.command(name="inspect")
