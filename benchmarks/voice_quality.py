@@ -29,6 +29,7 @@ from wavenet_fast.audio import read_audio
 from wavenet_fast.mel import mel_spectrogram
 
 DB_PER_NEPER = 20 / np.log(10)
+METHODS = ("wavenet", "griffin_lim", "world", "recording")
 METRICS = ("pesq_wb", "stoi", "dnsmos_ovrl", "dnsmos_p808", "log_mel_db")
 
 
@@ -70,21 +71,25 @@ def score(original: np.ndarray, made: np.ndarray, spec: wf.MelSpec) -> dict[str,
     }
 
 
-def evaluate(voc: wf.Vocoder, files: list[Path], temperature: float | None, seed: int) -> list[dict]:
+def evaluate(
+    voc: wf.Vocoder, files: list[Path], methods: list[str], temperature: float | None, seed: int
+) -> list[dict]:
+    """A row per file: its name and, per method, the scores; `wavenet` also has the likelihood of the recording."""
     spec, rows = voc.mel_spec, []
     for path in tqdm(files, disable=None):
         wav, rate = read_audio(path, voc.sample_rate)
         mel = voc.mel(wav, rate)
         length = min(len(wav), mel.shape[1] * voc.hop_length)
         original = wav[:length]
-        sounds = {
-            "wavenet": voc(mel, seed=seed, **({} if temperature is None else {"temperature": temperature})),
-            "griffin_lim": griffin_lim(mel, spec),
-            "world": world(original, rate),
-            "recording": original,
+        make = {
+            "wavenet": lambda mel=mel: voc(mel, seed=seed, temperature=temperature),
+            "griffin_lim": lambda mel=mel: griffin_lim(mel, spec),
+            "world": lambda original=original: world(original, spec.sample_rate),
+            "recording": lambda original=original: original,
         }
-        row = {name: score(original, fit(sound, length), spec) for name, sound in sounds.items()}
-        row["wavenet"]["bits_per_sample"] = float(voc.nll(mel, wav))
+        row = {name: score(original, fit(make[name](), length), spec) for name in methods}
+        if "wavenet" in methods:
+            row["wavenet"]["bits_per_sample"] = float(voc.nll(mel, wav))
         rows.append({"file": path.name, **row})
     return rows
 
@@ -98,6 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("voice")
     parser.add_argument("recordings", type=Path)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--temperature", type=float, default=None, help="the voice's own where not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="auto")
@@ -107,17 +113,18 @@ def main() -> None:
     if not files:
         parser.error(f"{args.recordings}: no .wav or .flac file below it")
     voc = wf.Vocoder.from_pretrained(args.voice, dtype=args.dtype)
-    rows = evaluate(voc, files, args.temperature, args.seed)
+    rows = evaluate(voc, files, args.methods, args.temperature, args.seed)
     average = means(rows)
     print(f"{'mean of ' + str(len(rows)):14s}" + "".join(f"{m:>14s}" for m in METRICS))
     for method, values in average.items():
         print(f"{method:14s}" + "".join(f"{values[m]:14.3f}" for m in METRICS))
-    print(f"{average['wavenet']['bits_per_sample']:.4f} bits per sample")
+    if "wavenet" in average:
+        print(f"{average['wavenet']['bits_per_sample']:.4f} bits per sample")
     if args.json:
         packages = ("numpy", "librosa", "pesq", "pystoi", "speechmos", "pyworld", "wavenet-fast")
         about = {
             "voice": Path(args.voice).name,
-            "temperature": args.temperature,
+            "temperature": voc.default_temperature if args.temperature is None else args.temperature,
             "seed": args.seed,
             "backend": voc.backend,
             "dtype": voc.dtype,
