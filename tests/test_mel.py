@@ -13,7 +13,8 @@ from msgspec.structs import replace
 
 from wavenet_fast.config import MelSpec
 from wavenet_fast.errors import InputError, ShapeError
-from wavenet_fast.mel import MEL_PRESETS, explain_mismatch, frame_count, mel_filterbank, mel_spectrogram
+from wavenet_fast.mel import MEL_PRESETS, frame_count, mel_filterbank, mel_spectrogram
+from wavenet_fast.recipe import explain_mismatch
 
 RELATIVE = 1e-5
 """Largest difference from librosa, of the mel itself and, above the floor, of what the logarithm makes of it."""

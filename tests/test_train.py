@@ -2,6 +2,8 @@
 run can be stopped, resumed and loaded."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import msgspec
@@ -29,7 +31,8 @@ from wavenet_fast.config import (  # noqa: E402
     WaveNetConfig,
     encode,
 )
-from wavenet_fast.errors import AudioError, CheckpointError, ConfigError  # noqa: E402
+from wavenet_fast.errors import AudioError, CheckpointError, ConfigError, ShapeError  # noqa: E402
+from wavenet_fast.melfile import write_mel  # noqa: E402
 from wavenet_fast.sampling import nll_bits  # noqa: E402
 
 HOP = 10
@@ -95,7 +98,7 @@ def test_fast_forward_and_gradients_equal_the_reference(upsampling, rule):
     """Two segments in one row against the reference on each alone: logits and every gradient."""
     config = small_config(conditioning=UPSAMPLING[upsampling], skip_rule=rule)
     trainer = busy_trainer(config)
-    batch = train.cut_segments(trainer.train, [(0, 6), (1, 11)], 5, trainer.model.margin, config)
+    batch = train.cut_segments(trainer.utterances, [(0, 6), (1, 11)], 5, trainer.model.margin, config)
     trained = {n: w for n, w in trainer.weights.items() if w.requires_grad}
 
     samples = batch.target.shape[1]
@@ -121,7 +124,7 @@ def test_one_layer_and_no_biases():
     off = Biases(**dict.fromkeys(Biases.__struct_fields__, False))
     config = small_config(dilations=(2,), biases=off)
     trainer = busy_trainer(config)
-    batch = train.cut_segments(trainer.train, [(0, 6)], 5, trainer.model.margin, config)
+    batch = train.cut_segments(trainer.utterances, [(0, 6)], 5, trainer.model.margin, config)
     samples = batch.target.shape[1]
     fast, plain = trainer.model.segment_logits(batch), trainer.model.plain_segment_logits(batch)
     torch.testing.assert_close(fast[:, -samples:], plain[:, -samples:], rtol=1e-5, atol=2e-5)
@@ -188,15 +191,25 @@ def plan_file(folder: Path, **training) -> Path:
 
 def test_a_run_learns_saves_resumes_and_loads(recordings, tmp_path):
     out, said = tmp_path / "voice", []
-    first = train.run(recordings, out, plan_file(tmp_path, steps=60), minutes=60, threads=1, report=said.append)
+    first, _ = train.run(recordings, out, plan_file(tmp_path, steps=60), minutes=60, threads=1, say=said.append)
     assert first < np.log2(12) - 0.3, said
     voice = load_checkpoint(out)
     assert voice.config == small_config() and voice.mel == SPEC
     plan = plan_file(tmp_path, steps=90)
-    second = train.run(recordings, out, plan, minutes=60, resume=True, threads=1, report=said.append)
+    second, _ = train.run(recordings, out, plan, minutes=60, resume=True, threads=1, say=said.append)
     assert second <= first and any("resumed" in line for line in said)
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [60, 90]
+    with pytest.raises(ConfigError, match="leave out --from"):
+        train.run(recordings, out, plan, resume=True, start_from=out)
+    changed = json.loads(plan.read_text())
+    changed["mel"]["fmin"] = 50.0
+    plan.write_text(json.dumps(changed))
+    with pytest.raises(CheckpointError, match="another model or mel"):
+        train.run(recordings, out, plan, minutes=60, resume=True)
+    (out / "training.pt").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match="no state of a training"):
+        train.run(recordings, out, plan, minutes=60, resume=True)
     with pytest.raises(CheckpointError, match="--resume"):
         train.run(recordings, out, plan, minutes=60)
 
@@ -204,10 +217,10 @@ def test_a_run_learns_saves_resumes_and_loads(recordings, tmp_path):
 def test_a_run_can_begin_with_another_voice(recordings, tmp_path):
     """The first step of a run that starts from a trained voice is near that voice's loss, not at log₂ A."""
     plan = plan_file(tmp_path, steps=60)
-    best = train.run(recordings, tmp_path / "first", plan, minutes=60, threads=1, report=lambda line: None)
+    best, _ = train.run(recordings, tmp_path / "first", plan, minutes=60, threads=1, say=lambda line: None)
     again = plan_file(tmp_path, steps=1)
-    second = train.run(
-        recordings, tmp_path / "second", again, minutes=60, threads=1, report=lambda line: None,
+    second, _ = train.run(
+        recordings, tmp_path / "second", again, minutes=60, threads=1, say=lambda line: None,
         start_from=tmp_path / "first",
     )  # fmt: skip
     assert abs(second - best) < 0.1
@@ -224,8 +237,13 @@ def test_a_mel_beside_the_recording_is_used(recordings):
     loaded = list(train.load_utterances(recordings, small_config(), SPEC, False))
     np.testing.assert_array_equal(loaded[1].mel, given.T)
     assert loaded[0].mel.std() > 0.1
+    other = msgspec.structs.replace(SPEC, fmin=50.0)
+    write_mel(recordings / "r1.npz", given, other)
+    with pytest.raises(AudioError, match=r"fmin is 50\.0, wanted 0\.0"):
+        list(train.load_utterances(recordings, small_config(), SPEC, False))
+    (recordings / "r1.npz").unlink()
     np.save(recordings / "r1.npy", given[:, :60])
-    with pytest.raises(AudioError, match="60 frames"):
+    with pytest.raises(ShapeError, match=r"r1\.wav: 60 frames"):
         list(train.load_utterances(recordings, small_config(), SPEC, False))
 
 
@@ -237,9 +255,19 @@ def test_refusals_are_sentences(recordings, tmp_path):
         train.run(recordings, tmp_path / "o", plan, minutes=1, resume=True)
     with pytest.raises(ConfigError, match="minutes"):
         train.run(recordings, tmp_path / "o", plan, minutes=0)
+    parts = json.loads(plan.read_text())
+    for field, value, word in [("decay", 0, "decay"), ("ema", 1, "ema"), ("products", "fp8", "products")]:
+        plan.write_text(json.dumps(parts | {"training": {field: value}}))
+        with pytest.raises(ConfigError, match=word):
+            train.run(recordings, tmp_path / "o", plan, minutes=1)
+    parts["model"]["speakers"] = {"channels": 3}
+    plan.write_text(json.dumps(parts))
+    with pytest.raises(ConfigError, match="one speaker"):
+        train.run(recordings, tmp_path / "o", plan, minutes=1)
     plan.write_text("{")
     with pytest.raises(ConfigError, match="JSON"):
         train.run(recordings, tmp_path / "o", plan, minutes=1)
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns about itself
@@ -249,7 +277,7 @@ def test_the_compiled_loss_and_its_gradients_equal_the_plain_ones():
     said = []
     fast = train.compiled(trainer.model.loss, said.append)
     for start in (6, 30):  # the second segment reaches beyond the recording's end
-        batch = train.cut_segments(trainer.train, [(0, start), (1, 38)], 5, trainer.model.margin, trainer.config)
+        batch = train.cut_segments(trainer.utterances, [(0, start), (1, 38)], 5, trainer.model.margin, trainer.config)
         (total, count), (plain, _) = fast(batch), trainer.model.loss(batch)
         torch.testing.assert_close(total, plain)
         for a, b in zip(torch.autograd.grad(total, trained), torch.autograd.grad(plain, trained), strict=True):
@@ -260,7 +288,7 @@ def test_the_compiled_loss_and_its_gradients_equal_the_plain_ones():
 
 def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch):
     trainer = busy_trainer(small_config())
-    batch = train.cut_segments(trainer.train, [(0, 6), (1, 11)], 5, trainer.model.margin, trainer.config)
+    batch = train.cut_segments(trainer.utterances, [(0, 6), (1, 11)], 5, trainer.model.margin, trainer.config)
     tried, said = [], []
 
     def broken(batch):
@@ -277,7 +305,7 @@ def test_bf16_products_follow_fp32():
     """Logits of 16-bit products lie within a few roundings of the exact ones, and are not the exact ones."""
     config = small_config()
     trainer = busy_trainer(config)
-    batch = train.cut_segments(trainer.train, [(0, 6), (1, 11)], 5, trainer.model.margin, config)
+    batch = train.cut_segments(trainer.utterances, [(0, 6), (1, 11)], 5, trainer.model.margin, config)
     exact = trainer.model.segment_logits(batch)
     rounded = train.TrainingModel(config, trainer.weights, torch.bfloat16).segment_logits(batch).float()
     error = (rounded - exact).abs().max() / exact.abs().max()
@@ -299,3 +327,23 @@ def test_validation_covers_every_recording_with_whole_steps():
     # Frames 0, 10, 20 of each recording are beginnings (30 would count one frame of five); five steps of two.
     assert [int(count) for _, count in seen] == [2 * 5 * HOP] * 5
     assert score == pytest.approx(sum(float(t) for t, _ in seen) / sum(int(c) for _, c in seen))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_signal_ends_a_run_with_a_usable_voice(recordings, tmp_path):
+    """It is sent from within the run, after step 20; the voice is there, and the run goes on where it was."""
+    out, plan, steps = tmp_path / "voice", plan_file(tmp_path), []
+
+    def watch(done, total, recent):
+        assert 0 < done < total == 60 and 0 < recent < 9
+        steps.append(done)
+        if len(steps) == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    _, stopped = train.run(recordings, out, plan, minutes=60, threads=1, say=lambda line: None, watch=watch)
+    assert stopped == signal.SIGINT and len(steps) == 20
+    assert load_checkpoint(out).config == small_config()
+    _, stopped = train.run(
+        recordings, out, plan_file(tmp_path, steps=25), minutes=60, resume=True, threads=1, say=lambda line: None,
+    )  # fmt: skip
+    assert stopped is None and json.loads((out / "log.jsonl").read_text().splitlines()[-1])["step"] == 25

@@ -27,7 +27,7 @@ Scale = Annotated[float, Meta(gt=0, le=16)]
 Activation = Literal["none", "relu", "leaky_relu", "tanh"]
 
 
-class _Record(Struct, frozen=True, forbid_unknown_fields=True):
+class Record(Struct, frozen=True, forbid_unknown_fields=True):
     """Immutable, compared by value, refuses unknown fields and numbers that are not finite."""
 
     def __post_init__(self) -> None:
@@ -40,7 +40,7 @@ class _Record(Struct, frozen=True, forbid_unknown_fields=True):
 # --- input and head ---------------------------------------------------------------------------------------------
 
 
-class OneHotInput(_Record, frozen=True, tag="onehot", tag_field="kind"):
+class OneHotInput(Record, frozen=True, tag="onehot", tag_field="kind"):
     """The previous class, embedded: a convolution of `kernel_size` taps over one-hot vectors of A classes."""
 
     kernel_size: Taps = 1
@@ -49,7 +49,7 @@ class OneHotInput(_Record, frozen=True, tag="onehot", tag_field="kind"):
     """Class fed before the first sample; A // 2 where None."""
 
 
-class ScalarInput(_Record, frozen=True, tag="scalar", tag_field="kind"):
+class ScalarInput(Record, frozen=True, tag="scalar", tag_field="kind"):
     """The previous sample as one number, through a convolution of `kernel_size` taps."""
 
     kernel_size: Taps = 1
@@ -57,7 +57,7 @@ class ScalarInput(_Record, frozen=True, tag="scalar", tag_field="kind"):
     start: Annotated[float, Meta(ge=-1, le=1)] = 0.0
 
 
-class CategoricalHead(_Record, frozen=True, tag="categorical", tag_field="kind"):
+class CategoricalHead(Record, frozen=True, tag="categorical", tag_field="kind"):
     """A softmax over µ-law classes. class = ⌊(f(x)+1)/2·µ + encode_offset⌋, x = f⁻¹(2·(class − decode_offset)/µ − 1),
     µ = classes − 1, f the µ-law companding. The offsets cover the variants that other projects trained with."""
 
@@ -66,7 +66,7 @@ class CategoricalHead(_Record, frozen=True, tag="categorical", tag_field="kind")
     decode_offset: Annotated[float, Meta(ge=0, lt=1)] = 0.0
 
 
-class LogisticHead(_Record, frozen=True, tag="logistic", tag_field="kind"):
+class LogisticHead(Record, frozen=True, tag="logistic", tag_field="kind"):
     """A mixture of logistics. A = 3·components as [component logits | means | log scales]; 2 for one component."""
 
     components: Annotated[int, Meta(ge=1, le=256)] = 10
@@ -74,14 +74,14 @@ class LogisticHead(_Record, frozen=True, tag="logistic", tag_field="kind"):
     """Floor of the log scales, or None for no floor."""
 
 
-class GaussianHead(_Record, frozen=True, tag="gaussian", tag_field="kind"):
+class GaussianHead(Record, frozen=True, tag="gaussian", tag_field="kind"):
     """A Gaussian or a mixture of them; the outputs are laid out as for `LogisticHead`."""
 
     components: Annotated[int, Meta(ge=1, le=256)] = 1
     log_scale_min: Annotated[float, Meta(ge=-100, le=10)] | None = None
 
 
-class Signal(_Record, frozen=True):
+class Signal(Record, frozen=True):
     """What the model's numbers mean as sound.
 
     A scalar input (and a mixture head) works on x itself or on its companded value f(x). After generation the
@@ -99,7 +99,7 @@ class Signal(_Record, frozen=True):
 # --- conditioning -----------------------------------------------------------------------------------------------
 
 
-class FrameConv(_Record, frozen=True):
+class FrameConv(Record, frozen=True):
     """One convolution at frame rate: (C_in, F) → (channels, F). `padding` says what lies beyond the ends."""
 
     channels: Channels
@@ -111,18 +111,18 @@ class FrameConv(_Record, frozen=True):
     """Slope of leaky_relu below zero."""
 
 
-class Hold(_Record, frozen=True, tag="hold", tag_field="kind"):
+class Hold(Record, frozen=True, tag="hold", tag_field="kind"):
     """Sample t hears frame ⌊t/hop⌋."""
 
 
-class Linear(_Record, frozen=True, tag="linear", tag_field="kind"):
+class Linear(Record, frozen=True, tag="linear", tag_field="kind"):
     """Sample t hears position t/hop − frame_centre, interpolated between the two frames around it."""
 
     frame_centre: Annotated[float, Meta(ge=0, le=1)] = 0.0
     """0 for centred mels, ½ for mels whose frame f covers samples f·hop … (f+1)·hop."""
 
 
-class TransposedStage(_Record, frozen=True, tag="transposed", tag_field="kind"):
+class TransposedStage(Record, frozen=True, tag="transposed", tag_field="kind"):
     """Transposed convolution by `scale` in time: y[scale·n + j − crop] += w[j]·x[n]; exactly scale·len outputs.
 
     `image` treats (C, len) as a one-channel picture with a `freq_kernel_size` × `kernel_size` kernel; otherwise the
@@ -140,7 +140,7 @@ class TransposedStage(_Record, frozen=True, tag="transposed", tag_field="kind"):
     slope: float = 0.01
 
 
-class RepeatStage(_Record, frozen=True, tag="repeat", tag_field="kind"):
+class RepeatStage(Record, frozen=True, tag="repeat", tag_field="kind"):
     """Every column repeated `scale` times, then an odd convolution with zero padding, so scale·len outputs."""
 
     scale: Annotated[int, Meta(ge=1, le=8192)]
@@ -153,13 +153,13 @@ class RepeatStage(_Record, frozen=True, tag="repeat", tag_field="kind"):
     slope: float = 0.01
 
 
-class Stages(_Record, frozen=True, tag="stages", tag_field="kind"):
+class Stages(Record, frozen=True, tag="stages", tag_field="kind"):
     """A learned upsampling network; the product of the scales is the hop."""
 
     stages: Annotated[tuple[TransposedStage | RepeatStage, ...], Meta(min_length=1, max_length=16)]
 
 
-class Conditioning(_Record, frozen=True):
+class Conditioning(Record, frozen=True):
     """mel → (standardise) → convolutions at frame rate → upsampling → per-layer 1×1 projections."""
 
     standardise: bool = False
@@ -170,14 +170,14 @@ class Conditioning(_Record, frozen=True):
     """Sample t hears the conditioning of t + offset (not before 0)."""
 
 
-class Speakers(_Record, frozen=True):
+class Speakers(Record, frozen=True):
     """Global conditioning: a vector of `channels` per utterance, from a table of `count` rows where count > 0."""
 
     channels: Annotated[int, Meta(ge=0, le=MAX_CHANNELS)] = 0
     count: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 
-class Biases(_Record, frozen=True):
+class Biases(Record, frozen=True):
     """Which of the network's convolutions carry a bias."""
 
     input: bool = True
@@ -190,7 +190,7 @@ class Biases(_Record, frozen=True):
     head_out: bool = True
 
 
-class WaveNetConfig(_Record, frozen=True, kw_only=True):
+class WaveNetConfig(Record, frozen=True, kw_only=True):
     """The network. Raises `ConfigError` with the path of the bad field when the parts do not fit together."""
 
     sample_rate: Annotated[int, Meta(ge=1000, le=384_000)]
@@ -302,7 +302,7 @@ class WaveNetConfig(_Record, frozen=True, kw_only=True):
         return (self.kernel_size - 1) * sum(self.dilations) + self.input.kernel_size
 
 
-class MelSpec(_Record, frozen=True, kw_only=True):
+class MelSpec(Record, frozen=True, kw_only=True):
     """How a waveform becomes the mel spectrogram a voice expects: the part that users get wrong, so it travels with
     checkpoints and mel files as a fingerprint."""
 

@@ -5,7 +5,6 @@ megabytes and every value agrees with librosa's to 1e-5 relative.
 """
 
 import sys
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -76,7 +75,7 @@ def mel_spectrogram(wav: Any, spec: MelSpec, mean: Any = None, scale: Any = None
         wav = np.asarray(wav)
     _check_waveform(xp, wav)
     if spec.normalize == "meanvar":
-        mean, scale = _statistic("mean", mean, spec), _statistic("scale", scale, spec)
+        mean, scale = checked_statistic("mean", mean, spec), checked_statistic("scale", scale, spec)
         mean, scale = _constant(xp, mean, wav), _constant(xp, scale, wav)
     window, filters = _constant(xp, _window(spec), wav), _constant(xp, mel_filterbank(spec).T, wav)
     batch = wav.shape[0] if wav.ndim == 2 else 1
@@ -201,7 +200,7 @@ def _check_waveform(xp: Any, wav: Any) -> None:
         raise InputError("the waveform holds NaN or infinity; a mel spectrogram needs finite samples")
 
 
-def _statistic(name: str, value: Any, spec: MelSpec) -> Array:
+def checked_statistic(name: str, value: Any, spec: MelSpec) -> Array:
     if value is None:
         raise InputError(
             f'this recipe normalises by mean and variance, and no {name} was given; pass the checkpoint\'s "mel.{name}"'
@@ -224,82 +223,3 @@ def _constant(xp: Any, value: Array, wav: Any) -> Any:
         return value
     dtype = xp.float32 if wav.device.type == "mps" else xp.float64
     return xp.tensor(value, dtype=dtype, device=wav.device)
-
-
-_UNIT_DECIBELS = "decibels mapped to 0 … 1"
-_LEAST_FRAMES = 100
-"""About a second: on less, only values that no speech takes count as evidence."""
-
-
-def explain_mismatch(mel: Array, mean: Array, scale: Array, spec: MelSpec) -> str | None:
-    """A sentence where `mel` looks like another recipe's than `spec`, else None.
-
-    mel: (M, F) or (B, M, F); mean, scale: (M,) mean and standard deviation of the training mels, before the
-    normalisation where spec.normalize is "meanvar".
-
-    Every way of reading the values (as they should be, as decibels, …) is a hypothesis: brought to the domain of the
-    training mels they should follow, per band, a Student distribution of 4 degrees of freedom with that mean and
-    deviation. The mean log-likelihoods per value, with the Jacobian of the change of variables, decide. The limits
-    leave room for recordings 30 dB too quiet or 10 dB too loud. A power taken for a magnitude is not found: it is
-    too much like a quiet recording.
-    """
-    values = np.moveaxis(np.asarray(mel, np.float64), -2, -1).reshape(-1, spec.n_mels)
-    if not len(values):
-        return None
-    per_neper = {"ln": spec.power, "log10": spec.power / np.log(10), "db": 20 / np.log(10)}[spec.log]
-    unit = float(per_neper / -spec.min_db if spec.normalize == "minmax01" else per_neper)
-    mean = _statistic("mean", mean, spec)
-    scale = np.maximum(_statistic("scale", scale, spec), 0.1 * unit)  # bands that rest on the floor have next to none
-
-    fits: dict[str, float] = {}
-    for name, reading, log_slope in _readings(values, mean, scale, unit, spec):
-        z = (reading - mean) / scale
-        fits[name] = float(np.mean(log_slope) - 2.5 * np.mean(np.log1p(z * z / 4)))
-        if not name:
-            plain = float(-2.5 * np.mean(np.log1p(z * z / 4)))
-            outside = float(np.mean(np.median(np.abs(z), axis=1) > 8))
-    expected = fits.pop("")
-    cause = max(fits, key=lambda name: fits[name])
-    gain, enough = fits[cause] - expected, len(values) >= _LEAST_FRAMES
-    if enough and spec.normalize != "minmax01" and values.min() >= 0 and values.max() <= 1:
-        cause = _UNIT_DECIBELS if gain < 2.5 else cause
-    elif not (outside > 0.2 or (enough and gain > (1.2 if plain < -0.9 else 2.5))):
-        return None
-    usual = 0.0 if spec.normalize == "meanvar" else float(np.median(mean))
-    return (
-        f"the mel's median is {np.median(values):.3g} where this voice expects about {usual:.3g}: it looks like"
-        f" {cause}, and the voice wants log={spec.log!r}, power={spec.power}, normalize={spec.normalize!r};"
-        " compute it by the voice's own recipe (Vocoder.mel, or `wavenet-fast mel`)"
-    )
-
-
-def _readings(
-    values: Array, mean: Array, scale: Array, unit: float, spec: MelSpec
-) -> Iterator[tuple[str, Array, Array | float]]:
-    """(name, values in the domain of `mean` and `scale`, ln of the derivative); the expected reading first, unnamed.
-
-    `unit` is what a factor of e in magnitude adds to a value of that domain."""
-    offset = -spec.ref_db if spec.log == "db" else 0.0
-    if spec.normalize == "minmax01":
-        offset = 1 - offset / spec.min_db
-    normalised, slope = values * scale + mean, np.log(scale)
-    if spec.normalize == "meanvar":
-        yield "", normalised, slope
-        yield "a mel that was not normalised by mean and variance", values, 0.0
-    else:
-        yield "", values, 0.0
-        yield "a mel normalised by mean and variance", normalised, slope
-    yield "the mel of a waveform in 16-bit integer units", values - unit * np.log(32768), 0.0
-    for name, per_neper, zero in (
-        ("natural logarithms", spec.power, 0.0),
-        ("log10 values", spec.power / np.log(10), 0.0),
-        ("decibels", 20 / np.log(10), 0.0),
-        ("decibels less a reference of 20 dB", 20 / np.log(10), -20.0),
-        (_UNIT_DECIBELS, 0.2 / np.log(10), 0.8),
-    ):
-        if not np.allclose((unit, offset), (per_neper, zero)):
-            yield name, (values - zero) * (unit / per_neper) + offset, float(np.log(unit / per_neper))
-    if values.min() >= 0:
-        linear = np.maximum(values, spec.floor)
-        slope = np.where(values > spec.floor, np.log(unit / linear), 0.0)
-        yield "linear magnitudes, without a logarithm", unit * np.log(linear) + offset, slope

@@ -1,18 +1,21 @@
-"""Does a mel follow the recipe its voice was trained on? Asked once per call, of at most a few hundred frames."""
+"""Does a mel follow the recipe its voice was trained on? Asked of its values, once per call, of at most a few hundred
+frames; and in words, of the recipe that a mel file carries."""
 
 from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .checkpoint import Checkpoint
+from .config import MelSpec
 from .errors import AudioError, InputError, MelMismatchWarning
 from .inputs import as_waveform
-from .mel import explain_mismatch
+from .mel import checked_statistic
 
 FRAMES_LOOKED_AT = 512
 
@@ -66,3 +69,89 @@ def at_rate(wav: Any, given: int, wanted: int, resample: bool) -> Any:
 
     values, form = as_waveform(wav)
     return form.give(np.ascontiguousarray(soxr.resample(values.T, given, wanted, quality="VHQ").T))
+
+
+def recipe_differences(given: MelSpec, wanted: MelSpec) -> str:
+    """The fields in which two recipes differ, with both values."""
+    fields = [f for f in given.__struct_fields__ if getattr(given, f) != getattr(wanted, f)]
+    return ", ".join(f"{f} is {getattr(given, f)}, wanted {getattr(wanted, f)}" for f in fields)
+
+
+_UNIT_DECIBELS = "decibels mapped to 0 … 1"
+_LEAST_FRAMES = 100
+"""About a second: on less, only values that no speech takes count as evidence."""
+
+
+def explain_mismatch(mel: NDArray[Any], mean: NDArray[Any], scale: NDArray[Any], spec: MelSpec) -> str | None:
+    """A sentence where `mel` looks like another recipe's than `spec`, else None.
+
+    mel: (M, F) or (B, M, F); mean, scale: (M,) mean and standard deviation of the training mels, before the
+    normalisation where spec.normalize is "meanvar".
+
+    Every way of reading the values (as they should be, as decibels, …) is a hypothesis: brought to the domain of the
+    training mels they should follow, per band, a Student distribution of 4 degrees of freedom with that mean and
+    deviation. The mean log-likelihoods per value, with the Jacobian of the change of variables, decide. The limits
+    leave room for recordings 30 dB too quiet or 10 dB too loud. A power taken for a magnitude is not found: it is
+    too much like a quiet recording.
+    """
+    values = np.moveaxis(np.asarray(mel, np.float64), -2, -1).reshape(-1, spec.n_mels)
+    if not len(values):
+        return None
+    per_neper = {"ln": spec.power, "log10": spec.power / np.log(10), "db": 20 / np.log(10)}[spec.log]
+    unit = float(per_neper / -spec.min_db if spec.normalize == "minmax01" else per_neper)
+    mean = checked_statistic("mean", mean, spec)
+    # Bands that rest on the floor have next to no deviation.
+    scale = np.maximum(checked_statistic("scale", scale, spec), 0.1 * unit)
+
+    fits: dict[str, float] = {}
+    for name, reading, log_slope in _readings(values, mean, scale, unit, spec):
+        z = (reading - mean) / scale
+        fits[name] = float(np.mean(log_slope) - 2.5 * np.mean(np.log1p(z * z / 4)))
+        if not name:
+            plain = float(-2.5 * np.mean(np.log1p(z * z / 4)))
+            outside = float(np.mean(np.median(np.abs(z), axis=1) > 8))
+    expected = fits.pop("")
+    cause = max(fits, key=lambda name: fits[name])
+    gain, enough = fits[cause] - expected, len(values) >= _LEAST_FRAMES
+    if enough and spec.normalize != "minmax01" and values.min() >= 0 and values.max() <= 1:
+        cause = _UNIT_DECIBELS if gain < 2.5 else cause
+    elif not (outside > 0.2 or (enough and gain > (1.2 if plain < -0.9 else 2.5))):
+        return None
+    usual = 0.0 if spec.normalize == "meanvar" else float(np.median(mean))
+    return (
+        f"the mel's median is {np.median(values):.3g} where this voice expects about {usual:.3g}: it looks like"
+        f" {cause}, and the voice wants log={spec.log!r}, power={spec.power}, normalize={spec.normalize!r};"
+        " compute it by the voice's own recipe (Vocoder.mel, or `wavenet-fast mel`)"
+    )
+
+
+def _readings(
+    values: NDArray[Any], mean: NDArray[Any], scale: NDArray[Any], unit: float, spec: MelSpec
+) -> Iterator[tuple[str, NDArray[Any], NDArray[Any] | float]]:
+    """(name, values in the domain of `mean` and `scale`, ln of the derivative); the expected reading first, unnamed.
+
+    `unit` is what a factor of e in magnitude adds to a value of that domain."""
+    offset = -spec.ref_db if spec.log == "db" else 0.0
+    if spec.normalize == "minmax01":
+        offset = 1 - offset / spec.min_db
+    normalised, slope = values * scale + mean, np.log(scale)
+    if spec.normalize == "meanvar":
+        yield "", normalised, slope
+        yield "a mel that was not normalised by mean and variance", values, 0.0
+    else:
+        yield "", values, 0.0
+        yield "a mel normalised by mean and variance", normalised, slope
+    yield "the mel of a waveform in 16-bit integer units", values - unit * np.log(32768), 0.0
+    for name, per_neper, zero in (
+        ("natural logarithms", spec.power, 0.0),
+        ("log10 values", spec.power / np.log(10), 0.0),
+        ("decibels", 20 / np.log(10), 0.0),
+        ("decibels less a reference of 20 dB", 20 / np.log(10), -20.0),
+        (_UNIT_DECIBELS, 0.2 / np.log(10), 0.8),
+    ):
+        if not np.allclose((unit, offset), (per_neper, zero)):
+            yield name, (values - zero) * (unit / per_neper) + offset, float(np.log(unit / per_neper))
+    if values.min() >= 0:
+        linear = np.maximum(values, spec.floor)
+        slope = np.where(values > spec.floor, np.log(unit / linear), 0.0)
+        yield "linear magnitudes, without a logarithm", unit * np.log(linear) + offset, slope

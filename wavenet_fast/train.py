@@ -1,7 +1,7 @@
 """Train a voice: `wavenet-fast train --data DIR --out DIR`. Plain PyTorch, one file, made for a few CPU cores.
 
-The order of the file is the order of a step: recordings → segments → network → loss → optimiser → the loop that
-validates and saves. Many small steps beat few large ones at a fixed number of samples, so a step is four to six short
+The order of the file is the order of a step: plan → recordings → segments → network → loss → optimiser → the loop that
+validates and saves. Many small steps beat few large ones at a fixed number of samples, so a step is a few short
 segments. Each begins with enough left context to fill the receptive field; the context carries no loss.
 """
 
@@ -31,45 +31,63 @@ from .config import (
     LogisticHead,
     MelSpec,
     OneHotInput,
+    Record,
     Stages,
     WaveNetConfig,
     decode,
     encode,
 )
-from .errors import AudioError, CheckpointError, ConfigError
-from .mel import mel_spectrogram
+from .errors import AudioError, CheckpointError, ConfigError, ShapeError
+from .likelihood import check_agreement
+from .mel import frame_count, mel_spectrogram
+from .recipe import recipe_differences
 from .reference import Reference
 from .signal import fed_back, to_model_domain
+from .strict_json import parse
 from .weights import weight_shapes
 
 LN2 = math.log(2.0)
-Report = Callable[[str], None]
-Progress = Callable[[float, float, float], None]
+
+Say = Callable[[str], None]
+"""Takes a line for the user."""
+Watch = Callable[[float, float, float], None]
+"""Called after each step with the minutes trained, the minutes in all, and the bits per sample of late."""
 Loss = Callable[["Segments"], tuple[Tensor, Tensor]]
+"""The bits and the number of a step's samples."""
 
 
-class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+# --- plan -------------------------------------------------------------------------------------------------------
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+
+class Schedule(Record, frozen=True, kw_only=True):
     """How to train; the field `training` of the file given as --config."""
 
-    segments: Annotated[int, msgspec.Meta(ge=1)] = 4
-    segment_frames: Annotated[int, msgspec.Meta(ge=1)] = 12
-    """Frames that carry loss in each segment of a step."""
-    matrix_rate: float = 0.006
+    segments: Count = 4
+    """Segments in a step."""
+    segment_frames: Count = 16
+    """Frames that carry loss in each of them."""
+    matrix_rate: Positive = 0.008
     """Learning rate of the matrices, which take orthogonalised steps (Muon)."""
-    matrix_decay: float = 0.1
+    matrix_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.1
     """Weight decay of the matrices, times their rate. Every orthogonalised step has the same size, however small the
     gradient: without decay the weights grow until the gates saturate."""
-    vector_rate: float = 1.5e-3
+    vector_rate: Positive = 1.5e-3
     """Learning rate of everything else (Adam)."""
-    warmup: float = 0.01
-    decay: float = 0.5
-    """Shares of the time in which the rates rise from and fall to zero."""
-    ema: float = 0.999
-    validation_files: Annotated[int, msgspec.Meta(ge=1)] = 20
+    warmup: Share = 0.01
+    """The share of the time in which the rates rise from zero."""
+    decay: Share = 0.8
+    """The share of the time, at its end, in which they fall to zero."""
+    ema: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.999
+    """Of the averaged weights, which are the ones validated and saved, what a step keeps."""
+    validation_files: Count = 20
     """The last so many files in sorted order are never trained on."""
-    validate_every: float = 5.0
+    validate_every: Positive = 5.0
     """Minutes between validations, each of which also saves."""
-    steps: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    steps: Count | None = None
     """End after so many steps, if the minutes have not ended before."""
     products: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the operands of large products; sums, weights and their averages are always fp32. `auto` is bf16
@@ -77,7 +95,27 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     compile: bool = True
     """Fuse what stands between products with `torch.compile`; it takes a minute and a C++ compiler at the start."""
     resample: bool = False
-    seed: int = 0
+    """Convert recordings at another sample rate, which are an error otherwise."""
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Of the first weights and of the choice of segments."""
+
+
+def read_plan(path: Path | None) -> tuple[WaveNetConfig, MelSpec, Schedule]:
+    """The file given as --config: JSON with `model`, `mel` and, if wanted, `training`; the voice's own where None."""
+    if path is None:
+        path = Path(__file__).parent / "voices" / "nsh-ru" / "training.json"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); --config wants a JSON file") from None
+    plan = parse(data, str(path))
+    if not isinstance(plan, dict) or not {"model", "mel"} <= plan.keys() <= {"model", "mel", "training"}:
+        raise ConfigError(f'{path}: wants an object with "model", "mel" and, if wanted, "training"')
+    config = decode(WaveNetConfig, plan["model"], f"{path}: model")
+    if config.speakers.channels:
+        raise ConfigError(f"{path}: model.speakers: this trainer makes voices of one speaker; leave the field out")
+    spec = decode(MelSpec, plan["mel"], f"{path}: mel")
+    return config, spec, decode(Schedule, plan.get("training", {}), f"{path}: training")
 
 
 # --- recordings -------------------------------------------------------------------------------------------------
@@ -104,7 +142,8 @@ class Utterance:
 
 def load_utterances(data: Path, config: WaveNetConfig, spec: MelSpec, resample: bool) -> Iterator[Utterance]:
     """Every WAV and FLAC file below `data`, sorted. A .npz or .npy mel of the same stem is used instead of the
-    extracted one: that is how mels predicted by a text-to-spectrogram model under teacher forcing are used."""
+    extracted one: that is how mels predicted by a text-to-spectrogram model under teacher forcing are used. Raises
+    `AudioError` for what cannot be read and `ShapeError` for a mel that is not as long as its recording."""
     files = sorted(p for p in data.rglob("*") if p.suffix.lower() in {".wav", ".flac"})
     if not files:
         raise AudioError(f"{data}: no .wav or .flac file below it; --data wants a folder of recordings")
@@ -113,13 +152,13 @@ def load_utterances(data: Path, config: WaveNetConfig, spec: MelSpec, resample: 
         mel = _mel_beside(path, spec)
         if mel is None:
             mel = mel_spectrogram(wav, spec)
-        frames = min(mel.shape[1], -(-len(wav) // config.hop_length))
-        if abs(mel.shape[1] * config.hop_length - len(wav)) >= 2 * config.hop_length:
-            raise AudioError(
-                f"{path}: {len(wav)} samples, but its mel has {mel.shape[1]} frames of {config.hop_length};"
-                " they must agree to within a frame"
-            )
-        frames = min(frames, len(wav) // config.hop_length)
+        try:
+            check_agreement(len(wav), mel.shape[1], config.hop_length, frame_count(len(wav), spec))
+        except ShapeError as error:
+            raise ShapeError(f"{path}: {error}") from None
+        frames = min(mel.shape[1], len(wav) // config.hop_length)
+        if not frames:
+            raise AudioError(f"{path}: has {len(wav)} samples, less than one frame of {config.hop_length}; remove it")
         yield Utterance.of(path.stem, wav[: frames * config.hop_length], mel[:, :frames], config)
 
 
@@ -128,7 +167,9 @@ def _mel_beside(path: Path, spec: MelSpec) -> np.ndarray | None:
         if (beside := path.with_suffix(suffix)).exists():
             found = read_mel(beside)
             if found.spec is not None and found.spec != spec:
-                raise AudioError(f"{beside}: its mel recipe {found.spec.fingerprint} is not {spec.fingerprint}")
+                raise AudioError(
+                    f"{beside}: its mel recipe is not the configuration's: {recipe_differences(found.spec, spec)}"
+                )
             if found.mel.shape[0] != spec.n_mels:
                 raise AudioError(f"{beside}: has {found.mel.shape[0]} bands; the configuration wants {spec.n_mels}")
             return found.mel
@@ -150,7 +191,8 @@ class Segments:
 def cut_segments(
     utterances: list[Utterance], starts: list[tuple[int, int]], frames: int, margin: int, config: WaveNetConfig
 ) -> Segments:
-    """Segments of `frames` counted frames that begin at (utterance, frame), each after its context."""
+    """Segments of `frames` counted frames that begin at (utterance, frame), each after its context, whole frames that
+    fill the receptive field. Where a recording has not begun yet, its first sample and frame stand."""
     hop = config.hop_length
     context = -(-(config.receptive_field - 1) // hop)
     history, target, mels, counted = [], [], [], []
@@ -224,7 +266,8 @@ class TrainingModel(Reference):
 
     @property
     def margin(self) -> int:
-        """Frames of mel beyond a segment's ends that its conditioning may look at."""
+        """Frames of mel beyond a segment's ends that its conditioning may look at: the convolutions' reach, and two for
+        an offset of a sample and the frame that `linear` leans towards."""
         up = self.config.conditioning.upsampling
         reach = sum(stage.kernel_size // stage.scale + 1 for stage in up.stages) if isinstance(up, Stages) else 0
         return 2 + reach + sum(conv.kernel_size // 2 for conv in self.config.conditioning.network)
@@ -270,17 +313,19 @@ class TrainingModel(Reference):
         if c.biases.skip:
             total = total + torch.stack([w[f"layers.{i}.skip.bias"] * s for i, s in enumerate(scales)]).sum(0)
         # Rounded before the ReLU, so that backward sees the sign in what the product keeps anyway.
-        hidden = self._product(F.relu(total.to(to)), "head.hidden")
-        return self._product(F.relu(hidden.to(to)), "head.out").view(len(batch.mel), -1, c.out_channels)
+        hidden = self._head_product(F.relu(total.to(to)), "head.hidden")
+        return self._head_product(F.relu(hidden.to(to)), "head.out").view(len(batch.mel), -1, c.out_channels)
 
     def plain_segment_logits(self, batch: Segments) -> Tensor:
-        """The reference's own forward, a segment per row; learned upsampling needs it, as it works at sample rate."""
+        """The reference's own forward in fp32, a segment per row; learned upsampling, which works at sample rate, has
+        no other."""
         count, m, hop = batch.mel.shape[0], self.margin, self.config.hop_length
         frames = batch.mel.shape[2]
         cond = self.conditioning(batch.mel, None, m * hop, (frames - m) * hop)
         return self.forward(batch.history.view(count, -1), cond)
 
-    def _product(self, x: Tensor, name: str) -> Tensor:
+    def _head_product(self, x: Tensor, name: str) -> Tensor:
+        """A 1×1 convolution of x (N, channels) in the products' format; the bias is added in fp32."""
         weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
         y = x.to(self.product_dtype) @ weight.T.to(self.product_dtype)
         return y if bias is None else y + bias
@@ -343,7 +388,7 @@ def bits(logits: Tensor, target: Tensor, config: WaveNetConfig) -> Tensor:
 
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a weight takes orthogonalised steps: those inside the network, not its input and output tables."""
-    inside = not name.startswith(("input.", "head.out.", "speakers.", "mel."))
+    inside = not name.startswith(("input.", "head.out."))
     return inside and len(shape) >= 2 and min(shape[0], math.prod(shape[1:])) > 1
 
 
@@ -387,18 +432,19 @@ def orthogonalised(x: Tensor) -> Tensor:
 
 
 class Trainer:
-    """Everything that a training run holds, and that `resume` brings back."""
+    """Everything that a training run holds. `state_dict` has all of it but the generator of segments, which a resumed
+    run seeds anew from the step it has reached."""
 
     def __init__(
         self,
         config: WaveNetConfig,
         spec: MelSpec,
         schedule: Schedule,
-        train: list[Utterance],
-        report: Report = print,
+        utterances: list[Utterance],
+        say: Say = print,
     ) -> None:
-        self.config, self.spec, self.schedule, self.train = config, spec, schedule, train
-        frames = np.concatenate([u.mel for u in train])
+        self.config, self.spec, self.schedule, self.utterances = config, spec, schedule, utterances
+        frames = np.concatenate([u.mel for u in utterances])
         self.mel_mean, self.mel_scale = frames.mean(0), np.maximum(frames.std(0), 1e-3)
         torch.manual_seed(schedule.seed)
         self.weights = {
@@ -408,7 +454,7 @@ class Trainer:
             self.weights["mel.mean"] = torch.from_numpy(self.mel_mean)
             self.weights["mel.scale"] = torch.from_numpy(self.mel_scale)
         trained = {n: w for n, w in self.weights.items() if w.requires_grad}
-        self.model = TrainingModel(config, self.weights, product_dtype(schedule.products))
+        self.model = TrainingModel(config, self.weights, format_of_products(schedule.products))
         self.muon = Muon([w for n, w in trained.items() if is_matrix(n, w.shape)], self.model.product_dtype)
         self.adam = torch.optim.Adam(
             [w for n, w in trained.items() if not is_matrix(n, w.shape)], betas=(0.9, 0.99), fused=True
@@ -418,19 +464,20 @@ class Trainer:
         self.loss: Loss = self.model.loss
         self.averaged_loss: Loss = self.averaged_model.loss
         if schedule.compile:
-            self.loss, self.averaged_loss = compiled(self.loss, report), compiled(self.averaged_loss, report)
+            self.loss, self.averaged_loss = compiled(self.loss, say), compiled(self.averaged_loss, say)
         self.step_count, self.minutes, self.best = 0, 0.0, math.inf
         self.rng = np.random.default_rng(schedule.seed)
-        self.lengths = np.asarray([len(u.mel) for u in train], np.float64)
+        self.lengths = np.asarray([len(u.mel) for u in utterances], np.float64)
 
     def step(self, progress: float) -> float:
         """One optimiser step at `progress` 0 … 1 through the schedule; the mean bits per sample of its segments."""
         s = self.schedule
         level = min(1.0, progress / s.warmup if s.warmup else 1.0) * min(1.0, (1 - progress) / s.decay)
-        chosen = self.rng.choice(len(self.train), s.segments, p=self.lengths / self.lengths.sum())
-        last = [max(1, len(self.train[i].mel) - s.segment_frames // 2) for i in chosen]
+        chosen = self.rng.choice(len(self.utterances), s.segments, p=self.lengths / self.lengths.sum())
+        # At least half a segment lies within its recording.
+        last = [max(1, len(self.utterances[i].mel) - s.segment_frames // 2) for i in chosen]
         starts = [(int(i), int(self.rng.integers(0, end))) for i, end in zip(chosen, last, strict=True)]
-        batch = cut_segments(self.train, starts, s.segment_frames, self.model.margin, self.config)
+        batch = cut_segments(self.utterances, starts, s.segment_frames, self.model.margin, self.config)
         total, count = self.loss(batch)
         loss = total / count
         self.adam.zero_grad()
@@ -443,6 +490,7 @@ class Trainer:
         self.adam.step()
         self.muon.step(s.matrix_rate * level, s.matrix_decay)
         self.step_count += 1
+        # A shorter memory at first, so that the beginning is soon forgotten.
         keep = min(s.ema, (1 + self.step_count) / (10 + self.step_count))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.averages.values()), [w.detach() for w in self.weights.values()], 1 - keep)
@@ -457,12 +505,11 @@ class Trainer:
                 if w.requires_grad:
                     w.copy_(torch.from_numpy(np.array(voice.weights[name])))
                     self.averages[name].copy_(w)
-        self.step_count = 0
 
     @torch.no_grad()
     def validate(self, held_out: list[Utterance], share: float = 1 / 3) -> float:
-        """Bits per sample of the averaged weights on evenly spread segments of the held-out recordings, of the same
-        shape as a step's, that cover `share` of them."""
+        """Bits per sample of the averaged weights on evenly spread segments of the held-out recordings, which cover
+        `share` of them. The loss is compiled for the shape of a step, so the first segments fill up the last step."""
         s = self.schedule
         stride = s.segment_frames / share
         starts = [
@@ -470,10 +517,9 @@ class Trainer:
             for i, u in enumerate(held_out)
             for k in range(max(1, math.ceil((len(u.mel) - s.segment_frames // 2) / stride)))
         ]
-        starts += starts[: -len(starts) % s.segments]
         bits_sum, samples = 0.0, 0
         for at in range(0, len(starts), s.segments):
-            chosen = (starts * s.segments)[at : at + s.segments]
+            chosen = [starts[i % len(starts)] for i in range(at, at + s.segments)]
             total, count = self.averaged_loss(
                 cut_segments(held_out, chosen, s.segment_frames, self.model.margin, self.config)
             )
@@ -484,6 +530,8 @@ class Trainer:
         return {
             "weights": {n: w.detach() for n, w in self.weights.items()},
             "averages": self.averages,
+            "model": json.dumps(encode(self.config)),
+            "mel": json.dumps(encode(self.spec)),
             "momentum": self.muon.buffers,
             "adam": self.adam.state_dict(),
             "step": self.step_count,
@@ -491,7 +539,16 @@ class Trainer:
             "best": self.best,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def resume(self, file: Path) -> None:
+        """Go on from a `state_dict` in a file. Raises `CheckpointError` for what is no such file, or one of another
+        network or recipe."""
+        try:
+            state = torch.load(file, weights_only=True, map_location="cpu")
+            same = state["model"] == json.dumps(encode(self.config)) and state["mel"] == json.dumps(encode(self.spec))
+        except Exception as error:
+            raise CheckpointError(f"{file}: is no state of a training ({type(error).__name__}); begin anew") from None
+        if not same:
+            raise CheckpointError(f"{file}: belongs to another model or mel; resume with the --config it began with")
         with torch.no_grad():
             for name, w in self.weights.items():
                 w.copy_(state["weights"][name])
@@ -503,7 +560,7 @@ class Trainer:
         self.rng = np.random.default_rng([self.schedule.seed, self.step_count])
 
 
-def product_dtype(products: str) -> torch.dtype:
+def format_of_products(products: str) -> torch.dtype:
     """The format of `Schedule.products` on this processor."""
     if products == "auto":
         native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
@@ -511,7 +568,7 @@ def product_dtype(products: str) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[products]
 
 
-def compiled(loss: Loss, report: Report) -> Loss:
+def compiled(loss: Loss, say: Say) -> Loss:
     """`loss` through `torch.compile`; where that does not work (no C++ compiler, say), `loss` itself after a word."""
     fast = torch.compile(loss, dynamic=False)
     chosen: Loss | None = None
@@ -525,7 +582,7 @@ def compiled(loss: Loss, report: Report) -> Loss:
                 return result
             except Exception as error:  # whatever it is: where the fault is ours, the plain call raises it again
                 why = (str(error).strip() or repr(error)).splitlines()[0]
-                report(f"torch.compile does not work here; training runs without it, at about half the speed ({why})")
+                say(f"torch.compile does not work here; training runs without it, at about half the speed ({why})")
                 chosen = loss
         return chosen(batch)
 
@@ -546,52 +603,41 @@ def initial_weight(name: str, shape: tuple[int, ...], config: WaveNetConfig) -> 
     return weight
 
 
-def read_plan(path: Path | None) -> tuple[WaveNetConfig, MelSpec, Schedule]:
-    """The file given as --config: JSON with `model`, `mel` and, if wanted, `training`; the voice's own where None."""
-    if path is None:
-        path = Path(__file__).parent / "voices" / "nsh-ru" / "training.json"
-    try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(plan, dict) or not {"model", "mel"} <= plan.keys() <= {"model", "mel", "training"}:
-        raise ConfigError(f'{path}: wants an object with "model", "mel" and, if wanted, "training"')
-    config = decode(WaveNetConfig, plan["model"], f"{path}: model")
-    spec = decode(MelSpec, plan["mel"], f"{path}: mel")
-    return config, spec, decode(Schedule, plan.get("training", {}), f"{path}: training")
-
-
 def run(
     data: Path,
     out: Path,
-    config: Path | None = None,
+    plan: Path | None = None,
     minutes: float | None = None,
     resume: bool = False,
+    resample: bool = False,
     threads: int | None = None,
-    report: Report = print,
     start_from: Path | None = None,
-    progress: Progress | None = None,
-) -> float:
+    say: Say = print,
+    watch: Watch | None = None,
+) -> tuple[float, int | None]:
     """Train on the recordings below `data` for `minutes` in all (earlier sittings included; 180 where None).
 
     `out` becomes a checkpoint directory with the averaged weights that did best on the held-out files, beside
     `training.pt` from which `resume` continues, and `log.jsonl`. Ctrl-C and SIGTERM finish the step, save and return.
-    `start_from`, a checkpoint directory of the same network, gives the first weights: another speaker, or more time for
-    a voice whose `training.pt` is gone. `progress(minutes done, minutes in all, recent bits)` is called every step.
-    Returns the best validation, in bits per sample. Raises `ConfigError`, `AudioError`, `CheckpointError`.
+    `plan` is the file that `read_plan` reads. `start_from`, a checkpoint directory of the same network, gives the first
+    weights: another speaker, or more time for a voice whose `training.pt` is gone.
+    Returns the best validation, in bits per sample, and the number of the signal that ended the training, if one did.
+    Raises `ConfigError`, `AudioError`, `ShapeError`, `CheckpointError`.
     """
     minutes = 180.0 if minutes is None else minutes
-    if not minutes > 0:
-        raise ConfigError(f"minutes: is {minutes}; must be above 0")
+    if not 0 < minutes < math.inf:
+        raise ConfigError(f"minutes: is {minutes}; must be above 0 and finite")
     state_file = out / "training.pt"
+    if resume and start_from is not None:
+        raise ConfigError("--resume continues weights of its own; leave out --from, or begin in a new --out")
     if resume and not state_file.exists():
         raise CheckpointError(f"{state_file}: not there, so there is nothing to resume; leave out --resume")
     if not resume and (out / "model.safetensors").exists():
         raise CheckpointError(f"{out}: already holds a voice; continue it with --resume, or give another --out")
-    model_config, spec, schedule = read_plan(config)
+    config, spec, schedule = read_plan(plan)
     if threads:
         torch.set_num_threads(threads)
-    utterances = list(load_utterances(data, model_config, spec, schedule.resample))
+    utterances = list(load_utterances(data, config, spec, resample or schedule.resample))
     if len(utterances) <= schedule.validation_files:
         raise AudioError(
             f"{data}: {len(utterances)} recordings; {schedule.validation_files} are held out for validation, so more"
@@ -599,17 +645,17 @@ def run(
         )
     train, held_out = utterances[: -schedule.validation_files], utterances[-schedule.validation_files :]
     hours = sum(len(u.mel) for u in train) * spec.hop_length / spec.sample_rate / 3600
-    report(f"{len(train)} recordings, {hours:.2f} h; {len(held_out)} held out")
-    trainer = Trainer(model_config, spec, schedule, train, report)
+    say(f"{len(train)} recordings, {hours:.2f} h; {len(held_out)} held out")
+    trainer = Trainer(config, spec, schedule, train, say)
     if resume:
-        trainer.load_state_dict(torch.load(state_file, weights_only=True, map_location="cpu"))
-        report(f"resumed at step {trainer.step_count}, minute {trainer.minutes:.0f}, best {trainer.best:.4f} bits")
+        trainer.resume(state_file)
+        say(f"resumed at step {trainer.step_count}, minute {trainer.minutes:.0f}, best {trainer.best:.4f} bits")
     elif start_from is not None:
         trainer.start_from(load_checkpoint(start_from))
-        report(f"began with the weights of {start_from}")
+        say(f"began with the weights of {start_from}")
     with _StopOnSignal() as stop:
-        _train_until(trainer, held_out, minutes, out, stop, report, progress)
-    return trainer.best
+        _train_until(trainer, held_out, minutes, out, stop, say, watch)
+    return trainer.best, stop.signal
 
 
 def _train_until(
@@ -618,29 +664,29 @@ def _train_until(
     minutes: float,
     out: Path,
     stop: _StopOnSignal,
-    report: Report,
-    progress: Progress | None,
+    say: Say,
+    watch: Watch | None,
 ) -> None:
     """Steps with a validation and a save every `validate_every` minutes, and at the end."""
     began, before = time.monotonic(), trainer.minutes
     next_check = before + trainer.schedule.validate_every
     running: float | None = None
     steps = trainer.schedule.steps or math.inf
-    while not stop.asked and trainer.minutes < minutes and trainer.step_count < steps:
+    while stop.signal is None and trainer.minutes < minutes and trainer.step_count < steps:
         loss = trainer.step(max(trainer.minutes / minutes, trainer.step_count / steps))
         if not math.isfinite(loss):
             raise ConfigError("training: the loss is no longer finite; lower training.matrix_rate and vector_rate")
         running = loss if running is None else 0.99 * running + 0.01 * loss
         trainer.minutes = before + (time.monotonic() - began) / 60
-        if progress is not None:
-            progress(trainer.minutes, minutes, running)
+        if watch is not None:
+            watch(trainer.minutes, minutes, running)
         if trainer.minutes >= next_check and trainer.minutes < minutes:
-            save(trainer, held_out, out, running, report)
+            save(trainer, held_out, out, running, say)
             next_check = trainer.minutes + trainer.schedule.validate_every
-    save(trainer, held_out, out, running, report)
+    save(trainer, held_out, out, running, say)
 
 
-def save(trainer: Trainer, held_out: list[Utterance], out: Path, running: float | None, report: Report) -> None:
+def save(trainer: Trainer, held_out: list[Utterance], out: Path, running: float | None, say: Say) -> None:
     """Validate; write `training.pt` always and the voice when it is the best so far."""
     out.mkdir(parents=True, exist_ok=True)
     score = trainer.validate(held_out)
@@ -654,7 +700,7 @@ def save(trainer: Trainer, held_out: list[Utterance], out: Path, running: float 
     line = {"step": trainer.step_count, "minutes": round(trainer.minutes, 2), "train_bits": running, "bits": score}
     with (out / "log.jsonl").open("a") as log:
         log.write(json.dumps(line) + "\n")
-    report(
+    say(
         f"minute {trainer.minutes:6.1f}  step {trainer.step_count:6d}  validation {score:.4f} bits per sample"
         + ("  (best, saved)" if better else "")
     )
@@ -676,10 +722,10 @@ def save_voice(trainer: Trainer, out: Path, score: float) -> None:
 
 
 class _StopOnSignal:
-    """Turns Ctrl-C and SIGTERM into a wish that the loop grants after its step. A second Ctrl-C interrupts at once."""
+    """Turns Ctrl-C and SIGTERM into a wish that the loop grants after its step. A second one interrupts at once."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.signal: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> _StopOnSignal:
@@ -689,12 +735,11 @@ class _StopOnSignal:
             except ValueError:  # not the main thread: signals are its caller's business
                 break
         return self
-        return self
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.signal is not None:
             raise KeyboardInterrupt
-        self.asked = True
+        self.signal = number
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():

@@ -15,10 +15,11 @@ from ..errors import BackendError
 @click.command(name="train")
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of WAV or FLAC recordings.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Checkpoint directory to make.")
-@click.option("--config", type=click.Path(path_type=Path), help="JSON with model, mel and training.")
+@click.option("--config", type=click.Path(path_type=Path), help="JSON with model, mel and, if wanted, training.")
 @click.option("--from", "start_from", metavar="VOICE", help="Name or directory of a voice whose weights to begin with.")
 @click.option("--minutes", type=float, help="Length of the training, earlier sittings included.")
 @click.option("--resume", is_flag=True, help="Continue the training in --out.")
+@click.option("--resample", is_flag=True, help="Convert recordings at another sample rate.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads for torch.")
 def train_command(
     data: Path,
@@ -26,13 +27,14 @@ def train_command(
     config: Path | None,
     minutes: float | None,
     resume: bool,
+    resample: bool,
     start_from: str | None,
     threads: int | None,
-) -> None:
+) -> int:
     """Train a voice from recordings.
 
     Beside a recording, a .npy or .npz mel of the same name is used instead of the extracted one. Ctrl-C leaves a
-    usable checkpoint, which --resume continues."""
+    usable checkpoint, which --resume continues; the exit code is then 130, after SIGTERM 143."""
     if importlib.util.find_spec("torch") is None:
         raise BackendError('training needs PyTorch, which is not installed; pip install "wavenet-fast[train]" adds it')
     from tqdm import tqdm  # type: ignore[import-untyped]
@@ -44,12 +46,13 @@ def train_command(
     form = "{desc}{percentage:3.0f}% |{bar}| {n:.1f}/{total:.0f} minutes{postfix}"
     with tqdm(total=0.0, disable=not sys.stderr.isatty(), leave=False, bar_format=form, file=sys.stderr) as bar:
 
-        def progress(done: float, total: float, bits: float) -> None:
+        def watch(done: float, total: float, bits: float) -> None:
             bar.total = total
             bar.set_postfix_str(f"{bits:.2f} bits per sample", refresh=False)
             bar.update(done - bar.n)
 
-        run(data, out, config, minutes, resume, threads, bar.write, begin, progress)
+        _, stopped = run(data, out, config, minutes, resume, resample, threads, begin, bar.write, watch)
+    return 0 if stopped is None else 128 + stopped
 
 
 @click.command(name="inspect")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import AudioError
+from ..recipe import recipe_differences
 from .files import MEL_SUFFIXES, SOUND_SUFFIXES, Job, make_plan, readable
 from .options import (
     FORMATS,
@@ -24,7 +25,6 @@ from .report import Progress, Report
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..config import MelSpec
     from ..vocoder import Vocoder
 
 MEL_MAGICS = {b"\x93NUMPY": "npy", b"PK\x03\x04": "npz"}
@@ -95,13 +95,7 @@ def read_mel_for(voice: Vocoder, job: Job) -> Any:
     found = read_mel(readable(job, MEL_MAGICS, "mel file"))
     if found.spec is not None and found.spec != voice.mel_spec:
         raise AudioError(
-            f"{job.name}: its mel recipe is not this voice's: {differences(found.spec, voice.mel_spec)};"
+            f"{job.name}: its mel recipe is not this voice's: {recipe_differences(found.spec, voice.mel_spec)};"
             " make it again from the sound, with `wavenet-fast mel` and this --voice"
         )
     return found.mel
-
-
-def differences(given: MelSpec, wanted: MelSpec) -> str:
-    """The fields in which two recipes differ."""
-    fields = [f for f in given.__struct_fields__ if getattr(given, f) != getattr(wanted, f)]
-    return ", ".join(f"{f} is {getattr(given, f)}, wanted {getattr(wanted, f)}" for f in fields)
