@@ -198,7 +198,8 @@ template <class T>
 T* data_of(const py::array& a, const std::vector<int64_t>& shape, const char* name, bool writable) {
   bool fits = py::isinstance<py::array_t<T>>(a) && (a.flags() & py::array::c_style) &&
               a.ndim() == static_cast<py::ssize_t>(shape.size()) && (!writable || a.writeable());
-  for (size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] == -1 || a.shape(static_cast<py::ssize_t>(i)) == shape[i];
+  for (size_t i = 0; fits && i < shape.size(); ++i)
+    fits = shape[i] == -1 || a.shape(static_cast<py::ssize_t>(i)) == shape[i];
   if (!fits) refuse(std::string("array ") + name + " must be contiguous, of its type and shape " + shape_text(shape));
   return static_cast<T*>(const_cast<void*>(a.data()));
 }
@@ -223,7 +224,8 @@ const Kernels& kernels_named(const std::string& isa, const Layout& layout) {
     if (isa != candidate.kernels->name) continue;
     const Layout& own = candidate.kernels->layout;
     if (!candidate.available) refuse("this CPU does not have " + isa);
-    if (own.lanes != layout.lanes || own.accumulators != layout.accumulators) refuse("the weights are not packed for " + isa);
+    if (own.lanes != layout.lanes || own.accumulators != layout.accumulators)
+      refuse("the weights are not packed for " + isa);
     return *candidate.kernels;
   }
   refuse("instruction set " + isa + " is unknown");
@@ -234,8 +236,13 @@ Trace trace_of(const Model& m, const py::dict& arrays, int64_t samples) {
     shape.insert(shape.begin(), samples);
     return arrays.contains(name) ? data_of<float>(py::cast<py::array>(arrays[name]), shape, name, true) : nullptr;
   };
-  return {rows("conditioning", {m.L, m.G}), rows("embed", {m.R}),  rows("gate", {m.L, m.half}), rows("x", {m.L - 1, m.R}),
-          rows("skip", {m.S}),              rows("hidden", {m.H}), rows("logits", {m.A})};
+  return {rows("conditioning", {m.L, m.G}),
+          rows("embed", {m.R}),
+          rows("gate", {m.L, m.half}),
+          rows("x", {m.L - 1, m.R}),
+          rows("skip", {m.S}),
+          rows("hidden", {m.H}),
+          rows("logits", {m.A})};
 }
 
 struct State {
@@ -249,10 +256,12 @@ bool generate(const Model& m, const std::string& isa, const State& state, const 
               const py::object& progress) {
   const Kernels& kernels = kernels_named(isa, m.layout);
   if (!(temperature > 0)) refuse("temperature must be positive");
-  if (mel.ndim() != 3 || mel.shape(1) != m.M || !py::isinstance<py::array_t<float>>(mel)) refuse("mel must be float32 (B, M, n)");
+  if (mel.ndim() != 3 || mel.shape(1) != m.M || !py::isinstance<py::array_t<float>>(mel))
+    refuse("mel must be float32 (B, M, n)");
   const int64_t B = mel.shape(0), n = mel.shape(2), waiting = m.context_frames + m.lookahead_frames;
   for (int axis = 0; axis < 3; ++axis) {
-    if (mel.strides(axis) % static_cast<int64_t>(sizeof(float))) refuse("mel's strides must be whole numbers of floats");
+    if (mel.strides(axis) % static_cast<int64_t>(sizeof(float)))
+      refuse("mel's strides must be whole numbers of floats");
   }
 
   const bool fp32 = m.number == Number::fp32;
@@ -273,8 +282,9 @@ bool generate(const Model& m, const std::string& isa, const State& state, const 
   int64_t capacity = 0, total = 0;
   for (int64_t b = 0; b < B; ++b) {
     const int64_t known = received[b], count = wanted[b], t = positions[b];
-    const bool counted = t >= 0 && t <= kUnbounded / 2 && known >= 0 && known <= kUnbounded / m.hop / 4 && new_frames[b] >= 0 && new_frames[b] <= n &&
-                         pending_counts[b] >= 0 && pending_counts[b] <= std::min(waiting, known) && count >= 0;
+    const bool counted = t >= 0 && t <= kUnbounded / 2 && known >= 0 && known <= kUnbounded / m.hop / 4 &&
+                         new_frames[b] >= 0 && new_frames[b] <= n && pending_counts[b] >= 0 &&
+                         pending_counts[b] <= std::min(waiting, known) && count >= 0;
     if (!counted) refuse("a count of the stream's state is out of range");
     if (count > ready_samples(m, known + new_frames[b], is_ended[b]) - t) {
       if (count) refuse("more samples are asked for than the mel frames allow");
@@ -320,7 +330,8 @@ bool generate(const Model& m, const std::string& isa, const State& state, const 
     s.mel_frame_stride = mel.strides(2) / static_cast<int64_t>(sizeof(float));
     s.ended = is_ended[b];
     s.samples = wanted[b];
-    s.temperature = std::min(std::max(temperature, std::numeric_limits<float>::min()), std::numeric_limits<float>::max());
+    s.temperature =
+        std::min(std::max(temperature, std::numeric_limits<float>::min()), std::numeric_limits<float>::max());
     if (force) s.forced = force + b * capacity;
     if (sound) s.audio = sound + b * capacity;
     if (draws) s.raw = draws + b * capacity;
@@ -356,7 +367,8 @@ using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>
 
 FloatArray gate_values(const std::string& isa, const FloatArray& a, const FloatArray& b) {
   const Kernels& kernels = any_kernels(isa);
-  if (a.ndim() != 1 || a.size() != b.size() || a.size() % kernels.layout.lanes) refuse("give two vectors of whole blocks");
+  if (a.ndim() != 1 || a.size() != b.size() || a.size() % kernels.layout.lanes)
+    refuse("give two vectors of whole blocks");
   FloatArray out(a.size());
   kernels.gate(a.data(), b.data(), out.mutable_data(), a.size());
   return out;
@@ -388,7 +400,8 @@ py::list describe_isas() {
 }  // namespace
 
 PYBIND11_MODULE(_engine, module) {
-  module.doc() = "The native sample loop. Use it through wavenet_fast.backends.cpu, which checks arguments in sentences.";
+  module.doc() =
+      "The native sample loop. Use it through wavenet_fast.backends.cpu, which checks arguments in sentences.";
   module.def("isas", &describe_isas);
   py::class_<Model>(module, "Model")
       .def(py::init(&make_model), py::arg("config"), py::arg("dtype"), py::arg("lanes"), py::arg("accumulators"),
@@ -402,8 +415,8 @@ PYBIND11_MODULE(_engine, module) {
                        py::array speakers, py::array received, py::array pending, py::array pending_counts) {
              return State{rings, inputs, filters, positions, seeds, speakers, received, pending, pending_counts};
            }),
-           py::kw_only(), py::arg("rings"), py::arg("inputs"), py::arg("filters"), py::arg("positions"), py::arg("seeds"),
-           py::arg("speakers"), py::arg("received"), py::arg("pending"), py::arg("pending_counts"));
+           py::kw_only(), py::arg("rings"), py::arg("inputs"), py::arg("filters"), py::arg("positions"),
+           py::arg("seeds"), py::arg("speakers"), py::arg("received"), py::arg("pending"), py::arg("pending_counts"));
   module.def("generate", &generate, py::kw_only(), py::arg("model"), py::arg("isa"), py::arg("state"), py::arg("mel"),
              py::arg("frames"), py::arg("ended"), py::arg("counts"), py::arg("temperature"), py::arg("threads"),
              py::arg("forced"), py::arg("audio"), py::arg("raw"), py::arg("logits"), py::arg("trace"),

@@ -47,9 +47,11 @@ struct DenseNode {
   const Node& node;
   const Columns &in, &out;
   int64_t length;
+  const std::atomic<bool>& stop;
 
   template <int NV>
   void run(const float* w, int64_t row) const {
+    if (stop.load(std::memory_order_relaxed)) return;  // the caller of `at` looks too, before it uses anything
     Walk walk(node, in, length);
     for (int64_t o = out.first; o < out.first + out.count; ++o) {
       walk.move_to(o);
@@ -122,7 +124,8 @@ struct Projection {
 
 class Conditioner {
  public:
-  Conditioner(const Model& model, const Stream& stream, Scratch& scratch) : m_(model), stream_(stream), s_(scratch) {
+  Conditioner(const Model& model, const Stream& stream, Scratch& scratch, const std::atomic<bool>& stop)
+      : m_(model), stream_(stream), s_(scratch), stop_(stop) {
     for (int64_t i = 0; i < s_.n_columns; ++i) s_.columns[i].count = 0;
     s_.project_count = 0;
     end_ = right_of(stream.position + stream.samples - 1) + 1;
@@ -134,7 +137,7 @@ class Conditioner {
     }
   }
 
-  // What sample t hears: L rows of gate_pad.
+  // What sample t hears: L rows of gate_pad; anything once `stop` is set.
   const float* at(int64_t t) {
     const int64_t left = left_of(t), right = right_of(t);
     if (left < s_.project_first || right >= s_.project_first + s_.project_count) project(left);
@@ -153,6 +156,7 @@ class Conditioner {
   const Model& m_;
   const Stream& stream_;
   Scratch& s_;
+  const std::atomic<bool>& stop_;
   int64_t end_;  // columns that the call needs
 
   int64_t heard(int64_t t) const { return t + m_.offset > 0 ? t + m_.offset : 0; }
@@ -206,7 +210,7 @@ class Conditioner {
       if (node.image) {
         picture_node(node, columns[i], columns[i + 1], length_into(i));
       } else {
-        const DenseNode job{node, columns[i], columns[i + 1], length_into(i)};
+        const DenseNode job{node, columns[i], columns[i + 1], length_into(i), stop_};
         for_blocks<float>(node.weight, job);
       }
       finish_columns(node, columns[i + 1]);

@@ -6,12 +6,22 @@
 
 namespace wavenet {
 
-namespace portable { extern const Kernels kernels; }
-namespace portable16 { extern const Kernels kernels; }
+namespace portable {
+extern const Kernels kernels;
+}
+namespace portable16 {
+extern const Kernels kernels;
+}
 #if defined(__x86_64__)
-namespace avx2 { extern const Kernels kernels; }
-namespace avx512 { extern const Kernels kernels; }
-namespace avx512bf16 { extern const Kernels kernels; }
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx512bf16 {
+extern const Kernels kernels;
+}
 #endif
 
 namespace {

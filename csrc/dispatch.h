@@ -9,9 +9,9 @@ namespace wavenet {
 
 struct Isa {
   const Kernels* kernels;
-  bool available;      // on this CPU and under this operating system
-  const char* needs;   // what the CPU must have, for people
-  bool automatic;      // may be chosen without being asked for
+  bool available;     // on this CPU and under this operating system
+  const char* needs;  // what the CPU must have, for people
+  bool automatic;     // may be chosen without being asked for
 };
 
 // Every instruction set compiled in, best last.

@@ -7,10 +7,10 @@
 //   max, min                 max(a, b) = a > b ? a : b, so that a NaN in `a` yields b
 //   bit_and, shift_left<n>, shift_right<n>, add (Words)
 //   store_low_halves         the low 16 bits of every word, in order
-//   dot_pair(acc, w, x)      acc + the products of both bf16 halves of w and x
+//   dot_pair(acc, w, x)      acc + the products of both bf16 halves of w and x, in an order of the ISA's own
 //
-// No STL code is instantiated below: a template of the standard library compiled in a target region would carry its
-// instructions into code shared with other ISAs.
+// No STL code that stays out of line is instantiated below: a template of the standard library compiled in a target
+// region would carry its instructions into code shared with other ISAs.
 
 #define WAVENET_INLINE static inline __attribute__((always_inline))
 

@@ -51,7 +51,7 @@ static void for_blocks(const Matrix& m, const Job& job) {
 // out = start + more + Σ_s W[s]·x[s]
 template <class T>
 struct Product {
-  const T* const* x;   // one pointer per segment
+  const T* const* x;  // one pointer per segment
   int64_t segments, k;
   const float *start, *more;
   float* out;
@@ -83,12 +83,13 @@ struct Dense {
 };
 
 // The skip products of all layers in one pass, the sums in registers from the first layer to the last.
-// sum: scale·Σ (W[l]·g[l] + bias[l]);  running: total = (total + W[l]·g[l] + bias[l])·scale at every layer but the first.
+// sum: scale·Σ (W[l]·g[l] + bias[l]);  running: total = (total + W[l]·g[l] + bias[l])·scale at every layer but the
+// first.
 template <class T>
 struct SkipSum {
-  const T* gates;      // (layers, gate_stride)
+  const T* gates;  // (layers, gate_stride)
   int64_t gate_stride, layers, k;
-  const float* bias;   // (layers, rows)
+  const float* bias;  // (layers, rows)
   int64_t rows;
   float scale;
   bool running;

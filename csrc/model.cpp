@@ -52,7 +52,8 @@ void Model::derive() {
 }
 
 void Model::derive_conditioning() {
-  n_frame_nodes = std::count_if(nodes.begin(), nodes.end(), [](const Node& n) { return n.kind == NodeKind::frame_conv; });
+  n_frame_nodes =
+      std::count_if(nodes.begin(), nodes.end(), [](const Node& n) { return n.kind == NodeKind::frame_conv; });
   int64_t width = M, rate = 1;
   for (size_t i = 0; i < nodes.size(); ++i) {
     const Node& n = nodes[i];
@@ -91,9 +92,7 @@ void Model::derive_tables() {
 
 // --- weights ---------------------------------------------------------------------------------------------------------
 
-Model::~Model() {
-  std::free(block_);
-}
+Model::~Model() { std::free(block_); }
 
 void Model::load(const Find& find) {
   visit(find, false);  // sizes, so that the block is allocated once and only for arrays that fit

@@ -1,4 +1,4 @@
-// A model made ready for the engine: sizes (the letters of the design), packed weights in one aligned block.
+// A model made ready for the engine: sizes (by the README's letters), packed weights in one aligned block.
 //
 // Everything here is immutable once built and holds no per-stream state, so one Model serves any number of threads.
 // Sizes are checked again although Python has checked them: no array handed in can make the engine read out of bounds.
@@ -13,7 +13,7 @@
 
 namespace wavenet {
 
-enum class Number { fp32, bf16 };                  // format of the weights and of the activations that meet them
+enum class Number { fp32, bf16 };  // format of the weights and of the activations that meet them
 enum class Activation { none, relu, leaky_relu, tanh };
 enum class HeadKind { categorical, logistic, gaussian };
 enum class Upsampling { hold, linear, stages };
@@ -52,12 +52,12 @@ struct Range {
 // One layer of the conditioning network: at frame rate (frame_conv) or from one rate to `scale` times that rate.
 struct Node {
   NodeKind kind;
-  int64_t in, out;           // channels
+  int64_t in, out;  // channels
   int64_t taps, scale = 1, crop = 0, freq_taps = 1;
   bool image = false, replicate = false;
   Activation activation = Activation::none;
   float slope = 0;
-  Matrix weight;             // where not image
+  Matrix weight;                  // where not image
   const float* kernel = nullptr;  // image: (freq_taps, taps)
   const float* bias = nullptr;    // rows, or one value for a picture
 
@@ -81,10 +81,10 @@ struct Model {
 
   HeadKind head;
   int64_t components = 1;
-  float log_scale_min;       // −∞ where there is no floor
+  float log_scale_min;          // −∞ where there is no floor
   std::vector<float> sound;     // categorical: class → linear sample
   std::vector<float> feedback;  // categorical: class → what a scalar input is fed
-  bool companded;            // a mixture works on µ-law companded values
+  bool companded;               // a mixture works on µ-law companded values
   double mu;
   float preemphasis, gain;
 
@@ -92,10 +92,10 @@ struct Model {
   Upsampling upsampling;
   int64_t offset;
   double frame_centre;
-  std::vector<float> fraction;    // linear: weight of the right frame by position within the hop
-  std::vector<int32_t> shift;     // linear: 0 or −1, frame to the left of that position
+  std::vector<float> fraction;  // linear: weight of the right frame by position within the hop
+  std::vector<int32_t> shift;   // linear: 0 or −1, frame to the left of that position
   std::vector<Node> nodes;
-  int64_t n_frame_nodes = 0;      // the first nodes, which run at frame rate
+  int64_t n_frame_nodes = 0;  // the first nodes, which run at frame rate
   int64_t lookahead_frames, context_frames;
 
   // Sizes in elements. pad: rows padded to lanes.
@@ -103,15 +103,15 @@ struct Model {
   int64_t r_stride;                  // channels of a ring slot
   int64_t ring_elements;             // per stream
   std::vector<int64_t> ring_offset, ring_depth;
-  int64_t projected;                 // L · gate_pad: one projected conditioning column
+  int64_t projected;  // L · gate_pad: one projected conditioning column
 
   // Weights.
   const float *mel_mean = nullptr, *mel_scale = nullptr;
-  Matrix project;                    // (L · gate_pad) × C
+  Matrix project;  // (L · gate_pad) × C
   const float* project_bias;
-  Matrix speaker;                    // (L · gate_pad) × P
+  Matrix speaker;  // (L · gate_pad) × P
   const float* speaker_bias = nullptr;
-  const float *input, *input_bias;   // (in_taps, in_channels, r_stride), (r_stride)
+  const float *input, *input_bias;  // (in_taps, in_channels, r_stride), (r_stride)
   std::vector<Matrix> dilated, residual;
   const float *dilated_bias, *residual_bias, *skip_bias;  // one row per layer
   Matrix skip, hidden, out;
@@ -119,7 +119,6 @@ struct Model {
 
   int64_t pad(int64_t rows) const { return round_up(rows, layout.lanes); }
   int64_t element_bytes() const { return number == Number::fp32 ? 4 : 2; }
-  bool paired() const { return number == Number::bf16; }
 
   Model() = default;
   ~Model();
@@ -130,7 +129,7 @@ struct Model {
   struct Array {
     const void* data;
     int64_t elements;
-    bool is_float;           // float32, else uint16 (bf16)
+    bool is_float;  // float32, else uint16 (bf16)
   };
   using Find = std::function<Array(const std::string&)>;
 

@@ -23,7 +23,9 @@ static thread_local int sample_loops = 0;
 
 extern "C" __attribute__((visibility("default"), noinline)) int wavenet_fast_in_sample_loop() { return sample_loops; }
 
-void missing_frames() { throw std::logic_error("the stream's state does not hold the mel frames that its position needs"); }
+void missing_frames() {
+  throw std::logic_error("the stream's state does not hold the mel frames that its position needs");
+}
 
 int64_t ready_samples(const Model& model, int64_t frames, bool ended) {
   return std::max<int64_t>(0, ended ? frames : frames - model.lookahead_frames) * model.hop;
@@ -61,13 +63,24 @@ struct SampleLoop {
 
 constexpr auto kWatchInterval = std::chrono::milliseconds(30);
 
-// Multiply-adds of a call for one thread that is not worth starting it: some 10 ms of work, a few tens on a slow processor. Starting a
-// thread and waiting for it costs little on an idle machine and two turns of the scheduler on a busy one.
-constexpr int64_t kShortCall = 200'000'000;
+// Below so many multiply-adds, some 10 ms of work, a call runs on the calling thread: starting another and waiting for
+// it costs two turns of the scheduler on a busy machine.
+constexpr double kShortCall = 2e8;
 
-int64_t multiply_adds(const Model& m) {
+// Of a call for so many samples, the conditioning network's share included.
+double multiply_adds(const Model& m, int64_t samples) {
   const int64_t layer = m.gate_pad * (m.K * m.R + m.C) + m.half * (m.pad(m.R) + m.pad(m.S));
-  return m.L * layer + m.pad(m.H) * m.S + m.pad(m.A) * m.H;
+  double work = static_cast<double>(samples) * (m.L * layer + m.pad(m.H) * m.S + m.pad(m.A) * m.H);
+  // Columns, counted back from the last node; a call for a few samples still needs all that their frames look at.
+  int64_t columns = m.upsampling == Upsampling::stages ? samples : samples / m.hop + 2;
+  for (size_t i = m.nodes.size(); i-- > 0;) {
+    const Node& node = m.nodes[i];
+    const int64_t each = node.out * (node.image ? node.freq_taps : node.in) * node.taps;
+    work += static_cast<double>(columns) * each;
+    const Range inputs = node.inputs_of({0, columns});
+    columns = inputs.last - inputs.first;
+  }
+  return work;
 }
 
 }  // namespace
@@ -97,7 +110,8 @@ Scratch::Scratch(const Model& m) {
     return at;
   };
   std::vector<int64_t> at_columns;
-  for (int64_t i = 0; i < n_columns; ++i) at_columns.push_back(reserve(checked_mul(columns[i].capacity, columns[i].stride)));
+  for (int64_t i = 0; i < n_columns; ++i)
+    at_columns.push_back(reserve(checked_mul(columns[i].capacity, columns[i].stride)));
   const int64_t at_projections = reserve(checked_mul(project_capacity, m.projected));
   const int64_t at_start = reserve(m.projected), at_interpolated = reserve(m.projected);
   const int64_t at_x = reserve(m.r_stride), at_z = reserve(m.gate_pad), at_gate = reserve(m.half_pad);
@@ -106,7 +120,8 @@ Scratch::Scratch(const Model& m) {
   const int64_t at_weights = reserve(classes + classes / 16);
   // Operands, at the size of the wider format.
   const int64_t at_newest = reserve(m.r_stride), at_gates = reserve(checked_mul(m.L, gate_stride));
-  const int64_t at_skip_operand = reserve(round_up(m.S, kChannelPad)), at_hidden_operand = reserve(round_up(m.H, kChannelPad));
+  const int64_t at_skip_operand = reserve(round_up(m.S, kChannelPad)),
+                at_hidden_operand = reserve(round_up(m.H, kChannelPad));
   const int64_t at_taps = reserve(2 * m.K), at_slots = reserve(2 * m.L);
 
   block_.reset(static_cast<char*>(std::aligned_alloc(64, used)));
@@ -163,7 +178,7 @@ bool run(const Model& model, const Kernels& kernels, std::vector<Stream>& stream
   int64_t samples = 0;
   for (const Stream& stream : streams) samples += stream.samples;
   const size_t wanted = std::min(streams.size(), static_cast<size_t>(std::max(threads, 1)));
-  if (wanted == 1 && samples <= kShortCall / multiply_adds(model)) {
+  if (wanted == 1 && multiply_adds(model, samples) <= kShortCall) {
     working = 1;
     work();
     if (failure) std::rethrow_exception(failure);
@@ -179,7 +194,7 @@ bool run(const Model& model, const Kernels& kernels, std::vector<Stream>& stream
     }
     try {
       workers.emplace_back(work);
-    } catch (const std::system_error&) {  // no more threads to be had: those that run do the work
+    } catch (...) {  // no more threads, or no memory for one: those that run do the work
       const std::lock_guard<std::mutex> lock(mutex);
       --working;
       if (workers.empty()) throw;
@@ -187,7 +202,7 @@ bool run(const Model& model, const Kernels& kernels, std::vector<Stream>& stream
     }
   }
 
-  std::exception_ptr unwatched;
+  std::exception_ptr watch_failure;
   {
     std::unique_lock<std::mutex> lock(mutex);
     while (!finished.wait_for(lock, kWatchInterval, [&] { return working == 0; })) {
@@ -196,14 +211,14 @@ bool run(const Model& model, const Kernels& kernels, std::vector<Stream>& stream
       try {
         if (!watch()) control.stop = true;
       } catch (...) {
-        unwatched = std::current_exception();
+        watch_failure = std::current_exception();
         control.stop = true;
       }
       lock.lock();
     }
   }
   for (std::thread& worker : workers) worker.join();
-  if (unwatched) std::rethrow_exception(unwatched);
+  if (watch_failure) std::rethrow_exception(watch_failure);
   if (failure) std::rethrow_exception(failure);
   return !control.stop;
 }

@@ -1,12 +1,13 @@
 // Logits → the next sample, and the sound it means. The formulas are those of sampling.py.
 
 // Number of classes below the last whose prefix sum of e^((l − max)/temperature) is at most u · total. The sums run
-// over groups of 16 classes first and inside the chosen group then. `weights` has room for n rounded up to 16, and a sixteenth of that more.
+// over groups of 16 classes first and inside the chosen group then. `weights` has room for n rounded up to 16, and a
+// sixteenth of that more.
 static int64_t choose(const float* logits, int64_t n, float u, float temperature, float* weights) {
   constexpr int64_t kGroup = 16;
   const int64_t padded = round_up(n, kGroup);
   __builtin_memcpy(weights, logits, static_cast<size_t>(n) * sizeof(float));
-  for (int64_t i = n; i < padded; ++i) weights[i] = -3.4e38f;
+  for (int64_t i = n; i < padded; ++i) weights[i] = -HUGE_VALF;
   Floats top = load(weights);
   for (int64_t i = kLanes; i < padded; i += kLanes) top = max(top, load(weights + i));
   float lanes[kLanes];
@@ -35,23 +36,25 @@ static int64_t choose(const float* logits, int64_t n, float u, float temperature
     sum += weights[c];
     if (sum > threshold) break;
   }
+  // The sums of a group and within it may differ by a rounding: what has no weight is not drawn for that.
+  while (c > 0 && weights[c] == 0.f && total > 0.f) --c;
   return c;
 }
 
-// Φ⁻¹(v) = √2·erfinv(2v − 1) by the single-precision polynomials of M. Giles, "Approximating the erfinv function" (2011);
-// 1 − x² computed as 4·v·(1 − v).
+// Φ⁻¹(v) = √2·erfinv(2v − 1) by the single-precision polynomials of M. Giles, "Approximating the erfinv function"
+// (2011); 1 − x² computed as 4·v·(1 − v).
 static float normal_quantile(float v) {
   const float w = -logf(4.f * v * (1.f - v));
   float p;
   if (w < 5.f) {
     static const float c[] = {2.81022636e-08f, 3.43273939e-07f, -3.5233877e-06f, -4.39150654e-06f, 0.00021858087f,
-                              -0.00125372503f, -0.00417768164f, 0.246640727f, 1.50140941f};
+                              -0.00125372503f, -0.00417768164f, 0.246640727f,    1.50140941f};
     const float x = w - 2.5f;
     p = c[0];
     for (int i = 1; i < 9; ++i) p = p * x + c[i];
   } else {
     static const float c[] = {-0.000200214257f, 0.000100950558f, 0.00134934322f, -0.00367342844f, 0.00573950773f,
-                              -0.0076224613f, 0.00943887047f, 1.00167406f, 2.83297682f};
+                              -0.0076224613f,   0.00943887047f,  1.00167406f,    2.83297682f};
     const float x = sqrtf(w) - 3.f;
     p = c[0];
     for (int i = 1; i < 9; ++i) p = p * x + c[i];

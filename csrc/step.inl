@@ -5,7 +5,7 @@ template <class T>
 class Loop {
  public:
   Loop(const Model& model, const Stream& stream, Scratch& scratch, Control& control)
-      : m_(model), st_(stream), s_(scratch), control_(control), conditioner_(model, stream, scratch) {
+      : m_(model), st_(stream), s_(scratch), control_(control), conditioner_(model, stream, scratch, control.stop) {
     for (int64_t l = 0; l < m_.L; ++l) s_.slots[l] = stream.position % m_.ring_depth[l];
   }
 

@@ -16,10 +16,10 @@ struct Trace {
 
 struct Stream {
   // State, changed in place.
-  void* rings;           // ring_elements of float or bf16: [layer][slot][r_stride]; slot t mod depth holds input t
-  float* inputs;         // in_taps past inputs, oldest first, newest is x[t−1]; classes as numbers, −1 for none
-  float* filter;         // last de-emphasised value
-  int64_t position;      // t of the first sample to make
+  void* rings;       // ring_elements of float or bf16: [layer][slot][r_stride]; slot t mod depth holds input t
+  float* inputs;     // in_taps past inputs, oldest first, newest is x[t−1]; classes as numbers, −1 for none
+  float* filter;     // last de-emphasised value
+  int64_t position;  // t of the first sample to make
   uint64_t seed;
   const float* speaker;  // P
 
@@ -30,13 +30,13 @@ struct Stream {
   int64_t mel_band_stride, mel_frame_stride;  // in floats
   bool ended;
 
-  int64_t samples;       // how many to make
+  int64_t samples;  // how many to make
   float temperature;
-  const float* forced;   // what the history is fed instead of the draws, or null
-  float* audio;          // decoded sound, or null
-  float* raw;            // draws as they are: classes or values in the model's domain; or null
-  float* logits;         // (samples, A) or null
-  const Trace* trace;    // or null
+  const float* forced;  // what the history is fed instead of the draws, or null
+  float* audio;         // decoded sound, or null
+  float* raw;           // draws as they are: classes or values in the model's domain; or null
+  float* logits;        // (samples, A) or null
+  const Trace* trace;   // or null
 };
 
 // Shared between the calling thread and the workers of one call.
@@ -49,8 +49,8 @@ struct Control {
 struct Scratch {
   explicit Scratch(const Model& model);
 
-  struct Columns {         // conditioning columns [first, first + count) of one node
-    float* data = nullptr; // column i at data + i·stride; kGuard zeros before and after the channels
+  struct Columns {          // conditioning columns [first, first + count) of one node
+    float* data = nullptr;  // column i at data + i·stride; kGuard zeros before and after the channels
     int64_t first = 0, count = 0, stride = 0, capacity = 0;
     float* at(int64_t column) const { return data + (column - first) * stride + kGuard; }
   };
@@ -58,17 +58,17 @@ struct Scratch {
   int64_t n_columns;
 
   int64_t project_capacity, project_first = 0, project_count = 0;
-  float* projections;      // (project_capacity, L · gate_pad)
-  float* project_start;    // L · gate_pad: conditioning bias + speaker's share
-  float* interpolated;     // L · gate_pad
+  float* projections;    // (project_capacity, L · gate_pad)
+  float* project_start;  // L · gate_pad: conditioning bias + speaker's share
+  float* interpolated;   // L · gate_pad
 
   float *x, *z, *skip, *hidden, *logits, *weights;
-  void *newest;            // x as an operand of the products
-  void* gates;             // (L, half padded): every layer's gate as an operand
+  void* newest;  // x as an operand of the products
+  void* gates;   // (L, half padded): every layer's gate as an operand
   void *skip_operand, *hidden_operand;
-  float* gate;             // fp32 gate of one layer
-  const void** taps;       // K pointers
-  int64_t* slots;          // L: t mod depth
+  float* gate;        // fp32 gate of one layer
+  const void** taps;  // K pointers
+  int64_t* slots;     // L: t mod depth
 
   int64_t gate_stride;
 

@@ -16,11 +16,11 @@ struct Words {
   u32x4 q[kQuads];
 };
 
-#define WAVENET_EACH(result, expression)       \
-  do {                                         \
-    for (int i = 0; i < kQuads; ++i) {         \
-      (result).q[i] = expression;              \
-    }                                          \
+#define WAVENET_EACH(result, expression) \
+  do {                                   \
+    for (int i = 0; i < kQuads; ++i) {   \
+      (result).q[i] = expression;        \
+    }                                    \
   } while (0)
 
 WAVENET_INLINE Floats splat(float x) {

@@ -169,7 +169,7 @@ def test_an_endless_pipe_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_samples_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audio, "MAX_SAMPLES", 3999)
+    monkeypatch.setattr(audio, "MAX_FILE_SAMPLES", 3999)
     refused(io.BytesIO(wav_bytes()), "more than 3999 samples")
 
 

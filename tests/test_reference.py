@@ -1,4 +1,4 @@
-"""The PyTorch reference against the formulas of design.md written down a second time, in NumPy loops and float64."""
+"""The PyTorch reference against its own formulas written down a second time, in NumPy loops and float64."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from wavenet_fast.config import (
     Signal,
     Speakers,
 )
-from wavenet_fast.inputs import MAX_SAMPLES
+from wavenet_fast.inputs import MAX_CALL_SAMPLES
 
 FRAMES = 7
 
@@ -170,16 +170,16 @@ def test_nonsense_is_refused(voc):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_the_first_bad_frame_and_bin_are_named(voc, mel, value):
+def test_the_first_bad_frame_and_band_are_named(voc, mel, value):
     bad = mel.copy()
     bad[1, 3, 2] = bad[1, 0, 4] = value
-    with pytest.raises(InputError, match=f"{value} at utterance 1, frame 2, bin 3"):
+    with pytest.raises(InputError, match=f"{value} at utterance 1, frame 2, band 3"):
         voc(bad)
-    with pytest.raises(InputError, match=f"{value} at frame 2, bin 3"):
+    with pytest.raises(InputError, match=f"{value} at frame 2, band 3"):
         voc(bad[1])
     huge = mel[0].astype(np.float64)
     huge[2, 1] = 1e300
-    with pytest.raises(InputError, match=r"1e\+300 at frame 1, bin 2, which float32 cannot hold"):
+    with pytest.raises(InputError, match=r"1e\+300 at frame 1, band 2, which float32 cannot hold"):
         voc(huge)
 
 
@@ -190,9 +190,9 @@ def test_finite_extremes_give_finite_sound(voc, value):
 
 
 def test_utterances_beyond_the_limit_are_refused_before_memory_is_touched(voc):
-    frames = MAX_SAMPLES // voc.hop_length + 1
+    frames = MAX_CALL_SAMPLES // voc.hop_length + 1
     endless = np.broadcast_to(np.zeros((voc.n_mels, 1), np.float32), (voc.n_mels, frames))
-    with pytest.raises(InputError, match=f"{frames} frames of 6 samples; one call makes at most {MAX_SAMPLES}"):
+    with pytest.raises(InputError, match=f"{frames} frames of 6 samples; one call makes at most {MAX_CALL_SAMPLES}"):
         voc(endless)
 
 

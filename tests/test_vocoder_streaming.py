@@ -98,7 +98,7 @@ def test_stream_refuses_at_once_what_it_can_see(voc, mel):
             call()
     blocks = voc.stream([mel[0, :, :5], bad[:, 5:]])
     next(blocks)
-    with pytest.raises(InputError, match="frame 4, bin 2"):
+    with pytest.raises(InputError, match="frame 4, band 2"):
         next(blocks)
     with pytest.raises(ShapeError, match="one utterance is streamed as blocks"):
         next(voc.stream(list(mel[0].T)))
@@ -308,7 +308,7 @@ def test_bad_arguments(voc, mel):
             lanes.reset(seed=-1)
         bad = mel.copy()
         bad[1, 0, 2] = np.nan
-        with pytest.raises(InputError, match="nan at utterance 1, frame 2, bin 0"):
+        with pytest.raises(InputError, match="nan at utterance 1, frame 2, band 0"):
             lanes.step(bad)
         assert not lanes.positions.any()
         lanes.set_exec_mask([True, False, True])

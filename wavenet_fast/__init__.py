@@ -5,7 +5,7 @@
     wav = voc(mel)                      # (M, F) log-mel → (F·hop,) float32 in −1 … 1
 
 The path of one sound: `checkpoint → packing`; `mel → conditioning`; `seed → rng`; all meet in `backends/*`; the samples
-go to `audio`. Importing this package imports NumPy at most; every name below is loaded when it is first used.
+go to `audio`. Importing this package loads nothing else; every name below is loaded when it is first used.
 """
 
 from __future__ import annotations

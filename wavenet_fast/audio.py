@@ -21,7 +21,7 @@ from .melfile import write_mel as write_mel
 Samples = NDArray[np.float32]
 Encoding = Literal["pcm16", "float32"]
 
-MAX_SAMPLES = 1 << 30
+MAX_FILE_SAMPLES = 1 << 30
 """Of one sound file: 18 hours at 16 kHz, 4 GiB in memory."""
 
 _RATES = range(1000, 384_001)
@@ -39,7 +39,7 @@ def read_audio(
     where `resample` says so, and several channels are averaged only where `mixdown` says so.
 
     Raises `AudioError`: not a readable sound file, cut short, without sound, NaN or infinity in it, another sample
-    rate, more than one channel, more than `MAX_SAMPLES` samples.
+    rate, more than one channel, more than `MAX_FILE_SAMPLES` samples.
     """
     with opened(source, "a sound file") as found:
         wav, rate = _decode(found, sample_rate if not resample else None, mixdown)
@@ -104,8 +104,8 @@ def _read_blocks(sound: Any, name: str) -> Samples:
             first = total + int(np.argmin(np.isfinite(mono)))
             raise AudioError(f"{name}: sample {first} is NaN or infinite; repair the recording")
         total += len(mono)
-        if total > MAX_SAMPLES:
-            raise AudioError(f"{name}: holds more than {MAX_SAMPLES} samples; cut it into pieces")
+        if total > MAX_FILE_SAMPLES:
+            raise AudioError(f"{name}: holds more than {MAX_FILE_SAMPLES} samples; cut it into pieces")
         blocks.append(np.ascontiguousarray(mono))
     # A stream's header may not know its length (libsndfile: 2⁶³ − 1), an MP3's is an estimate.
     if total < sound.frames < 1 << 62 and sound.format not in ("MP3", "MPEG"):

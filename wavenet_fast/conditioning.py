@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from .config import Hold, Linear, RepeatStage, Stages, TransposedStage, WaveNetConfig
 
 # The longest utterance, in samples: positions are 64-bit, and so are the products the engine forms of them.
-MAX_SAMPLES = 1 << 56
+MAX_STREAM_SAMPLES = 1 << 56
 
 
 def lookahead_frames(config: WaveNetConfig) -> int:

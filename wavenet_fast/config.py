@@ -260,7 +260,7 @@ class WaveNetConfig(Record, frozen=True, kw_only=True):
             if isinstance(stage, TransposedStage) and not stage.scale <= stage.kernel_size - stage.crop:
                 yield f"{path}.kernel_size", f"minus crop must be at least scale {stage.scale}, or samples stay empty"
 
-    # Derived sizes, named by the letters of the design.
+    # Derived sizes, by the README's letters.
     @property
     def n_layers(self) -> int:
         """L."""

@@ -107,7 +107,7 @@ def draw(voice: Vocoder, original: NDArray[np.float32], vocoded: NDArray[np.floa
     figure = Figure(figsize=(11, 6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 1, sharex=True, sharey=True)
-    # The loudest 99.9 % and the quietest 1 % of the recording bound the colours of both.
+    # All but the quietest 1 % and the loudest 0.1 % of the recording lie within the colours of both.
     low, high = np.percentile(original, [1, 99.9])
     spec = voice.mel_spec
     for axis, mel, label in zip(axes, (original, vocoded), ("recording", "vocoded from its mel"), strict=True):

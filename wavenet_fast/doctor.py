@@ -11,7 +11,7 @@ from typing import Any
 from .errors import WavenetFastError
 
 CPU_FLAGS = {
-    # Linux's words for what an instruction set of the engine needs, on x86-64 and on arm64.
+    # Linux's words for what bears on speed, used by the engine or not, on x86-64 and on arm64.
     "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "amx_bf16",
     "amx_int8", "asimd", "asimdhp", "bf16", "i8mm", "sve",
 }  # fmt: skip
@@ -34,7 +34,8 @@ def examine() -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on, which containers and `taskset` make fewer than the machine has."""
+    """Cores this process may run on, which containers and `taskset` make fewer than the machine has. OMP_NUM_THREADS
+    and its like have no say."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -18,7 +18,7 @@ from .config import Speakers
 from .errors import InputError, ShapeError
 
 Layout = Literal["ct", "tc"]
-MAX_SAMPLES = 2**31 - 1
+MAX_CALL_SAMPLES = 2**31 - 1
 """Samples of one utterance in one call; longer sound is streamed."""
 
 
@@ -39,8 +39,9 @@ class Form:
         return sys.modules["torch"].as_tensor(array, device=self.device)
 
 
-def as_mel(mel: Any, n_mels: int, layout: Layout = "ct") -> tuple[NDArray[np.float32], Form]:
-    """A mel (M, F) or (B, M, F) as float32 (B, M, F); values are checked by `check_finite`, sizes by `check_length`.
+def as_mel(mel: Any, n_mels: int, layout: Layout = "ct") -> tuple[NDArray[np.floating[Any]], Form]:
+    """A mel (M, F) or (B, M, F) as (B, M, F), still in the caller's float type: `prepare_mel` converts and checks its
+    values, `check_length` its size.
 
     With layout "tc" the caller's axes are (F, M) and (B, F, M). Raises `ShapeError` for another rank or number of
     bands, `InputError` for anything but floating point."""
@@ -132,17 +133,17 @@ def as_counts(counts: Any, batch: int, limit: int, name: str) -> NDArray[np.int6
 
 
 def check_length(counts: NDArray[np.int64], hop: int) -> None:
-    """Raises `InputError` where an utterance of one call is longer than `MAX_SAMPLES`."""
+    """Raises `InputError` where an utterance of one call is longer than `MAX_CALL_SAMPLES`."""
     longest = int(counts.max(initial=0))
-    if longest * hop > MAX_SAMPLES:
+    if longest * hop > MAX_CALL_SAMPLES:
         raise InputError(
-            f"the mel has {longest} frames of {hop} samples; one call makes at most {MAX_SAMPLES} samples of an"
-            f" utterance, {MAX_SAMPLES // hop} frames: use voc.stream, which has no limit"
+            f"the mel has {longest} frames of {hop} samples; one call makes at most {MAX_CALL_SAMPLES} samples of an"
+            f" utterance, {MAX_CALL_SAMPLES // hop} frames: use voc.stream, which has no limit"
         )
 
 
 def prepare_mel(mel: NDArray[Any], counts: NDArray[np.int64], batched: bool = True) -> NDArray[np.float32]:
-    """(B, M, F) as contiguous float32. Raises `InputError` with the first bad frame and bin unless all counted frames
+    """(B, M, F) as contiguous float32. Raises `InputError` with the first bad frame and band unless all counted frames
     are finite; the others do not matter."""
     values = _narrow(mel)
     for b, count in enumerate(counts):
@@ -151,7 +152,7 @@ def prepare_mel(mel: NDArray[Any], counts: NDArray[np.int64], batched: bool = Tr
             continue
         frame = int(np.argmax(~np.isfinite(part).all(axis=0)))
         band = int(np.argmax(~np.isfinite(part[:, frame])))
-        where = f"utterance {b}, frame {frame}, bin {band}" if batched else f"frame {frame}, bin {band}"
+        where = f"utterance {b}, frame {frame}, band {band}" if batched else f"frame {frame}, band {band}"
         given = mel[b, band, frame]
         why = "which float32 cannot hold" if np.isfinite(given) else "and only finite numbers can be vocoded"
         raise InputError(f"the mel holds {given} at {where}, {why}; look at what made it (a log of zero, a division?)")

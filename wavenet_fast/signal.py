@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .config import CategoricalHead, ScalarInput, WaveNetConfig
+from .config import CategoricalHead, OneHotInput, ScalarInput, WaveNetConfig
 from .sampling import compand, expand, mulaw_decode, mulaw_encode
 
 
@@ -30,20 +30,41 @@ def to_waveform(drawn: ArrayLike, config: WaveNetConfig, memory: float = 0.0) ->
 
     The inverse of `to_model_domain` up to quantisation and clipping: expand, undo the pre-emphasis
     y[t] = x[t] + preemphasis·y[t−1], divide by the gain, clamp. `memory` is y[−1], to go on where a piece ended."""
-    s = config.signal
+    x = drawn_signal(drawn, config)
+    if config.signal.preemphasis:
+        x = without_emphasis(x, config, memory)
+        memory = float(x[-1]) if len(x) else memory
+    return np.clip(x / np.float32(config.signal.gain), np.float32(-1), np.float32(1)), memory
+
+
+def drawn_signal(drawn: ArrayLike, config: WaveNetConfig) -> NDArray[np.float32]:
+    """What the model predicts, (N,) classes or values → the signal it stands for, pre-emphasised and with gain."""
     if isinstance(config.head, CategoricalHead):
-        x = mulaw_decode(drawn, config.head.classes - 1, config.head.decode_offset)
-    elif s.domain == "mulaw":
-        x = expand(drawn, s.mu).astype(np.float32)
-    else:
-        x = np.array(drawn, np.float32)
-    if s.preemphasis:
-        factor, y = np.float32(s.preemphasis), np.float32(memory)
-        for t in range(len(x)):
-            y = x[t] + factor * y
-            x[t] = y
-        memory = float(y)
-    return np.clip(x / np.float32(s.gain), np.float32(-1), np.float32(1)), memory
+        return mulaw_decode(drawn, config.head.classes - 1, config.head.decode_offset)
+    return _expanded(drawn, config, config.signal.mu)
+
+
+def heard_signal(heard: ArrayLike, config: WaveNetConfig) -> NDArray[np.float32]:
+    """The same of what the network hears, (N,) classes or values: the inverse of `fed_back` first."""
+    if isinstance(config.input, OneHotInput):
+        return drawn_signal(heard, config)
+    categorical = isinstance(config.head, CategoricalHead)
+    return _expanded(heard, config, config.head.classes - 1 if categorical else config.signal.mu)
+
+
+def without_emphasis(x: NDArray[np.float32], config: WaveNetConfig, memory: float) -> NDArray[np.float32]:
+    """y[t] = x[t] + preemphasis·y[t−1] in float32, (N,); `memory` is y[−1]."""
+    factor, y = np.float32(config.signal.preemphasis), np.float32(memory)
+    out = np.empty_like(x)
+    for t in range(len(x)):
+        y = x[t] + factor * y
+        out[t] = y
+    return out
+
+
+def _expanded(values: ArrayLike, config: WaveNetConfig, mu: int) -> NDArray[np.float32]:
+    companded = config.signal.domain == "mulaw"
+    return expand(values, mu).astype(np.float32) if companded else np.array(values, np.float32)
 
 
 def fed_back(drawn: NDArray[Any], config: WaveNetConfig) -> NDArray[Any]:

@@ -21,6 +21,7 @@ from .backends.base import Engine
 from .checkpoint import Checkpoint, load_checkpoint, resolve, save_checkpoint
 from .conditioning import lookahead_frames
 from .config import MelSpec, WaveNetConfig
+from .doctor import usable_cores
 from .errors import InputError, ShapeError, StateError
 from .inputs import Layout
 from .likelihood import check_agreement, utterance_bits
@@ -275,7 +276,7 @@ class Vocoder:
     @property
     def threads(self) -> int:
         """Threads that a call may use; no call uses more than it has utterances."""
-        return available_cpus() if self._threads is None else self._threads
+        return usable_cores() if self._threads is None else self._threads
 
     def close(self) -> None:
         """Let go of the engine. Every later call raises `StateError`; streams that are open may finish."""
@@ -319,19 +320,12 @@ class Vocoder:
         return inputs.as_speakers(speaker, batch, self.config.speakers, self._speaker_table)
 
 
-def available_cpus() -> int:
-    """Processors that this process may run on; OMP_NUM_THREADS and its like have no say."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _check_threads(threads: int | None) -> int | None:
     if threads is None:
         return None
     if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or not 1 <= threads <= MAX_THREADS:
         raise InputError(
             f"threads is {threads!r}; give 1 … {MAX_THREADS}, or None for as many as this process may run on"
-            f" ({available_cpus()})"
+            f" ({usable_cores()})"
         )
     return int(threads)

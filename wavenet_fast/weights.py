@@ -1,5 +1,7 @@
 """The named tensors of a model: one list from which checkpoint, reference, trainer and packing all work."""
 
+import math
+
 from .config import RepeatStage, Stages, WaveNetConfig
 
 
@@ -55,10 +57,4 @@ def weight_shapes(config: WaveNetConfig) -> dict[str, tuple[int, ...]]:
 
 def weight_count(config: WaveNetConfig) -> int:
     """Number of parameters, from the shapes alone."""
-    total = 0
-    for shape in weight_shapes(config).values():
-        size = 1
-        for n in shape:
-            size *= n
-        total += size
-    return total
+    return sum(math.prod(shape) for shape in weight_shapes(config).values())

@@ -92,8 +92,9 @@ class Engine(Protocol):
 
         mel      float32 (B, M, n); of stream b the first frames[b] ≤ n are new, the others are never read
         ended    (B,): after these frames no more will come, so that nothing is held back
-        forced   (B, ≥ samples): the history that stream b hears instead of its own draws, classes or values in the
-                 model's domain; draws are still returned
+        forced   (B, ≥ samples): the history that stream b hears instead of its own draws, integer classes or values
+                 in −1 … 1 in the model's domain; its de-emphasis goes on from this history too. Draws are still
+                 returned, as sound on top of that history
         logits   float32 (B, ≥ samples, A), filled with the network's outputs
         raw      return the draws, int32 classes or float32 values in the model's domain, instead of sound
         returns  sound float32 (B, samples) in −1 … 1, zero beyond each stream's own number, and those numbers (B,);

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _engine
-from ..conditioning import MAX_SAMPLES, context_frames, lookahead_frames, ready_samples
+from ..conditioning import MAX_STREAM_SAMPLES, context_frames, lookahead_frames, ready_samples
 from ..config import CategoricalHead, OneHotInput, WaveNetConfig, encode
 from ..errors import BackendError, InputError, ShapeError, StateError
 from ..packing import Layout, pack
@@ -24,6 +24,7 @@ ISA_VARIABLE = "WAVENET_FAST_ISA"
 DTYPES = ("fp32", "bf16")
 
 _STATE_VERSION = 1
+_FORCED_LIMIT = 2.0  # a decode offset leads a little beyond −1
 _TABLES = ("speakers.weight",)  # looked up in Python; the engine is given vectors
 
 
@@ -224,8 +225,8 @@ class CpuEngine:
             raise InputError(f"frames lie in {counts.min()} … {counts.max()}; the mel has 0 … {mel.shape[2]} to give")
         if (late := state.ended & (counts > 0)).any():
             raise StateError(f"frames for streams {np.flatnonzero(late).tolist()}, which have ended; reset them first")
-        if int((state.frames + counts).max()) > MAX_SAMPLES // self.config.hop_length:
-            raise InputError(f"a stream of more than {MAX_SAMPLES} samples is asked for; reset it first")
+        if int((state.frames + counts).max()) > MAX_STREAM_SAMPLES // self.config.hop_length:
+            raise InputError(f"a stream of more than {MAX_STREAM_SAMPLES} samples is asked for; reset it first")
         if not mel.flags.aligned or any(stride % mel.itemsize for stride in mel.strides):
             mel = mel.copy()
         return mel, counts.astype(np.int64)
@@ -241,8 +242,8 @@ class CpuEngine:
             if isinstance(c.input, OneHotInput):
                 if row.dtype.kind not in "iu" or (row.size and not (row.min() >= 0 and row.max() < c.out_channels)):
                     raise InputError(f"forced must hold integer classes 0 … {c.out_channels - 1}; use mulaw_encode")
-            elif row.dtype.kind != "f" or not np.isfinite(row).all():
-                raise InputError("forced must hold finite floating-point values in the model's domain")
+            elif row.dtype.kind != "f" or not (np.abs(row) <= _FORCED_LIMIT).all():
+                raise InputError("forced must hold floating-point values in the model's domain, −1 … 1")
             history[b, :count] = row
         return history
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _engine
-from ..conditioning import MAX_SAMPLES, ready_samples
+from ..conditioning import MAX_STREAM_SAMPLES, ready_samples
 from ..config import OneHotInput
 from ..errors import InputError, ShapeError, StateError
 
@@ -121,7 +121,7 @@ class CpuState:
         if isinstance(c.input, OneHotInput) and not whole.all():
             raise StateError(f"inputs of this state must be classes 0 … {c.out_channels - 1}, or -1 for none")
         frames = arrays["frames"]
-        if (frames < 0).any() or (frames > MAX_SAMPLES // c.hop_length).any():
+        if (frames < 0).any() or (frames > MAX_STREAM_SAMPLES // c.hop_length).any():
             raise StateError("frames of this state are out of range; it was damaged since it was saved")
         if (arrays["positions"] != ready_samples(c, frames, arrays["ended"])).any():
             raise StateError("positions of this state do not follow from its frames; it was damaged since it was saved")

@@ -22,7 +22,7 @@ from ..reference import Reference
 from ..reference import State as NetworkState
 from ..rng import uniforms
 from ..sampling import sample
-from ..signal import fed_back, to_waveform
+from ..signal import drawn_signal, fed_back, heard_signal, to_waveform, without_emphasis
 from .base import Progress
 
 _STATE_VERSION = 1
@@ -189,7 +189,7 @@ class ReferenceEngine:
                 piece = slice(n, n + self.config.hop_length)
                 fed = None if forced is None else forced[b, piece]
                 drawn[b, piece] = self._frame(stream, temperature, fed, None if logits is None else logits[b, piece])
-                audio[b, piece], stream.memory = to_waveform(drawn[b, piece], self.config, stream.memory)
+                audio[b, piece] = self._sound(stream, drawn[b, piece], fed)
                 done += self.config.hop_length
                 if progress is not None:
                     progress(done, total)
@@ -229,6 +229,18 @@ class ReferenceEngine:
             heard = fed_back(drawn[i], c) if forced is None else forced[i]
             stream.newest = torch.tensor([heard], dtype=stream.newest.dtype)
         return drawn
+
+    def _sound(self, stream: Stream, drawn: NDArray[Any], forced: NDArray[Any] | None) -> NDArray[np.float32]:
+        """One frame of draws (hop,) as sound, each on top of the past that was heard."""
+        c = self.config
+        if forced is None:
+            sound, stream.memory = to_waveform(drawn, c, stream.memory)
+            return sound
+        past = without_emphasis(heard_signal(forced, c), c, stream.memory)
+        before = np.concatenate([[np.float32(stream.memory)], past[:-1]])
+        stream.memory = float(past[-1])
+        emphasised = drawn_signal(drawn, c) + np.float32(c.signal.preemphasis) * before
+        return np.clip(emphasised / np.float32(c.signal.gain), np.float32(-1), np.float32(1))
 
     def _conditioning(self, stream: Stream, frame: int) -> torch.Tensor:
         """(hop, 1, L, G) for the samples of one frame, from the frames it depends on and no others.

@@ -1,0 +1,83 @@
+"""The bundled voice on the native engine, against the reference over more than 2,000 steps of real speech: what other
+tests show of small random networks holds for a trained one, whose distributions are as peaked as speech makes them."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from tolerances import MISMATCHES, UNIFORM
+
+from wavenet_fast.audio import read_audio
+from wavenet_fast.backends.cpu import CpuEngine, isas_possible
+from wavenet_fast.checkpoint import bundled_voices, load_checkpoint, resolve
+from wavenet_fast.mel import mel_spectrogram
+from wavenet_fast.rng import uniforms
+from wavenet_fast.sampling import cdf_edge_distance
+
+pytest.importorskip("torch", reason="the reference needs PyTorch")
+
+VOICE = bundled_voices()[0]
+SEED, FIRST, FRAMES = 2024, 150, 12
+"""The frames from FIRST on lie within speech."""
+
+
+@cache
+def checkpoint() -> Any:
+    return load_checkpoint(resolve(VOICE))
+
+
+@cache
+def speech() -> Any:
+    """(1, M, FRAMES) of the first recording that comes with the voice."""
+    spec = checkpoint().mel
+    path = sorted((resolve(VOICE) / "samples").glob("*.flac"))[0]
+    mel = mel_spectrogram(read_audio(path, spec.sample_rate)[0], spec)
+    return np.ascontiguousarray(mel[None, :, FIRST : FIRST + FRAMES])
+
+
+def run(engine: Any, forced: Any = None) -> tuple[Any, Any]:
+    """(classes (T,), logits (T, A)) of one stream over all frames."""
+    c = checkpoint().config
+    logits = np.zeros((1, FRAMES * c.hop_length, c.out_channels), np.float32)
+    state = engine.start(np.array([SEED], np.uint64))
+    drawn, _ = engine.advance(
+        state, speech(), np.array([FRAMES]), np.array([True]), 1.0, forced=forced, logits=logits, raw=True
+    )
+    return drawn[0], logits[0]
+
+
+@cache
+def by_the_reference(dtype: str) -> tuple[Any, Any]:
+    """Generated freely, one step after the other."""
+    from wavenet_fast.backends.reference import ReferenceEngine
+
+    drawn, logits = run(ReferenceEngine(checkpoint().config, checkpoint().weights, dtype))
+    assert len(drawn) >= 2000 and drawn.std() > 20  # speech, not silence
+    return drawn, logits
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("isa", isas_possible())
+def test_samples_are_the_references_but_for_uniforms_at_an_edge(isa: str, dtype: str) -> None:
+    expected, logits = by_the_reference(dtype)
+    engine = CpuEngine(checkpoint().config, checkpoint().weights, dtype, isa)
+    drawn, _ = run(engine, forced=expected[None])
+    off = np.flatnonzero(drawn != expected)
+    u = uniforms(np.uint64(SEED), off)[:, 0]
+    far = cdf_edge_distance(logits[off], u, 1.0, (drawn[off], expected[off]))
+    print(f"{isa} {dtype}: {len(off)} of {len(drawn)} differ, by at most {far.max(initial=0.0):.1e}")
+    assert len(off) <= MISMATCHES[dtype] * len(drawn) and (far <= UNIFORM[dtype]).all()
+
+
+@pytest.mark.parametrize("isa", isas_possible())
+def test_left_to_itself_the_engine_says_what_the_reference_says(isa: str) -> None:
+    """In fp32, up to the first draw whose uniform lies at an edge; from there on the two may go separate ways."""
+    expected, logits = by_the_reference("fp32")
+    drawn, _ = run(CpuEngine(checkpoint().config, checkpoint().weights, "fp32", isa))
+    off = np.flatnonzero(drawn != expected)
+    if len(off):
+        u = uniforms(np.uint64(SEED), off[:1])[:, 0]
+        assert cdf_edge_distance(logits[off[:1]], u, 1.0, (drawn[off[:1]], expected[off[:1]])) <= UNIFORM["fp32"]
