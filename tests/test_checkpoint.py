@@ -36,6 +36,18 @@ def saved(voice, tmp_path):
     return tmp_path / "voice"
 
 
+def test_card_and_licence_go_where_the_voice_goes(saved, tmp_path):
+    (saved / "LICENSE").write_text("Keep this notice.")
+    (saved / "README.md").write_bytes(b"# A voice \xff")
+    loaded = load_checkpoint(saved)
+    save_checkpoint(tmp_path / "copy", loaded)
+    for name in ("LICENSE", "README.md"):
+        assert (tmp_path / "copy" / name).read_bytes() == (saved / name).read_bytes()
+    (saved / "LICENSE").unlink()
+    save_checkpoint(tmp_path / "copy", load_checkpoint(saved))
+    assert (tmp_path / "copy" / "LICENSE").exists()  # other files are left alone
+
+
 def with_statistics(voice, mean=0.5, scale=2.0):
     n = voice.mel.n_mels
     statistics = {"mel.mean": np.full(n, mean, np.float32), "mel.scale": np.full(n, scale, np.float32)}

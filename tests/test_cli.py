@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import wave
+import zipfile
 from pathlib import Path
 
 import msgspec
@@ -339,3 +340,83 @@ def test_no_option_is_declared_twice():
     for name in COMMANDS:
         declared = [word for option in cli.get_command(None, name).params for word in option.opts]
         assert len(declared) == len(set(declared)), name
+
+
+def test_a_broken_archive_does_not_end_a_run(voice, mels, tmp_path):
+    """Compressed by a method that zipfile knows and NumPy does not use, then damaged."""
+    with zipfile.ZipFile(mels / "aa.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.write(mels / "a.npy", "mel.npy")
+    data = bytearray((mels / "aa.npz").read_bytes())
+    data[45:60] = bytes(15)
+    (mels / "aa.npz").write_bytes(data)
+    result = run("vocode", mels, "-o", tmp_path / "out", "--voice", voice)
+    refused(result, "aa.npz: is a damaged archive", "3 done, 1 failed", code=3)
+
+
+def test_one_file_too_large_for_memory_does_not_end_a_run(voice, mels, tmp_path, monkeypatch):
+    def scarce(path):
+        if path.name == "a.npy":
+            raise MemoryError
+        return read_mel(path)
+
+    monkeypatch.setattr("wavenet_fast.audio.read_mel", scarce)
+    result = run("vocode", mels, "-o", tmp_path / "out", "--voice", voice)
+    refused(result, "a.npy: not enough memory", "2 done, 1 failed", code=3)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are bytes")
+def test_names_that_are_no_text(voice, mels, tmp_path):
+    """Latin-1 names from an old disk, good and bad, in every report."""
+    odd = mels / os.fsdecode(b"\xe9t\xe9.npy")
+    (mels / "a.npy").rename(odd)
+    (mels / os.fsdecode(b"bad\xff.npy")).write_bytes(b"junk")
+    (report := tmp_path / "report.json").write_text("an older report")
+    result = run("vocode", mels, "-o", tmp_path / "out", "--voice", voice, "--report", report, "--json")
+    assert result.exit_code == 3, result.output
+    assert (tmp_path / "out" / odd.with_suffix(".wav").name).exists()
+    told = json.loads(report.read_text())
+    assert told == json.loads(result.stdout) and (told["done"], told["failed"]) == (3, 1)
+
+
+def test_a_report_replaces_no_mel_and_no_sound(voice, mels, tmp_path):
+    before = (mels / "a.npy").read_bytes()
+    for report, words in [
+        (mels / "a.npy", "an input or an answer"), (tmp_path / "x.wav", "an input or an answer"),
+        (tmp_path, "a folder"), (tmp_path / "no" / "r.json", "lies in none"),
+    ]:  # fmt: skip
+        result = run("vocode", mels / "a.npy", "-o", tmp_path / "x.wav", "--voice", voice, "--report", report)
+        refused(result, words)
+    assert (mels / "a.npy").read_bytes() == before and not (tmp_path / "x.wav").exists()
+
+
+def test_empty_names_are_refused(voice, mels, tmp_path, monkeypatch):
+    """An unset variable of the shell must not mean the current folder."""
+    monkeypatch.chdir(mels)
+    refused(run("vocode", "", "-o", tmp_path / "o", "--voice", voice), "empty name")
+    refused(run("vocode", mels / "a.npy", "-o", "", "--voice", voice), "empty name")
+    refused(run("inspect", ""), "name is empty")
+
+
+def test_a_name_that_says_another_format_is_refused(voice, mels, tmp_path):
+    for name, extra in [("x.flac", []), ("x.mp3", []), ("x.wav", ["--format", "s16le"])]:
+        result = run("vocode", mels / "a.npy", "-o", tmp_path / name, "--voice", voice, *extra)
+        refused(result, "under another name")
+        assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("given", ["²", "--5", "1.5"])
+def test_speaker_ids_that_are_none(voice, mels, tmp_path, given):
+    refused(run("vocode", mels / "a.npy", "-o", tmp_path / "x.wav", "--voice", voice, f"--speaker={given}"), "speaker")
+
+
+def test_a_speaker_file_that_is_no_vector(voice, mels, tmp_path):
+    (tmp_path / "s.npy").write_bytes(b"junk")
+    result = run("vocode", mels / "a.npy", "-o", tmp_path / "x.wav", "--voice", voice, "--speaker", tmp_path / "s.npy")
+    refused(result, "s.npy", "no .npy file")
+    assert "pickle" not in result.stderr
+
+
+def test_a_transposed_mel_is_named_with_the_option_that_helps(voice, mels, tmp_path):
+    np.save(tmp_path / "turned.npy", np.load(mels / "a.npy").T)
+    result = run("vocode", tmp_path / "turned.npy", "-o", tmp_path / "x.wav", "--voice", voice)
+    refused(result, "turned.npy", "transposed", "--layout tc")

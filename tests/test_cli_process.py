@@ -231,3 +231,20 @@ def test_other_libraries_variables_do_no_harm(voice, mels, tmp_path, value):
     child = start("vocode", mels / "short.npy", "-o", tmp_path / "x.wav", "--voice", voice, env=environment)
     _, errors = child.communicate(timeout=60)
     assert child.returncode == 0, errors
+
+
+def test_without_stderr_the_work_is_done_all_the_same(voice, mels, tmp_path):
+    command = (
+        f"{sys.executable} -m wavenet_fast vocode {mels / 'short.npy'} -o {tmp_path / 'x.wav'} --voice {voice} 2>&-"
+    )
+    subprocess.run(["sh", "-c", command], cwd="/", check=True)
+    with wave.open(str(tmp_path / "x.wav")) as file:
+        assert file.getnframes() > 0
+
+
+@pytest.mark.parametrize("arguments", [["inspect", "VOICE"], ["vocode", "--help"], ["doctor"]])
+def test_terminals_of_another_alphabet(voice, arguments):
+    words = [sys.executable, "-m", "wavenet_fast", *(voice if a == "VOICE" else a for a in arguments)]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    child = subprocess.run(words, capture_output=True, cwd="/", check=True, env=environment)
+    assert child.stdout and b"Traceback" not in child.stderr

@@ -446,6 +446,35 @@ def test_a_mel_of_another_recipe_is_noticed(speech_like, backend):
 # --- living with it ---------------------------------------------------------------------------------------------
 
 
+def test_what_python_would_refuse_is_refused_in_a_sentence(voc, mel):
+    ragged = [[1], [1, 2]]
+    for call in (
+        lambda: voc(mel, lengths=ragged), lambda: voc(ragged), lambda: voc(mel, temperature=10**400),
+        lambda: voc.streaming(2).reset(ragged), lambda: voc.nll(mel, ragged),
+    ):  # fmt: skip
+        with pytest.raises((InputError, ShapeError)):
+            call()
+
+
+def test_a_negated_view_of_a_tensor(voc, mel, sound):
+    torch = pytest.importorskip("torch")
+    negated = torch._neg_view(torch.tensor(-mel))
+    assert negated.is_neg()
+    np.testing.assert_array_equal(voc(negated, seed=5).numpy(), sound)
+
+
+@pytest.mark.parametrize("sr", [0, -1, 1, 1e-9, 1e9, np.inf, np.nan, True, "8000"])
+def test_sample_rates_that_are_none(voc, sr):
+    with pytest.raises(AudioError, match="1000 … 384000 Hz"):
+        voc.mel(np.zeros(8000, np.float32), sr, resample=True)
+
+
+def test_sound_with_its_channels_last_is_explained(voc):
+    for stereo in (np.zeros((4000, 2), np.float32), np.zeros((4000, 1), np.float32)):
+        with pytest.raises(ShapeError, match=r"looks like \(samples, channels\)"):
+            voc.mel(stereo, voc.sample_rate)
+
+
 def test_save_and_load(voc, backend, mel, sound, tmp_path):
     voc.save_pretrained(tmp_path / "voice")
     for path in (tmp_path / "voice", str(tmp_path / "voice")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import pickle
 import weakref
@@ -100,8 +101,37 @@ def test_stream_refuses_at_once_what_it_can_see(voc, mel):
     next(blocks)
     with pytest.raises(InputError, match="frame 4, band 2"):
         next(blocks)
-    with pytest.raises(ShapeError, match="one utterance is streamed as blocks"):
-        next(voc.stream(list(mel[0].T)))
+    with pytest.raises(ShapeError, match="one utterance is streamed as frames"):
+        next(voc.stream([mel]))
+    with pytest.raises(InputError, match="mel is NoneType"):
+        voc.stream(None)
+
+
+def test_stream_takes_frames_one_by_one(voc, mel, sound):
+    np.testing.assert_array_equal(np.concatenate(list(voc.stream(iter(mel[0].T), seed=SEED))), sound[0])
+    frames = list(mel[0].T)
+    np.testing.assert_array_equal(np.concatenate(list(voc.stream(frames, seed=SEED, layout="tc"))), sound[0])
+
+
+def test_a_strict_voice_goes_on_refusing(make_checkpoint, make_config, backend):
+    """What was refused once is not let through by asking again."""
+    voice = make_checkpoint(make_config())
+    statistics = {"mel.mean": np.zeros(5, np.float32), "mel.scale": np.ones(5, np.float32)}
+    voice = dataclasses.replace(voice, weights={**voice.weights, **statistics})
+    with Vocoder(voice, backend=backend, strict_mel=True).streaming() as lanes:
+        for _ in range(2):
+            with pytest.raises(InputError, match="looks like"):
+                lanes.step(np.full((5, 40), -50, np.float32))
+
+
+def test_a_saved_state_keeps_its_temperature(voc, mel):
+    with voc.streaming(temperature=0.5) as first, voc.streaming(temperature=2.0) as second:
+        first.step(mel[0, :, :6])
+        second.load_state_dict(first.state_dict())
+        np.testing.assert_array_equal(first.step(mel[0, :, 6:]), second.step(mel[0, :, 6:]))
+        for state in ([1], first.state_dict() | {"temperature": -1.0}):
+            with pytest.raises(StateError):
+                second.load_state_dict(state)
 
 
 def test_a_generator_dropped_half_way_leaves_nothing(voc, mel, monkeypatch):

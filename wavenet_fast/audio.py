@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .config import MAX_RATE, MIN_RATE
 from .errors import AudioError, InputError, ShapeError
 from .fileio import Opened, Replacement, Source, opened, sentences, write_all
 from .melfile import MelFile as MelFile
@@ -24,7 +25,7 @@ Encoding = Literal["pcm16", "float32"]
 MAX_FILE_SAMPLES = 1 << 30
 """Of one sound file: 18 hours at 16 kHz, 4 GiB in memory."""
 
-_RATES = range(1000, 384_001)
+
 _UNKNOWN = 0xFFFF_FFFF
 """What stands for the size in the header of a WAV that is written to a pipe; others write 0x7FFF_F000 and the like."""
 
@@ -69,8 +70,8 @@ def _decode(found: Opened, wanted_rate: int | None, mixdown: bool) -> tuple[Samp
         raise AudioError(f"{name}: is no sound file that can be read (WAV, FLAC, Ogg …): {reason}") from None
     with sound:
         rate, channels = sound.samplerate, sound.channels
-        if rate not in _RATES:
-            raise AudioError(f"{name}: its header says {rate} Hz; {_RATES[0]} … {_RATES[-1]} Hz can be used")
+        if not MIN_RATE <= rate <= MAX_RATE:
+            raise AudioError(f"{name}: its header says {rate} Hz; {MIN_RATE} … {MAX_RATE} Hz can be used")
         if wanted_rate is not None and rate != wanted_rate:
             raise AudioError(
                 f"{name}: is at {rate} Hz where {wanted_rate} Hz is wanted; convert it, or ask for that with"

@@ -33,6 +33,8 @@ from .tensors import MAX_HEADER_BYTES, check_values, compare_shapes, unpack, wid
 from .weights import weight_count, weight_shapes
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+DOCUMENTS = ("README.md", "LICENSE")
+"""Model card and terms, which go wherever the voice goes."""
 FORMAT, FORMAT_VERSION = "wavenet_fast", 1
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -49,6 +51,7 @@ class Checkpoint:
 
     weights  name → float32 array, exactly those of `weight_shapes(config)`, and mel.mean and mel.scale (M,), the mean
              and standard deviation per band of the training mels, where the voice has them
+    documents  what is in `DOCUMENTS`, name → bytes, where the voice has them
     info     "license" (text), "provenance" (a JSON object), "sampling" ({"temperature": number}), each optional
     """
 
@@ -56,6 +59,7 @@ class Checkpoint:
     mel: MelSpec
     weights: Mapping[str, NDArray[np.float32]]
     info: Mapping[str, Any] = field(default_factory=dict)
+    documents: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def temperature(self) -> float:
@@ -93,6 +97,8 @@ def bundled_voices() -> list[str]:
 def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     """The directory of a voice: a local directory, else a bundled voice of that name, else `CheckpointError`."""
     path, voices = Path(name_or_path), bundled_voices()
+    if not os.fspath(name_or_path):
+        raise CheckpointError(f"the voice's name is empty; give a directory or one of {', '.join(voices) or 'none'}")
     try:
         local, exists = path.is_dir(), path.exists()
     except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
@@ -142,7 +148,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         weights[name] = widen(tensor).reshape(shape)
     check_values(weights, str(directory / WEIGHTS))
     info = {key: raw[key] for key in _INFO if key in raw}
-    return Checkpoint(document.model, document.mel, weights, info)
+    documents = {
+        name: _read(directory, name, MAX_CONFIG_BYTES, "a voice's card or licence")
+        for name in DOCUMENTS
+        if os.path.lexists(directory / name)
+    }
+    return Checkpoint(document.model, document.mel, weights, info, documents)
 
 
 def _document(raw: Any, where: str) -> _Document:
@@ -237,7 +248,7 @@ def config_sha256(raw: Mapping[str, Any]) -> str:
 def save_checkpoint(
     path: str | os.PathLike[str], checkpoint: Checkpoint, dtype: Literal["fp32", "fp16"] = "fp32"
 ) -> None:
-    """Write the directory that `load_checkpoint` reads; other files in it are left alone.
+    """Write the directory that `load_checkpoint` reads, card and licence included; other files in it are left alone.
 
     Each file is replaced at once, never left half-written; and as the weights carry the hash of their configuration,
     a crash between the two files is noticed on loading. Raises `ConfigError` or `CheckpointError` for a checkpoint
@@ -275,6 +286,9 @@ def save_checkpoint(
         directory.mkdir(parents=True, exist_ok=True)
         _replace(directory / WEIGHTS, safetensors.numpy.save(weights, metadata))
         _replace(directory / CONFIG, text.encode())
+        for name in DOCUMENTS:
+            if name in checkpoint.documents:
+                _replace(directory / name, checkpoint.documents[name])
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be written: {error}") from None
 

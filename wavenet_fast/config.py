@@ -19,6 +19,8 @@ from .validation import explain
 # WaveNet; a model that needs more is refused with the field's name, never clamped.
 MAX_LAYERS, MAX_CHANNELS, MAX_TAPS, MAX_DILATION, MAX_RECEPTIVE_FIELD = 256, 4096, 16, 1 << 20, 1 << 24
 MAX_RING_BYTES = 2 << 30
+MIN_RATE, MAX_RATE = 1000, 384_000
+"""Sample rates, Hz."""
 
 Channels = Annotated[int, Meta(ge=1, le=MAX_CHANNELS)]
 Taps = Annotated[int, Meta(ge=1, le=MAX_TAPS)]
@@ -193,7 +195,7 @@ class Biases(Record, frozen=True):
 class WaveNetConfig(Record, frozen=True, kw_only=True):
     """The network. Raises `ConfigError` with the path of the bad field when the parts do not fit together."""
 
-    sample_rate: Annotated[int, Meta(ge=1000, le=384_000)]
+    sample_rate: Annotated[int, Meta(ge=MIN_RATE, le=MAX_RATE)]
     hop_length: Annotated[int, Meta(ge=1, le=8192)]
     n_mels: Annotated[int, Meta(ge=1, le=512)]
     dilations: Annotated[
@@ -306,7 +308,7 @@ class MelSpec(Record, frozen=True, kw_only=True):
     """How a waveform becomes the mel spectrogram a voice expects: the part that users get wrong, so it travels with
     checkpoints and mel files as a fingerprint."""
 
-    sample_rate: Annotated[int, Meta(ge=1000, le=384_000)]
+    sample_rate: Annotated[int, Meta(ge=MIN_RATE, le=MAX_RATE)]
     n_fft: Annotated[int, Meta(ge=2, le=1 << 16)]
     hop_length: Annotated[int, Meta(ge=1, le=8192)]
     win_length: Annotated[int, Meta(ge=2, le=1 << 16)]

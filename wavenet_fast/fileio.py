@@ -79,7 +79,7 @@ class Replacement:
             self.target = Path(os.path.realpath(target))  # through a link: what it points to is replaced, not the link
             if self.target.is_dir():
                 raise AudioError(f"{self.target}: is a folder; name a file")
-            stem = self.target.stem.encode()[:180].decode(errors="ignore")
+            stem = os.fsdecode(os.fsencode(self.target.stem)[:180])  # room for the rest of the name
             for attempt in range(100):
                 extra = f"-{attempt}" if attempt else ""
                 self.path = self.target.with_name(f"{stem}.{os.getpid()}{extra}.partial{self.target.suffix}")

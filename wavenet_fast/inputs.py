@@ -67,7 +67,7 @@ def _explain_bands(shape: tuple[int, ...], n_mels: int, want: str, layout: Layou
         return f"{said} It has {n_mels} mel bands: extract the mel with voc.mel(wav, sr), or by the recipe voc.mel_spec"
     other = "tc" if layout == "ct" else "ct"
     turned = "mel.T" if len(shape) == 2 else "mel.swapaxes(1, 2)"
-    return f'{said} It looks transposed: pass {turned} or layout="{other}"'
+    return f'{said} It looks transposed: pass {turned} or layout="{other}" (--layout {other})'
 
 
 def as_waveform(wav: Any) -> tuple[NDArray[np.float32], Form]:
@@ -96,16 +96,20 @@ def _floating(data: Any, name: str, hint: str = "") -> tuple[NDArray[Any], Any]:
             raise InputError(f"{name} is {kind}; give a dense tensor (tensor.to_dense()) or a NumPy array")
         if not data.is_floating_point():
             raise InputError(f"{name} is {data.dtype}; give floating point{hint}")
-        data = data.detach().cpu()
+        data = data.detach().resolve_conj().resolve_neg().cpu()
         # NumPy has no bfloat16 and no 8-bit floats.
         data = (data if data.dtype in (torch.float32, torch.float64) else data.float()).numpy()
-    try:
-        array = np.asarray(data)
-    except ValueError as error:
-        raise ShapeError(f"{name} is no array: {error}; give a NumPy array or a torch tensor") from None
+    array = _array(data, name)
     if array.dtype.kind != "f":
         raise InputError(f"{name} is {array.dtype}; give floating point{hint}")
     return array, device
+
+
+def _array(data: Any, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(data)
+    except ValueError as error:
+        raise ShapeError(f"{name} is no array: {error}; give a NumPy array or a torch tensor") from None
 
 
 def _narrow(values: NDArray[Any]) -> NDArray[np.float32]:
@@ -121,7 +125,7 @@ def as_counts(counts: Any, batch: int, limit: int, name: str) -> NDArray[np.int6
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(counts, torch.Tensor):
         counts = counts.detach().cpu().numpy()
-    array = np.atleast_1d(np.asarray(counts))
+    array = np.atleast_1d(_array(counts, name))
     if array.dtype.kind not in "iu" and array.size:
         raise InputError(f"{name} holds {array.dtype}; give whole numbers of frames, one per utterance")
     if array.shape != (batch,):
@@ -163,7 +167,7 @@ def as_mask(mask: Any, batch: int, name: str = "mask") -> NDArray[np.bool_]:
     """Booleans (B,), one per stream; None means all of them."""
     if mask is None:
         return np.ones(batch, bool)
-    array = np.asarray(mask)
+    array = _array(mask, name)
     if array.dtype != bool or array.shape != (batch,):
         raise InputError(f"{name} is {array.dtype} {array.shape}; give one True or False per stream, ({batch},)")
     return array.copy()
@@ -186,8 +190,8 @@ def as_speakers(
         raise InputError(f"this voice has speakers: {ways}")
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(speaker, torch.Tensor):
-        speaker = speaker.detach().cpu().numpy()
-    given = np.asarray(speaker)
+        speaker = _floating(speaker, "speaker")[0] if speaker.is_floating_point() else speaker.detach().cpu().numpy()
+    given = _array(speaker, "speaker")
     if given.dtype.kind in "iu" and given.ndim <= 1:
         if table is None:
             raise InputError(f"speaker is {speaker!r}, but this voice has no table of speakers; {ways}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from .backends.base import Engine
 from .conditioning import ready_samples
+from .config import WaveNetConfig
 from .errors import InputError, ShapeError
 from .sampling import nll_bits
 from .signal import fed_back, to_model_domain
@@ -29,6 +32,12 @@ def check_agreement(n_samples: int, n_frames: int, hop: int, recipe_frames: int)
         )
 
 
+def _targets(wav: NDArray[np.float32], first: int, last: int, config: WaveNetConfig) -> NDArray[Any]:
+    """Samples first … last − 1 of (B, N), as far as there are any, in the model's domain."""
+    before = min(first, 1)  # pre-emphasis looks one sample back
+    return to_model_domain(wav[:, first - before : last], config)[:, before:]
+
+
 def utterance_bits(
     engine: Engine,
     mel: NDArray[np.float32],
@@ -43,25 +52,23 @@ def utterance_bits(
     batch, _, n_frames = mel.shape
     hop, A = config.hop_length, config.out_channels
     n = min(wav.shape[1], n_frames * hop)
-    target = to_model_domain(wav[:, :n], config)
-    history = fed_back(target, config)
     state = engine.start(np.zeros(batch, np.uint64), speakers)
     per_block = max(1, _BLOCK_LOGITS // max(1, batch * hop * A))
     total, done = np.zeros(batch), 0
     for first in range(0, n_frames, per_block):
         last = min(first + per_block, n_frames)
         known = int(ready_samples(config, last, last == n_frames))
+        target = _targets(wav[:, :n], done, known, config)
+        history = fed_back(target, config)
         forced = np.zeros((batch, known - done), history.dtype)
-        forced[:, : max(0, n - done)] = history[:, done:known]
+        forced[:, : history.shape[1]] = history
         logits = np.empty((batch, known - done, A), np.float32)
         engine.advance(
             state, np.ascontiguousarray(mel[:, :, first:last]), np.full(batch, last - first),
             np.full(batch, last == n_frames), 1.0, threads=threads, forced=forced, logits=logits,
         )  # fmt: skip
-        scored = min(known, n) - done
-        if scored > 0:
-            bits = nll_bits(logits[:, :scored], target[:, done : done + scored], config.head, config.signal.levels)
-            total += bits.sum(axis=1)
+        if scored := target.shape[1]:
+            total += nll_bits(logits[:, :scored], target, config.head, config.signal.levels).sum(axis=1)
         done = known
     mean: NDArray[np.float64] = total / n
     return mean

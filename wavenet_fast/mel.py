@@ -32,6 +32,9 @@ _VOCOS: dict[str, Any] = {"mel_scale": "htk", "mel_norm": "none", "floor": 1e-7}
 
 # Recipes as their projects' own configurations give them. What a project does to recordings before (trimming, r9y9's
 # 70 Hz high-pass, loudness) is no part of the mel. r9y9's old generation (lws frames) cannot be said in a MelSpec.
+MOST_CHANNELS = 8
+"""A waveform with no more columns and more rows than that has its axes the wrong way round."""
+
 MEL_PRESETS: dict[str, MelSpec] = {
     "hifigan-22k": _recipe(22050, 1024, 256, 1024, 80, 0, 8000, **_HIFIGAN),
     "bigvgan-22k": _recipe(22050, 1024, 256, 1024, 80, 0, 11025, **_HIFIGAN),  # bigvgan_v2_22khz_80band_256x
@@ -193,6 +196,11 @@ def _check_waveform(xp: Any, wav: Any) -> None:
     if not (np.issubdtype(wav.dtype, np.floating) if xp is np else wav.is_floating_point()):
         raise InputError(
             f"the waveform is {wav.dtype}; give floating point in -1 … 1 (16-bit integers: divide by 32768)"
+        )
+    if wav.ndim == 2 and wav.shape[1] <= MOST_CHANNELS < wav.shape[0]:
+        raise ShapeError(
+            f"the waveform has shape {tuple(wav.shape)}, which looks like (samples, channels); give one channel,"
+            " wav[:, 0] or wav.mean(1), or a batch (batch, samples)"
         )
     if wav.shape[-1] == 0:
         raise InputError("the waveform is empty; at least one sample is needed")

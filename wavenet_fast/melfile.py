@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import math
 import os
 import struct
@@ -34,7 +35,10 @@ _MOST_EXPANSION, _SMALL_BYTES = 200, 1 << 24
 """An archive may hold 200 times its size; deflate can do 1000 times with zeros, but no mel is that empty. Under 16 MiB
 it may hold anything."""
 _KIND = "a mel file (.npz or .npy)"
-_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error, ValueError)
+_BROKEN_ZIP = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, struct.error,
+    ValueError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,18 @@ def read_mel(source: Source) -> MelFile:
         if magic in (b"RIFF", b"fLaC", b"OggS"):
             what = "is a sound file; take its mel first (`wavenet-fast mel`)"
         raise AudioError(f"{found.name}: {what}; give {_KIND}")
+
+
+def read_vector(source: Source) -> Array:
+    """The one array of floating point in a `.npy` file. Raises `AudioError`."""
+    with opened(source, "a .npy file") as found:
+        magic = found.file.read(4)
+        found.file.seek(0)
+        if magic != b"\x93NUM":
+            raise AudioError(
+                f"{found.name}: begins with {magic!r}, which is no .npy file; save a vector with numpy.save"
+            )
+        return _read_array(found, "f")
 
 
 def write_mel(path: str | os.PathLike[str], mel: Array, spec: MelSpec | None = None) -> None:

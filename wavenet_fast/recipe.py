@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checkpoint import Checkpoint
-from .config import MelSpec
+from .config import MAX_RATE, MIN_RATE, MelSpec
 from .errors import AudioError, InputError, MelMismatchWarning
 from .inputs import as_waveform
 from .mel import checked_statistic
@@ -58,9 +58,10 @@ def _callers_level() -> int:
 
 def at_rate(wav: Any, given: int, wanted: int, resample: bool) -> Any:
     """A recording (N,) or (B, N) at the wanted sample rate, Hz; resampled by soxr only on request."""
-    whole = isinstance(given, (int, float, np.integer, np.floating)) and not isinstance(given, bool) and given > 0
-    if not whole:
-        raise AudioError(f"sr is {given!r}; give the recording's sample rate in Hz, as the file says")
+    number = isinstance(given, (int, float, np.integer, np.floating)) and not isinstance(given, bool)
+    if not number or not MIN_RATE <= given <= MAX_RATE:
+        possible = f"{MIN_RATE} … {MAX_RATE} Hz"
+        raise AudioError(f"sr is {given!r}; give the recording's sample rate, {possible}, as the file says")
     if given == wanted:
         return wav
     if not resample:
@@ -78,8 +79,9 @@ def recipe_differences(given: MelSpec, wanted: MelSpec) -> str:
 
 
 _UNIT_DECIBELS = "decibels mapped to 0 … 1"
-_LEAST_FRAMES = 100
-"""About a second: on less, only values that no speech takes count as evidence."""
+_LEAST_FRAMES, _LEAST_WITHOUT_NEGATIVES = 100, 10
+"""About a second: on less, only values that no speech takes count as evidence. Logarithms of speech of which none is
+below zero are no speech sooner."""
 
 
 def explain_mismatch(mel: NDArray[Any], mean: NDArray[Any], scale: NDArray[Any], spec: MelSpec) -> str | None:
@@ -112,7 +114,9 @@ def explain_mismatch(mel: NDArray[Any], mean: NDArray[Any], scale: NDArray[Any],
             outside = float(np.mean(np.median(np.abs(z), axis=1) > 8))
     expected = fits.pop("")
     cause = max(fits, key=lambda name: fits[name])
-    gain, enough = fits[cause] - expected, len(values) >= _LEAST_FRAMES
+    telling = values.min() >= 0 > mean.min()
+    enough = len(values) >= (_LEAST_WITHOUT_NEGATIVES if telling else _LEAST_FRAMES)
+    gain = fits[cause] - expected
     if enough and spec.normalize != "minmax01" and values.min() >= 0 and values.max() <= 1:
         cause = _UNIT_DECIBELS if gain < 2.5 else cause
     elif not (outside > 0.2 or (enough and gain > (1.2 if plain < -0.9 else 2.5))):

@@ -231,7 +231,7 @@ def out_channels(head: Head) -> int:
 def check_temperature(temperature: float) -> None:
     """Raises `InputError` unless the temperature is a positive, finite number."""
     number = isinstance(temperature, (int, float, np.integer, np.floating)) and not isinstance(temperature, bool)
-    if not number or not math.isfinite(temperature) or not temperature > 0:
+    if not number or not 0 < temperature <= 1.7e308:  # which no integer overflows, infinity and NaN do not meet
         raise InputError(
             f"temperature is {temperature!r}; it must be a positive finite number: 1 samples what the model learned,"
             " less makes it quieter and duller, 0 is not defined"

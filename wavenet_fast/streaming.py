@@ -20,6 +20,7 @@ from .errors import InputError, ShapeError, StateError
 from .inputs import Form, Layout
 from .recipe import Recipe
 from .rng import utterance_seeds
+from .sampling import check_temperature
 
 Seed = int | Sequence[int] | NDArray[Any]
 _FRAMES_BEFORE_CHECK = 32
@@ -112,19 +113,23 @@ class Streaming:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the streams' future depends on, as NumPy arrays and plain values."""
         self._open()
-        return {**self._state.state_dict(), "exec_mask": self._running.copy()}
+        return {**self._state.state_dict(), "exec_mask": self._running.copy(), "temperature": self._temperature}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken. Raises `StateError` where the state is of another model, number format,
         version or batch size; the streams are then as before."""
         self._open()
+        if not isinstance(state, Mapping):
+            raise StateError(f"the state is {type(state).__name__}; give what state_dict returned")
         rest = dict(state)
+        temperature = rest.pop("temperature", None)
         try:
             running = inputs.as_mask(rest.pop("exec_mask", ()), self.batch_size, "exec_mask")
-        except InputError as error:
+            check_temperature(temperature)
+        except (InputError, ShapeError) as error:
             raise StateError(f"the state does not fit these {self.batch_size} lanes: {error}") from None
         self._state.load_state_dict(rest)
-        self._running = running
+        self._running, self._temperature = running, temperature
 
     def close(self) -> None:
         """Let go of the streams; also what leaving the `with` block does."""
@@ -158,9 +163,9 @@ class Streaming:
             return
         self._unchecked += [mel[b, :, :count].copy() for b, count in enumerate(new) if count]
         if sum(part.shape[1] for part in self._unchecked) >= _FRAMES_BEFORE_CHECK:
-            frames, recipe = np.concatenate(self._unchecked, axis=1)[None], self._recipe
-            self._unchecked, self._recipe = [], None
-            recipe.check(frames, np.array([frames.shape[-1]]))
+            frames, self._unchecked = np.concatenate(self._unchecked, axis=1)[None], []
+            self._recipe.check(frames, np.array([frames.shape[-1]]))
+            self._recipe = None  # once is enough, unless it was refused
 
 
 def check_chunk_frames(chunk_frames: Any) -> int:
@@ -183,8 +188,12 @@ def stream_frames(
     with context:
         for block in blocks:
             block = block if hasattr(block, "shape") else np.asarray(block)
+            if len(block.shape) == 1:
+                block = block[:, None] if layout == "ct" else block[None]
             if len(block.shape) != 2:
-                raise ShapeError(f"a block has shape {tuple(block.shape)}; one utterance is streamed as blocks (M, k)")
+                raise ShapeError(
+                    f"a block has shape {tuple(block.shape)}; one utterance is streamed as frames (M,) or blocks (M, k)"
+                )
             first = 0
             while first < block.shape[axis]:
                 piece = slice(first, first + size)

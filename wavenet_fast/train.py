@@ -94,8 +94,6 @@ class Schedule(Record, frozen=True, kw_only=True):
     where the processor multiplies it natively."""
     compile: bool = True
     """Fuse what stands between products with `torch.compile`; it takes a minute and a C++ compiler at the start."""
-    history_noise: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    """Largest standard deviation of the noise on the history, in classes."""
     resample: bool = False
     """Convert recordings at another sample rate, which are an error otherwise."""
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -391,8 +389,7 @@ def bits(logits: Tensor, target: Tensor, config: WaveNetConfig) -> Tensor:
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a weight takes orthogonalised steps: those of the residual layers and the head's first. Not the input and
     output tables; and not the conditioning, of which a step sees some seventy frames where the others see thousands of
-    samples: there most directions of a gradient are noise, to which orthogonalising gives the same weight. (It was
-    tried: the features then told less of the pitch than the mel they were made of.)"""
+    samples: most directions of such a gradient are noise, to which orthogonalising would give the same weight."""
     inside = not name.startswith(("input.", "conditioning.", "head.out.")) and ".conditioning." not in name
     return inside and len(shape) >= 2 and min(shape[0], math.prod(shape[1:])) > 1
 
@@ -483,8 +480,6 @@ class Trainer:
         last = [max(1, len(self.utterances[i].mel) - s.segment_frames // 2) for i in chosen]
         starts = [(int(i), int(self.rng.integers(0, end))) for i, end in zip(chosen, last, strict=True)]
         batch = cut_segments(self.utterances, starts, s.segment_frames, self.model.margin, self.config)
-        if s.history_noise:
-            batch.history = self._noisy(batch.history)
         total, count = self.loss(batch)
         loss = total / count
         self.adam.zero_grad()
@@ -502,13 +497,6 @@ class Trainer:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.averages.values()), [w.detach() for w in self.weights.values()], 1 - keep)
         return float(loss.detach())
-
-    def _noisy(self, history: Tensor) -> Tensor:
-        """History (N,) with Gaussian noise, of a strength drawn anew for every segment; none on half of them."""
-        segments, rng = self.schedule.segments, self.rng
-        sigma = self.schedule.history_noise ** rng.random((segments, 1)) * (rng.random((segments, 1)) < 0.5)
-        noise = torch.from_numpy((sigma * rng.standard_normal((segments, len(history) // segments))).ravel())
-        return (history + noise.round().to(history.dtype)).clamp(0, self.config.in_channels - 1)
 
     def start_from(self, voice: Checkpoint) -> None:
         """Take over the weights of a voice with the same network; the mel statistics stay those of the recordings."""

@@ -8,7 +8,7 @@ with layout="tc".
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +150,9 @@ class Vocoder:
     ) -> Iterator[Any]:
         """A generator of (n,) float32 chunks that together are `self(mel, …)`, bit for bit.
 
-        `mel` is a whole mel (M, F), cut into pieces of `chunk_frames`, or an iterable of blocks (M, k) as they come:
-        each is vocoded when it arrives, in pieces of at most `chunk_frames`. No limit of length; memory does not grow.
-        Bad arguments raise here, a bad block when it is reached."""
+        `mel` is a whole mel (M, F), cut into pieces of `chunk_frames`, or an iterable of frames (M,) or blocks (M, k)
+        as they come: each is vocoded when it arrives, in pieces of at most `chunk_frames`. No limit of length; memory
+        does not grow. Bad arguments raise here, a bad block when it is reached."""
         chunk_frames = check_chunk_frames(chunk_frames)
         recipe: Recipe | None = self._recipe
         if hasattr(mel, "shape"):
@@ -162,6 +162,8 @@ class Vocoder:
             frames = np.array([values.shape[-1]])
             self._recipe.check(inputs.prepare_mel(values, frames, batched=False), frames)
             mel, recipe = (mel,), None
+        elif not isinstance(mel, Iterable):
+            raise InputError(f"mel is {type(mel).__name__}; stream a mel (M, F), or an iterable of blocks (M, k)")
         context = self._context(recipe, 1, seed, temperature, speaker)
         return stream_frames(context, mel, chunk_frames, self.lookahead_frames, layout)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -60,6 +61,7 @@ class Commands(click.Group):
         """Run, and leave by `SystemExit`, whatever happens.
 
         Click's own `main` is not used: it answers Ctrl-C and a closed pipe in its own way."""
+        _speak_to_anything()
         with _terminable(), _plain_warnings():
             sys.exit(self._run(sys.argv[1:] if args is None else list(args), prog_name or "wavenet-fast", extra))
 
@@ -100,6 +102,16 @@ def os_sentence(error: OSError) -> str:
     """What the system refused, with the file's name in front where there is one."""
     reason = (error.strerror or str(error) or type(error).__name__).lower()
     return f"{os.fsdecode(error.filename)}: {reason}" if isinstance(error.filename, (str, bytes)) else reason
+
+
+def _speak_to_anything() -> None:
+    """Make text streams take whatever is said: a shell may have closed stderr (2>&-), a terminal may not know a
+    character, and a file's name may be no text at all."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

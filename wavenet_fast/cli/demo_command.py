@@ -36,4 +36,4 @@ def demo_command(
     name = voice or default_voice()
     loaded = load_voice(name, backend, device, dtype, threads)
     told = run_demo(loaded, name, out, sample=sample, seed=seed, temperature=temperature)
-    click.echo(json.dumps(told, ensure_ascii=False) if as_json else format_demo(told))
+    click.echo(json.dumps(told) if as_json else format_demo(told))

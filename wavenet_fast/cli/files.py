@@ -50,6 +50,8 @@ def make_plan(
     Folders are searched for files that end in one of `suffixes`; files named one by one may end in anything.
     Raises `InputError` where the command line as a whole makes no sense; what concerns one of many files is listed
     in `failed` instead."""
+    if "" in (*inputs, output):
+        raise InputError("an empty name was given, as an unset variable leaves it; name a file or a folder")
     if len(inputs) == 1 and not Path(inputs[0]).is_dir():
         return Plan(False, [_single(inputs[0], output, made)])
     if output == "-":
@@ -87,6 +89,9 @@ def _single(source: str, output: str, made: str) -> Job:
         raise InputError(f"{target}: is a folder; name a file as --out")
     if not stdin and target.exists() and target.samefile(source if Path(source).exists() else os.devnull):
         raise InputError(f"{target}: is the input itself; name another --out")
+    ending, alike = target.suffix.lower(), MEL_SUFFIXES if made in MEL_SUFFIXES else (made,)
+    if ending in (*SOUND_SUFFIXES, *MEL_SUFFIXES, ".mp3", ".opus") and ending not in alike:
+        raise InputError(f"{target}: would be a {made} file under another name; end --out in {made}")
     return Job(None if stdin else Path(source), target)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +46,10 @@ def _decorated(options: list[Callable[[F], F]]) -> Callable[[F], F]:
 voice_option = click.option("--voice", metavar="NAME|DIR", help="Checkpoint directory or bundled voice.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Tell the outcome as JSON, for programs.")
 resample_option = click.option("--resample", is_flag=True, help="Convert recordings to the sample rate wanted.")
-seed_option = click.option("--seed", type=int, default=0, show_default=True, help="0 … 2⁶⁴−1; the same for every file.")
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default="0", metavar="N",
+    help="0 … 2⁶⁴−1; the same for every file.",
+)  # fmt: skip
 
 engine_options = _decorated(
     [
@@ -53,7 +57,12 @@ engine_options = _decorated(
         click.option("--backend", default="auto", show_default=True, help="cpu, reference or auto."),
         click.option("--device", default="auto", show_default=True, help="Where the backend runs."),
         click.option("--dtype", default="auto", show_default=True, help="Number format of the weights: fp32 or bf16."),
-        click.option("--threads", type=int, help="Threads; a stream uses one, so more help with --batch."),
+        click.option(
+            "--threads",
+            type=click.IntRange(1, 1024),
+            metavar="N",
+            help="Threads; a stream uses one, so more help with --batch.",
+        ),
     ]
 )
 
@@ -99,14 +108,13 @@ def default_voice() -> str:
 
 
 def parse_speaker(text: str | None) -> Any:
-    """An id, or the vector in a .npy file. Raises `InputError` and, for a file that cannot be read, `OSError`."""
-    if text is None or text.lstrip("-").isdigit():
-        return None if text is None else int(text)
-    import numpy as np
-
+    """An id, or the vector in a .npy file. Raises `InputError` and, for a file that cannot be used, `AudioError`."""
+    if text is None:
+        return None
+    with contextlib.suppress(ValueError):
+        return int(text)
     if not text.endswith(".npy"):
         raise InputError(f"--speaker is {text!r}; give a speaker id, or a .npy file that holds a speaker vector")
-    try:
-        return np.load(text, allow_pickle=False)
-    except (ValueError, EOFError, MemoryError) as error:
-        raise InputError(f"--speaker {text}: cannot be read as a .npy vector ({error})") from None
+    from ..melfile import read_vector
+
+    return read_vector(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from typing import Any
 
 import click
 
-from ..errors import WavenetFastError
+from ..errors import InputError, WavenetFastError
+from ..fileio import Replacement, sentences, write_all
 from . import os_sentence
 from .files import Job, Plan
 
@@ -58,8 +60,8 @@ class Report:
         befall every other file too, is noted and raised."""
         try:
             yield
-        except (WavenetFastError, OSError) as error:
-            why = os_sentence(error) if isinstance(error, OSError) else str(error)
+        except (WavenetFastError, OSError, MemoryError) as error:
+            why = os_sentence(error) if isinstance(error, OSError) else str(error) or "not enough memory"
             system = error if isinstance(error, OSError) else error.__context__  # what became a sentence
             if not self.plan.many or getattr(system, "errno", None) in FATAL:
                 self._add(job, "failed", error=why)
@@ -95,7 +97,9 @@ class Report:
 
     @contextmanager
     def told(self, path: str | None, as_json: bool, quiet: bool) -> Iterator[None]:
-        """Tell what became of the work inside, also where it was stopped."""
+        """Tell what became of the work inside, also where it was stopped. `path` is looked at before that work."""
+        if path is not None:
+            self._check_path(Path(path))
         try:
             yield
         except BaseException:
@@ -103,14 +107,26 @@ class Report:
             raise
         self._tell(path, as_json, quiet)
 
+    def _check_path(self, path: Path) -> None:
+        """Raises `InputError` where the report would replace an input or an answer, or cannot be put."""
+        jobs = [*self.plan.jobs, *self.plan.skipped, *(job for job, _ in self.plan.failed)]
+        for named in (p for job in jobs for p in (job.source, job.target) if p is not None):
+            if os.path.realpath(named) == os.path.realpath(path):
+                raise InputError(f"--report {path}: is an input or an answer itself; name another file")
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise InputError(f"--report {path}: is a folder, or lies in none; name a file in a folder that is there")
+
     def _tell(self, path: str | None, as_json: bool, quiet: bool) -> None:
         told = self.to_dict()
         if path is not None:
-            Path(path).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            replacement = Replacement(path)
+            with sentences(path, "written"):
+                write_all(replacement.file, (json.dumps(told, indent=1) + "\n").encode())
+            replacement.commit()
         if as_json:
             # Sound on stdout leaves stderr for the report.
             sound = any(f["output"] == "stdout" for f in self.files)
-            click.echo(json.dumps(told, ensure_ascii=False), err=sound)
+            click.echo(json.dumps(told), err=sound)
         elif not quiet:
             say(summary(told))
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..audio import WavWriter
-from ..errors import InputError, MelMismatchWarning
+from ..errors import InputError, MelMismatchWarning, ShapeError
 from .files import Job, Plan
 from .options import FORMATS, Settings
 from .report import Progress, Report, say
@@ -118,7 +118,10 @@ class Speech:
         s = self.settings
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always", MelMismatchWarning)
-            self.voice.stream(mel, seed=s.seed, temperature=s.temperature, speaker=s.speaker, layout=s.layout)
+            try:
+                self.voice.stream(mel, seed=s.seed, temperature=s.temperature, speaker=s.speaker, layout=s.layout)
+            except (ShapeError, InputError) as error:
+                raise type(error)(f"{job.name}: {error}") from None
         for warning in seen:
             if s.strict_mel and issubclass(warning.category, MelMismatchWarning):
                 raise InputError(f"{job.name}: {warning.message}")

@@ -64,7 +64,7 @@ def inspect_command(voice: str, as_json: bool) -> None:
     from ..inspect import describe, format_description
 
     told = describe(load_checkpoint(resolve(voice)))
-    click.echo(json.dumps(told, ensure_ascii=False) if as_json else format_description(told))
+    click.echo(json.dumps(told) if as_json else format_description(told))
 
 
 @click.command(name="doctor")
@@ -74,5 +74,5 @@ def doctor_command(as_json: bool) -> int:
     from ..doctor import examine, format_examination
 
     told = examine()
-    click.echo(json.dumps(told, ensure_ascii=False) if as_json else format_examination(told))
+    click.echo(json.dumps(told) if as_json else format_examination(told))
     return 0 if any(b["available"] for b in told["backends"].values()) else 2
