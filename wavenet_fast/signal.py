@@ -48,8 +48,8 @@ def heard_signal(heard: ArrayLike, config: WaveNetConfig) -> NDArray[np.float32]
     """The same of what the network hears, (N,) classes or values: the inverse of `fed_back` first."""
     if isinstance(config.input, OneHotInput):
         return drawn_signal(heard, config)
-    categorical = isinstance(config.head, CategoricalHead)
-    return _expanded(heard, config, config.head.classes - 1 if categorical else config.signal.mu)
+    head = config.head
+    return _expanded(heard, config, head.classes - 1 if isinstance(head, CategoricalHead) else config.signal.mu)
 
 
 def without_emphasis(x: NDArray[np.float32], config: WaveNetConfig, memory: float) -> NDArray[np.float32]:

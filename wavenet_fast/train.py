@@ -70,16 +70,16 @@ class Schedule(Record, frozen=True, kw_only=True):
     """Segments in a step."""
     segment_frames: Count = 16
     """Frames that carry loss in each of them."""
-    matrix_rate: Positive = 0.008
+    matrix_rate: Positive = 0.006
     """Learning rate of the matrices, which take orthogonalised steps (Muon)."""
     matrix_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.1
     """Weight decay of the matrices, times their rate. Every orthogonalised step has the same size, however small the
     gradient: without decay the weights grow until the gates saturate."""
-    vector_rate: Positive = 1.5e-3
+    vector_rate: Positive = 2e-3
     """Learning rate of everything else (Adam)."""
-    warmup: Share = 0.01
+    warmup: Share = 0.02
     """The share of the time in which the rates rise from zero."""
-    decay: Share = 0.8
+    decay: Share = 0.9
     """The share of the time, at its end, in which they fall to zero."""
     ema: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.999
     """Of the averaged weights, which are the ones validated and saved, what a step keeps."""
