@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from children import python
-from engine_models import MODELS, case, random_history, random_mel, random_weights, speaker_vectors
+from engine_models import MODELS, case, random_history, random_mel, random_weights, small, speaker_vectors
 
 from wavenet_fast import _engine
 from wavenet_fast.backends import cpu
 from wavenet_fast.backends.cpu import CpuEngine, CpuState, isas_possible
-from wavenet_fast.config import encode
+from wavenet_fast.config import Conditioning, FrameConv, encode
 from wavenet_fast.errors import BackendError, InputError, ShapeError, StateError
 from wavenet_fast.packing import Layout, pack
 
@@ -453,6 +453,24 @@ def test_progress_is_reported_and_what_it_raises_stops_the_call() -> None:
     last: list[tuple[int, int]] = []
     everything(engine, state, random_mel(engine.config, 2, 2), progress=lambda *p: last.append(p))
     assert last[-1] == (800, 800)
+
+
+def test_a_call_that_is_long_for_its_conditioning_alone_is_watched_too() -> None:
+    """A few hundred samples of a small network behind a large conditioning network: the call reports, and can be
+    stopped, before its first sample. On the portable instruction set, where this takes some tenths of a second."""
+    network = tuple(FrameConv(channels=512, kernel_size=9) for _ in range(4))
+    config = small(conditioning=Conditioning(network=network))
+    engine = CpuEngine(config, random_weights(config), "fp32", "portable")
+    state, seen = start(engine), []
+
+    def progress(done: int, total: int) -> None:
+        seen.append((done, total))
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        everything(engine, state, random_mel(config, 60, 1), progress=progress)
+    assert seen == [(0, 60 * config.hop_length)]
+    assert (state.positions == 0).all() and not state.rings.any()
 
 
 def test_a_call_whose_last_report_raises_has_not_happened() -> None:

@@ -158,6 +158,19 @@ def test_draws_follow_from_logits_and_uniforms(name: str, temperature: float, is
     assert len(off) <= T * MISMATCHES["fp32"] and (far <= UNIFORM["fp32"]).all(), f"{len(off)} differ, by {far}"
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["odd", "no-bias", "wide-input"])
+def test_at_the_highest_temperature_all_classes_are_alike_and_nothing_else_is_drawn(name: str, isa: str) -> None:
+    """What fills the vectors up beyond the last class has no weight, however flat the distribution becomes."""
+    config, T = MODELS[name], 40 * MODELS[name].hop_length
+    engine = CpuEngine(config, random_weights(config), "fp32", isa)
+    state, mel = engine.start(np.array([8], np.uint64)), random_mel(config, 40, 1)
+    draws, _ = engine.advance(state, mel, np.array([40]), np.array([True]), 3e38, raw=True)
+    u = uniforms(np.uint64(8), np.arange(T))[:, 0]
+    expected = np.floor(u.astype(np.float64) * config.out_channels)
+    assert np.abs(draws[0] - expected).max() <= 1 and (draws[0] != expected).mean() <= MISMATCHES["fp32"]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_sound_is_the_draws_decoded_with_preemphasis_and_gain_undone(name: str) -> None:
     config = MODELS[name]
