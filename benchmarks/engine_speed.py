@@ -3,7 +3,8 @@
     pip install ".[torch]"
     python benchmarks/engine_speed.py VOICE --json FILE
 
-VOICE is a checkpoint directory or a bundled voice's name. The gate runs before the stopwatch: each engine must give the
+VOICE is a checkpoint directory, a bundled voice's name, or a shape of wavenet_fast/cases.py (`voice`, `nv-medium` …)
+with random weights. The gate runs before the stopwatch: each engine must give the
 reference's logits under forced history. Then all of them make sound in turn, once a round, on one thread, and the
 medians over the rounds are reported, so that a change of the machine's mood falls on all alike.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +26,7 @@ import wavenet_fast as wf
 from wavenet_fast.backends.base import Engine
 from wavenet_fast.backends.cpu import CpuEngine, isas_possible
 from wavenet_fast.backends.reference import ReferenceEngine
+from wavenet_fast.cases import CASES, case, random_weights
 from wavenet_fast.checkpoint import load_checkpoint, resolve
 from wavenet_fast.config import OneHotInput
 from wavenet_fast.doctor import examine
@@ -33,10 +36,18 @@ GATE = {"fp32": 1e-4, "bf16": 0.2}
 a broken build from being timed."""
 
 
-def standard_mel(checkpoint: wf.Checkpoint, frames: int) -> np.ndarray:
+def model_of(name: str) -> tuple[wf.WaveNetConfig, Mapping[str, np.ndarray]]:
+    """Configuration and weights of a case, a bundled voice or a checkpoint directory."""
+    if name in CASES:
+        return case(name), random_weights(case(name))
+    checkpoint = load_checkpoint(resolve(name))
+    return checkpoint.config, checkpoint.weights
+
+
+def standard_mel(config: wf.WaveNetConfig, weights: Mapping[str, np.ndarray], frames: int) -> np.ndarray:
     """Noise with the mean and spread of the voice's own mels, (1, M, frames)."""
-    mel = np.random.default_rng(0).standard_normal((1, checkpoint.config.n_mels, frames)).astype(np.float32)
-    mean, scale = checkpoint.weights.get("mel.mean"), checkpoint.weights.get("mel.scale")
+    mel = np.random.default_rng(0).standard_normal((1, config.n_mels, frames)).astype(np.float32)
+    mean, scale = weights.get("mel.mean"), weights.get("mel.scale")
     return mel if mean is None else mel * scale[:, None] + mean[:, None]
 
 
@@ -76,9 +87,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    checkpoint = load_checkpoint(resolve(args.voice))
-    config, mel = checkpoint.config, standard_mel(checkpoint, max(args.frames, args.reference_frames))
-    model = (config, checkpoint.weights)
+    model = config, weights = model_of(args.voice)
+    mel = standard_mel(config, weights, max(args.frames, args.reference_frames))
     reference = "reference fp32"
     engines: dict[str, Engine] = {reference: ReferenceEngine(*model, "fp32")}
     for isa in isas_possible():
