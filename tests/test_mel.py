@@ -297,6 +297,13 @@ def test_a_few_frames_suffice_where_no_speech_could_reach() -> None:
     assert "looks like decibels" in (explain_mismatch(decibels, mean, scale, BASE) or "")
 
 
+def test_a_fraction_of_a_second_suffices_where_no_value_is_negative() -> None:
+    mean, scale = statistics(BASE)
+    for spec, words in ((KINDS["decibels mapped to 0 … 1"], "decibels mapped to 0"), (None, "without a logarithm")):
+        mel = np.exp(mel_spectrogram(SPEECH[3], BASE)) if spec is None else mel_spectrogram(SPEECH[3], spec)
+        assert words in (explain_mismatch(mel[:, 60:80], mean, scale, BASE) or "")
+
+
 def test_mismatch_takes_batches_and_no_frames() -> None:
     mean, scale = statistics(BASE)
     decibels = mel_spectrogram(np.stack(SPEECH[3:]), KINDS["decibels"])
