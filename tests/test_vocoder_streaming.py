@@ -129,9 +129,22 @@ def test_a_saved_state_keeps_its_temperature(voc, mel):
         first.step(mel[0, :, :6])
         second.load_state_dict(first.state_dict())
         np.testing.assert_array_equal(first.step(mel[0, :, 6:]), second.step(mel[0, :, 6:]))
-        for state in ([1], first.state_dict() | {"temperature": -1.0}):
+        saved = first.state_dict()
+        for name in saved:  # what is neither number nor text nor array, in every place
+            with pytest.raises(StateError):
+                second.load_state_dict(saved | {name: [[1], [1, 2]]})
+        for state in ([1], saved | {"temperature": -1.0}):
             with pytest.raises(StateError):
                 second.load_state_dict(state)
+
+
+def test_a_saved_state_survives_an_npz_file(voc, mel, tmp_path):
+    with voc.streaming() as first, voc.streaming() as second:
+        first.step(mel[0, :, :6])
+        np.savez(tmp_path / "state.npz", **first.state_dict())
+        with np.load(tmp_path / "state.npz") as saved:
+            second.load_state_dict(saved)
+        np.testing.assert_array_equal(first.step(mel[0, :, 6:]), second.step(mel[0, :, 6:]))
 
 
 def test_a_generator_dropped_half_way_leaves_nothing(voc, mel, monkeypatch):

@@ -125,11 +125,13 @@ class Streaming:
         temperature = rest.pop("temperature", None)
         try:
             running = inputs.as_mask(rest.pop("exec_mask", ()), self.batch_size, "exec_mask")
+            if isinstance(temperature, np.ndarray) and temperature.ndim == 0:
+                temperature = temperature.item()
             check_temperature(temperature)
         except (InputError, ShapeError) as error:
             raise StateError(f"the state does not fit these {self.batch_size} lanes: {error}") from None
         self._state.load_state_dict(rest)
-        self._running, self._temperature = running, temperature
+        self._running, self._temperature = running, float(temperature)
 
     def close(self) -> None:
         """Let go of the streams; also what leaving the `with` block does."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import WaveNetConfig
+from ..errors import StateError
 
 Progress = Callable[[int, int], None]
 """Called as progress(samples done, samples in all) while a call runs; what it raises stops the call."""
@@ -49,6 +50,27 @@ class State(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put a saved state in place of this one. Raises `StateError` for a state of another model, number format,
         version or batch size, and for damaged ones; this state is then unchanged."""
+
+
+def check_identity(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raises `StateError` unless a saved state is of the same model, number format, version and batch size as `own`,
+    and holds the same entries."""
+    for name in ("format", "model", "dtype", "batch"):
+        given = state.get(name)
+        if isinstance(given, (np.ndarray, np.generic)) and given.ndim == 0:  # as it comes back from an .npz file
+            given = given.item()
+        if not isinstance(given, (str, int)) or given != own[name]:
+            raise StateError(f"this state has {name} {given!r}; here it must be {own[name]!r}")
+    if state.keys() != own.keys():
+        raise StateError(f"this state lacks or adds {sorted(state.keys() ^ own.keys())}; it was not saved here")
+
+
+def as_array(value: Any, name: str) -> NDArray[Any]:
+    """An entry of a saved state. Raises `StateError` for what is no array."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise StateError(f"{name} of this state is no array: {error}; it was damaged since it was saved") from None
 
 
 class Engine(Protocol):

@@ -15,6 +15,7 @@ from .. import _engine
 from ..conditioning import MAX_STREAM_SAMPLES, ready_samples
 from ..config import OneHotInput
 from ..errors import InputError, ShapeError, StateError
+from .base import as_array, check_identity
 
 if TYPE_CHECKING:
     from .cpu import CpuEngine
@@ -92,14 +93,10 @@ class CpuState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `base.State.load_state_dict`."""
         own = self.state_dict()
-        for name in ("format", "model", "dtype", "batch"):
-            if state.get(name) != own[name]:
-                raise StateError(f"this state has {name} {state.get(name)!r}; here it must be {own[name]!r}")
-        if state.keys() != own.keys():
-            raise StateError(f"this state lacks or adds {sorted(state.keys() ^ own.keys())}; it was not saved here")
+        check_identity(state, own)
         arrays = {}
         for name in _ARRAYS:
-            arrays[name] = np.asarray(state[name])
+            arrays[name] = as_array(state[name], name)
             if arrays[name].dtype != own[name].dtype or arrays[name].shape != own[name].shape:
                 raise StateError(
                     f"{name} of this state is {arrays[name].dtype} {arrays[name].shape}; it must be "

@@ -23,7 +23,7 @@ from ..reference import State as NetworkState
 from ..rng import uniforms
 from ..sampling import sample
 from ..signal import drawn_signal, fed_back, heard_signal, to_waveform, without_emphasis
-from .base import Progress
+from .base import Progress, as_array, check_identity
 
 _STATE_VERSION = 1
 
@@ -99,11 +99,7 @@ class ReferenceState:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         own = self.state_dict()
-        for name in ("format", "model", "dtype", "batch"):
-            if state.get(name) != own[name]:
-                raise StateError(f"this state has {name} {state.get(name)!r}; here it must be {own[name]!r}")
-        if state.keys() != own.keys():
-            raise StateError(f"this state lacks or adds {sorted(state.keys() ^ own.keys())}; it was not saved here")
+        check_identity(state, own)
         streams = [self._restored(b, state, own) for b in range(self.batch)]
         self.streams = streams
 
@@ -111,7 +107,8 @@ class ReferenceState:
         """Stream b out of a state dictionary, every array checked against the one it replaces."""
 
         def array(name: str) -> NDArray[Any]:
-            value, mine = np.asarray(state[f"stream.{b}.{name}"]), own[f"stream.{b}.{name}"]
+            key = f"stream.{b}.{name}"
+            value, mine = as_array(state[key], key), own[key]
             shape = (*mine.shape[:-1], value.shape[-1]) if name == "mel" and value.ndim == 2 else mine.shape
             if value.dtype != mine.dtype or value.shape != shape:
                 raise StateError(f"stream.{b}.{name} is {value.dtype} {value.shape}, not {mine.dtype} {mine.shape}")
@@ -121,7 +118,8 @@ class ReferenceState:
         def tensor(name: str) -> torch.Tensor:
             return torch.from_numpy(array(name).copy()).clone()
 
-        speaker = None if self.streams[b].speaker is None else array("speaker").copy()
+        vector = array("speaker").copy()
+        speaker = None if self.streams[b].speaker is None else vector
         stream = Stream(self._engine.model, int(array("seed")), speaker)
         rings = [tensor(f"ring.{i}") for i in range(len(stream.network.rings))]
         position, frames = int(array("position")), int(array("frames"))
