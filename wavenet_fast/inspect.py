@@ -107,7 +107,7 @@ def format_description(told: dict[str, Any]) -> str:
         ("parameters", f"{told['parameters']:,}"),
         ("weights", ", ".join(f"{_bytes(size)} {name}" for name, size in bytes_.items())),
         ("receptive field", f"{told['receptive_field_samples']:,} samples, {told['receptive_field_ms']:.1f} ms"),
-        ("look-ahead", f"{told['lookahead_frames']} frames, {told['lookahead_frames'] * told['frame_ms']:g} ms"),
+        ("look-ahead", f"{told['lookahead_frames'] * told['frame_ms']:g} ms (frames: {told['lookahead_frames']})"),
         (
             "multiply-adds",
             f"{told['multiply_adds_per_sample']:,} a sample, {told['multiply_adds_per_frame']:,} a frame",
