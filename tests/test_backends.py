@@ -232,7 +232,7 @@ def test_logits_are_the_references_and_the_draws_follow_from_them(setup):
             off = np.flatnonzero(drawn != raw[b])
             u = uniforms(setup.seeds[b], off)[:, 0]
             far = cdf_edge_distance(logits[b][off], u, 0.8, (drawn[off], raw[b][off]))
-            assert len(off) <= 1 and (far <= UNIFORM["fp32"]).all(), f"{len(off)} differ, by {far}"
+            assert len(off) <= 1 and (far <= UNIFORM).all(), f"{len(off)} differ, by {far}"
         else:
             np.testing.assert_allclose(raw[b], drawn, atol=2e-6)
         np.testing.assert_allclose(setup.whole()[b], to_waveform(raw[b], c)[0], atol=2e-6)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tolerances import MISMATCHES, UNIFORM
+from tolerances import MISMATCHES, TRACE_MAX, UNIFORM
 
 from wavenet_fast.audio import read_audio
 from wavenet_fast.backends.cpu import CpuEngine, isas_possible
@@ -64,12 +64,19 @@ def by_the_reference(dtype: str) -> tuple[Any, Any]:
 def test_samples_are_the_references_but_for_uniforms_at_an_edge(isa: str, dtype: str) -> None:
     expected, logits = by_the_reference(dtype)
     engine = CpuEngine(checkpoint().config, checkpoint().weights, dtype, isa)
-    drawn, _ = run(engine, forced=expected[None])
+    drawn, ours = run(engine, forced=expected[None])
+    error = ours.astype(np.float64) - logits
     off = np.flatnonzero(drawn != expected)
     u = uniforms(np.uint64(SEED), off)[:, 0]
     far = cdf_edge_distance(logits[off], u, 1.0, (drawn[off], expected[off]))
-    print(f"{isa} {dtype}: {len(off)} of {len(drawn)} differ, by at most {far.max(initial=0.0):.1e}")
-    assert len(off) <= MISMATCHES[dtype] * len(drawn) and (far <= UNIFORM[dtype]).all()
+    worst = np.abs(error).max() / logits.std()
+    print(
+        f"{isa} {dtype}: {len(off)} of {len(drawn)} differ, by at most {far.max(initial=0.0):.1e}; logits {worst:.0e}"
+    )
+    assert worst <= TRACE_MAX["cpu", dtype]
+    # Where logits differ by at most ±δ, up to a constant, no edge of the CDF moves by more than tanh(δ/2).
+    moved = 0.0 if dtype == "fp32" else np.tanh(np.ptp(error[off], axis=1) / 4)
+    assert len(off) <= MISMATCHES[dtype] * len(drawn) and (far <= moved + UNIFORM).all()
 
 
 @pytest.mark.parametrize("isa", isas_possible())
@@ -80,4 +87,4 @@ def test_left_to_itself_the_engine_says_what_the_reference_says(isa: str) -> Non
     off = np.flatnonzero(drawn != expected)
     if len(off):
         u = uniforms(np.uint64(SEED), off[:1])[:, 0]
-        assert cdf_edge_distance(logits[off[:1]], u, 1.0, (drawn[off[:1]], expected[off[:1]])) <= UNIFORM["fp32"]
+        assert cdf_edge_distance(logits[off[:1]], u, 1.0, (drawn[off[:1]], expected[off[:1]])) <= UNIFORM
