@@ -110,13 +110,13 @@ def main() -> None:
     for name, speed in medians.items():
         print(f"{name:26s}{speed:12,.0f}{speed / config.sample_rate:13.2f}{speed / medians[reference]:13.1f}")
     if args.json:
-        told = examine()
+        machine = examine()["machine"]
         about = {
             "voice": Path(args.voice).name,
             "sample_rate": config.sample_rate,
             "frames": args.frames,
             "reference_frames": args.reference_frames,
-            "machine": told["machine"],
+            "machine": {key: machine[key] for key in ("architecture", "processor", "features", "usable_cores")},
             "versions": {name: version(name) for name in ("numpy", "torch", "wavenet-fast")},
         }
         result = {"about": about, "median_samples_per_second": medians, "samples_per_second": speeds}

@@ -71,7 +71,7 @@ def test_samples_are_the_references_but_for_uniforms_at_an_edge(isa: str, dtype:
     far = cdf_edge_distance(logits[off], u, 1.0, (drawn[off], expected[off]))
     worst = np.abs(error).max() / logits.std()
     print(
-        f"{isa} {dtype}: {len(off)} of {len(drawn)} differ, by at most {far.max(initial=0.0):.1e}; logits {worst:.0e}"
+        f"{isa} {dtype}: {len(off)} of {len(drawn)} differ, at most {far.max(initial=0.0):.1e} away; logits {worst:.0e}"
     )
     assert worst <= TRACE_MAX["cpu", dtype]
     # Where logits differ by at most ±δ, up to a constant, no edge of the CDF moves by more than tanh(δ/2).
