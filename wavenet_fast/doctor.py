@@ -33,14 +33,6 @@ def examine() -> dict[str, Any]:
     }
 
 
-def usable_cores() -> int:
-    """Cores this process may run on, which containers and `taskset` make fewer than the machine has. OMP_NUM_THREADS
-    and its like have no say."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _own_version() -> str:
     from . import __version__
 
@@ -55,6 +47,8 @@ def _version(package: str) -> str | None:
 
 
 def _machine() -> dict[str, Any]:
+    from .backends import usable_cores
+
     name, flags = _processor()
     return {
         "system": f"{platform.system()} {platform.release()}",

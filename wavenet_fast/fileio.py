@@ -119,6 +119,19 @@ class Replacement:
 
 
 @contextmanager
+def replacing(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write all of `target` into; it takes its place when the block ends, and is gone where it fails."""
+    new = Replacement(target)
+    try:
+        with sentences(os.fspath(target), "written"):
+            yield new.file
+    except BaseException:
+        new.discard()
+        raise
+    new.commit()
+
+
+@contextmanager
 def sentences(name: str, done: str) -> Iterator[None]:
     """Turns an OSError into an `AudioError`: NAME: cannot be read: reason. A broken pipe stays what it is."""
     try:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from .config import MelSpec, decode, encode
 from .errors import AudioError, ConfigError, ShapeError
-from .fileio import Opened, Replacement, Source, opened, sentences
+from .fileio import Opened, Source, opened, replacing
 from .strict_json import parse
 
 Array = NDArray[Any]
@@ -96,19 +96,13 @@ def write_mel(path: str | os.PathLike[str], mel: Array, spec: MelSpec | None = N
     suffix = Path(path).suffix.lower()
     if suffix not in (".npz", ".npy"):
         raise AudioError(f"{os.fspath(path)}: mel files end in .npz (with the recipe) or .npy")
-    new = Replacement(path)
-    try:
-        with sentences(str(path), "written"):
-            if suffix == ".npy":
-                np.save(new.file, mel)
-            else:
-                recipe = {} if spec is None else {"melspec_json": np.array(json.dumps(encode(spec), sort_keys=True))}
-                arrays: dict[str, Any] = {"mel": mel, **recipe}
-                np.savez(new.file, **arrays)
-        new.commit()
-    except BaseException:
-        new.discard()
-        raise
+    with replacing(path) as file:
+        if suffix == ".npy":
+            np.save(file, mel)
+        else:
+            recipe = {} if spec is None else {"melspec_json": np.array(json.dumps(encode(spec), sort_keys=True))}
+            arrays: dict[str, Any] = {"mel": mel, **recipe}
+            np.savez(file, **arrays)
 
 
 def _read_archive(found: Opened) -> MelFile:

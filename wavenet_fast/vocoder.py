@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import inputs
-from .backends import choose
+from .backends import choose, usable_cores
 from .backends.base import Engine
 from .checkpoint import Checkpoint, load_checkpoint, resolve, save_checkpoint
 from .conditioning import lookahead_frames
 from .config import MelSpec, WaveNetConfig
-from .doctor import usable_cores
 from .errors import InputError, ShapeError, StateError
 from .inputs import Layout
 from .likelihood import check_agreement, utterance_bits

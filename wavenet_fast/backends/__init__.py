@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -85,6 +86,14 @@ BACKENDS: dict[str, Backend] = {
         ),
     )
 }  # fmt: skip
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, which containers and `taskset` make fewer than the machine has. OMP_NUM_THREADS
+    and its like have no say."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def availability() -> dict[str, str | None]:

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from ..errors import InputError, WavenetFastError
-from ..fileio import Replacement, sentences, write_all
+from ..fileio import replacing, write_all
 from . import os_sentence
 from .files import Job, Plan
 
@@ -119,10 +119,8 @@ class Report:
     def _tell(self, path: str | None, as_json: bool, quiet: bool) -> None:
         told = self.to_dict()
         if path is not None:
-            replacement = Replacement(path)
-            with sentences(path, "written"):
-                write_all(replacement.file, (json.dumps(told, indent=1) + "\n").encode())
-            replacement.commit()
+            with replacing(path) as file:
+                write_all(file, (json.dumps(told, indent=1) + "\n").encode())
         if as_json:
             # Sound on stdout leaves stderr for the report.
             sound = any(f["output"] == "stdout" for f in self.files)
