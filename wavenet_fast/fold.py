@@ -84,7 +84,7 @@ def cross_fade(early: NDArray[np.float32], late: NDArray[np.float32]) -> NDArray
 def _windowed(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
     """Sums over `width` neighbours, (n,) → (n − width + 1,)."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    return np.maximum(sums[width:] - sums[:-width], 0.0)
+    return np.asarray(np.maximum(sums[width:] - sums[:-width], 0.0))
 
 
 @dataclass
