@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.base import Engine, Progress
+from .backends.base import Engine, Progress, State
 from .conditioning import context_frames, lookahead_frames
 from .config import WaveNetConfig
 
@@ -120,25 +120,17 @@ def vocode_in_pieces(
     temperature: float,
     threads: int,
     progress: Progress | None,
-) -> NDArray[np.float32]:
-    """(B, M, F), of which the first counts[b] frames count → (B, F·hop) float32, zero beyond each end.
+    sound: NDArray[np.float32],
+) -> None:
+    """(B, M, F), of which the first counts[b] frames count, into `sound` (B, F·hop), untouched beyond each end.
 
     Each utterance is cut by its own length, and all pieces are streams of one batch. Beside mel and sound this needs
     the pieces' histories and 16 MiB, however long the utterances are. `progress` counts samples of the sound."""
     config, hop = engine.config, engine.config.hop_length
-    sound = np.zeros((len(mel), mel.shape[2] * hop), np.float32)
     pieces = [piece for b, frames in enumerate(counts.tolist()) for piece in _pieces(b, frames, fold, config)]
-    ahead, width = lookahead_frames(config), context_frames(config) + lookahead_frames(config)
-    rows = np.array([p.row for p in pieces])
-    starts, ends = np.array([p.start for p in pieces]), counts[rows]
-    state = engine.start(seeds[rows], None if speakers is None else speakers[rows])
-    before = np.zeros((len(pieces), config.n_mels, width), np.float32)
-    for window, p in zip(before, pieces, strict=True):
-        known = mel[p.row, :, max(0, p.start + ahead - width) : p.start + ahead] if p.start else mel[p.row, :, :0]
-        window[:, width - known.shape[1] :] = known
-    state.begin_at(starts, before)
-    fed = np.where(starts > 0, starts + ahead, 0)
-    last = np.minimum(np.array([p.stop for p in pieces]) + ahead, ends)
+    state = _begin(engine, mel, pieces, seeds, speakers)
+    fed, ends = state.frames.copy(), counts[[p.row for p in pieces]]
+    last = np.minimum([p.stop + lookahead_frames(config) for p in pieces], ends)
     step = max(8, _PIECE_VALUES // (len(pieces) * (config.n_mels + hop)))
     work, asked = sum(p.stop - p.start for p in pieces) * hop, int(counts.sum()) * hop
     while (fed < last).any():
@@ -163,7 +155,25 @@ def vocode_in_pieces(
         if p.shared:
             stretch = sound[p.row, p.start * hop : (p.start + p.shared) * hop]
             stretch[:] = join(stretch, p.head, settling_samples(config), fade_samples(config))
-    return sound
+
+
+def _begin(
+    engine: Engine,
+    mel: NDArray[np.float32],
+    pieces: list[_Piece],
+    seeds: NDArray[np.uint64],
+    speakers: NDArray[np.float32] | None,
+) -> State:
+    """A stream for each piece, at its first frame; those in the middle have received what they look back and ahead."""
+    rows, ahead = [p.row for p in pieces], lookahead_frames(engine.config)
+    state: State = engine.start(seeds[rows], None if speakers is None else speakers[rows])
+    window = np.zeros((len(pieces), engine.config.n_mels, context_frames(engine.config) + ahead), np.float32)
+    for part, p in zip(window, pieces, strict=True):
+        known = mel[p.row, :, max(0, p.start - context_frames(engine.config)) : p.start + ahead]
+        if p.start:
+            part[:, part.shape[1] - known.shape[1] :] = known
+    state.begin_at(np.array([p.start for p in pieces]), window)
+    return state
 
 
 def _pieces(row: int, frames: int, fold: int, config: WaveNetConfig) -> list[_Piece]:

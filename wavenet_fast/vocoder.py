@@ -135,8 +135,8 @@ class Vocoder:
         self._recipe.check(values, counts)
         sound = np.zeros((batch, width * hop), np.float32)
         if pieces > 1 and counts.any():
-            sound = vocode_in_pieces(
-                engine, values, counts, seeds, speakers, pieces, temperature, self.threads, progress
+            vocode_in_pieces(
+                engine, values, counts, seeds, speakers, pieces, temperature, self.threads, progress, sound
             )
         elif counts.any():
             audio, _ = engine.advance(
