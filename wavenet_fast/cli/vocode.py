@@ -47,7 +47,7 @@ def vocode_command(inputs: tuple[str, ...], **options: Any) -> int:  # fmt: skip
 
     A folder IN keeps its tree below OUT; what is already there is skipped, and files that cannot be used are reported
     while the rest is done (exit code 3). "-" reads one mel from stdin or writes sound to stdout. Ctrl-C leaves what is
-    made so far as a valid file."""
+    made so far as a valid file, with --fold the files that are done."""
     return speak_files(inputs, MEL_SUFFIXES, "mel files", read_mel_for, **options)
 
 
