@@ -125,7 +125,7 @@ def vocode_in_pieces(
     """(B, M, F), of which the first counts[b] frames count, into `sound` (B, F·hop), untouched beyond each end.
 
     Each utterance is cut by its own length, and all pieces are streams of one batch. Beside mel and sound this needs
-    the pieces' histories and 16 MiB, however long the utterances are. `progress` counts samples of the sound."""
+    the pieces' histories and some 30 MB, however long the utterances are. `progress` counts samples of the sound."""
     config, hop = engine.config, engine.config.hop_length
     pieces = [piece for b, frames in enumerate(counts.tolist()) for piece in _pieces(b, frames, fold, config)]
     state = _begin(engine, mel, pieces, seeds, speakers)
