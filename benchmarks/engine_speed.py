@@ -16,8 +16,8 @@ import json
 from functools import partial
 from pathlib import Path
 
+import common
 import torch
-from common import expected_logits, gate, generate, interleaved, logits, machine, medians, model_of, standard_mel, versions
 
 from wavenet_fast.backends.base import Engine
 from wavenet_fast.backends.cpu import DTYPES, CpuEngine, isas_possible
@@ -33,23 +33,23 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    model = config, weights = model_of(args.voice)
-    mel = standard_mel(config, weights, max(args.frames, args.reference_frames))
+    model = config, weights = common.model_of(args.voice)
+    mel = common.standard_mel(config, weights, max(args.frames, args.reference_frames))
     reference = "reference fp32"
     engines: dict[str, Engine] = {reference: ReferenceEngine(*model, "fp32")}
     for isa in isas_possible():
         if isa != "portable16":  # the wide logic without wide instructions, for tests only
             engines |= {f"cpu {isa} {dtype}": CpuEngine(*model, dtype, isa) for dtype in DTYPES}
-    expected = {dtype: expected_logits(*model, dtype, mel) for dtype in DTYPES}
+    expected = {dtype: common.expected_logits(*model, dtype, mel) for dtype in DTYPES}
     for name, engine in engines.items():
-        gate(name, logits(engine, mel), expected[engine.dtype], engine.dtype)
-        generate(engine, mel[:, :, :2])
+        common.gate(name, common.logits(engine, mel), expected[engine.dtype], engine.dtype)
+        common.generate(engine, mel[:, :, :2])
     runs = {
-        name: partial(generate, engine, mel[:, :, : args.reference_frames if name == reference else args.frames])
+        name: partial(common.generate, engine, mel[:, :, : args.reference_frames if name == reference else args.frames])
         for name, engine in engines.items()
     }
-    speeds = interleaved(runs, args.rounds)
-    typical = medians(speeds)
+    speeds = common.interleaved(runs, args.rounds)
+    typical = common.medians(speeds)
     print(f"{'one stream, one thread':26s}{'samples/s':>12s}{'× real time':>13s}{'× reference':>13s}")
     for name, speed in typical.items():
         print(f"{name:26s}{speed:12,.0f}{speed / config.sample_rate:13.2f}{speed / typical[reference]:13.1f}")
@@ -59,8 +59,8 @@ def main() -> None:
             "sample_rate": config.sample_rate,
             "frames": args.frames,
             "reference_frames": args.reference_frames,
-            "machine": machine(),
-            "versions": versions("numpy", "torch", "wavenet-fast"),
+            "machine": common.machine(),
+            "versions": common.versions("numpy", "torch", "wavenet-fast"),
         }
         result = {"about": about, "median_samples_per_second": typical, "samples_per_second": speeds}
         args.json.write_text(json.dumps(result, indent=1) + "\n")

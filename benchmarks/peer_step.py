@@ -10,6 +10,7 @@ Shapes use the README's letters; P = K − 1 taps of the past.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,8 @@ class LeftOut(Exception):
 def check_supported(config: wf.WaveNetConfig) -> None:
     """Raises `LeftOut` for what these loops were not written for."""
     c = config
-    known = isinstance(c.head, CategoricalHead) and isinstance(c.input, OneHotInput) or isinstance(c.head, LogisticHead)
+    classes = isinstance(c.head, CategoricalHead) and isinstance(c.input, OneHotInput)
+    known = classes or isinstance(c.head, LogisticHead)
     if not known or c.input.kernel_size != 1 or c.speakers.channels:
         raise LeftOut(
             "the benchmark's PyTorch loop is written for categorical heads over one-hot inputs and for mixtures of"
@@ -199,7 +201,11 @@ def onnx_step(step: Step, batch: int, threads: int) -> RingStep:
         "past": ((c.kernel_size - 1) * c.n_layers, batch, c.residual_channels),
         "conditioning": (c.n_layers, batch, c.gate_channels), "newest": (batch,), "u": (batch, 2),
     }  # fmt: skip
-    results = {"sample": (batch,), "inputs": (c.n_layers, batch, c.residual_channels), "logits": (batch, c.out_channels)}
+    results = {
+        "sample": (batch,),
+        "inputs": (c.n_layers, batch, c.residual_channels),
+        "logits": (batch, c.out_channels),
+    }
     buffers = {
         name: np.zeros(shape, np.int64 if integers and name in ("newest", "sample") else np.float32)
         for name, shape in (shapes | results).items()
@@ -208,6 +214,7 @@ def onnx_step(step: Step, batch: int, threads: int) -> RingStep:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells that torchvision is not installed
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
         path = Path(folder) / "step.onnx"
