@@ -143,7 +143,8 @@ class Loop:
 
     def __init__(self, config: wf.WaveNetConfig, weights: Weights, step: RingStep, batch: int) -> None:
         self.config, self.step, self.batch = config, step, batch
-        self.reference = Reference(config, weights)
+        # Copies: a checkpoint's arrays are read-only, which torch warns about.
+        self.reference = Reference(config, {name: torch.tensor(weight) for name, weight in weights.items()})
         biases = [weights.get(f"layers.{i}.dilated.bias") for i in range(config.n_layers)]
         flat = np.zeros(config.gate_channels, np.float32)
         self.bias = torch.tensor(np.stack([flat if b is None else b for b in biases]))[:, None]  # (L, 1, G)

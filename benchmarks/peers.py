@@ -97,7 +97,7 @@ def table(result: dict[str, Any]) -> str:
     title = f"{result['about']['model']}, one stream, {result['about']['threads']} thread(s)"
     lines = [f"{title:34s}{'samples/s':>12s}{'× real time':>13s}" + (f"{'that of ' + best:>28s}" if best else "")]
     for name, speed in speeds.items():
-        ratio = f"{f'{speeds[best] / speed:.1f} ×':>28s}" if best else ""
+        ratio = f"{_times(speeds[best] / speed):>28s}" if best else ""
         lines.append(f"{name:34s}{speed:12,.0f}{speed / rate:13.3f}{ratio}")
     curve = result["batches"]
     if curve:
@@ -111,6 +111,10 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"  {name}: {told['what']}" + ("" if error is None else f"; logits within {error:.1e} std"))
     lines += [f"  {name}: left out. {reason}" for name, reason in result["left_out"].items()]
     return "\n".join(lines)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f} ×" if ratio >= 10 else f"{ratio:.2f} ×"
 
 
 def options() -> argparse.Namespace:
