@@ -126,9 +126,9 @@ Team::Team(const Model& m, int width) : width(width) {
   arena_.reserve(&hidden, checked_mul(width, m.pad(m.H)));
   arena_.reserve(&logits, checked_mul(width, m.pad(m.A)));
   arena_.reserve(&weights, checked_mul(width, m.sampler_floats()));
-  const int64_t vectors = m.number == Number::int8 ? 0 : checked_mul(width, m.L), bytes = m.operand_bytes();
-  arena_.reserve(reinterpret_cast<char**>(&taps), checked_mul(vectors, m.K * m.r_stride * bytes));
-  arena_.reserve(reinterpret_cast<char**>(&gates), checked_mul(vectors, m.operands(m.half) * bytes));
+  const int64_t rows = m.number == Number::int8 ? 0 : width, bytes = m.operand_bytes();
+  arena_.reserve(reinterpret_cast<char**>(&taps), checked_mul(2 * rows, m.K * m.r_stride * bytes));
+  arena_.reserve(reinterpret_cast<char**>(&gates), checked_mul(checked_mul(rows, m.L), m.operands(m.half) * bytes));
   arena_.allocate();
 }
 
@@ -163,7 +163,7 @@ Scratch::Scratch(const Model& m, int width) : seats(new Seat[width]) {
     arena_.reserve(scales, n);
   };
   const bool whole = m.number == Number::int8;
-  operands(&taps, &tap_scales, whole ? checked_mul(m.L, m.K) : 0, m.R);
+  operands(&taps, &tap_scales, whole ? 2 * m.K : 0, m.R);
   operands(&gates, &gate_scales, whole ? m.L : 0, m.half);
   operands(&skip_operand, &skip_scale, 1, m.S);
   operands(&hidden_operand, &hidden_scale, 1, m.H);
