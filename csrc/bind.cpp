@@ -15,6 +15,10 @@
 namespace py = pybind11;
 using namespace wavenet;
 
+namespace wavenet {
+void bind_bandwidth(py::module_& module);  // bind_bandwidth.cpp
+}
+
 namespace {
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
@@ -423,4 +427,5 @@ PYBIND11_MODULE(_engine, module) {
              py::arg("progress"));
   module.def("gate", &gate_values, py::arg("isa"), py::arg("a"), py::arg("b"));
   module.def("exponential", &exponential_values, py::arg("isa"), py::arg("x"));
+  bind_bandwidth(module);
 }

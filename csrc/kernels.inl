@@ -23,9 +23,10 @@ namespace WAVENET_ISA {
 #include "conditioning.inl"
 #include "sample.inl"
 #include "step.inl"
+#include "bandwidth.inl"
 
 extern const Kernels kernels;
-const Kernels kernels = {WAVENET_NAME, {kLanes, kAccumulators}, generate, gate_array, exponential_array};
+const Kernels kernels = {WAVENET_NAME, {kLanes, kAccumulators}, generate, gate_array, exponential_array, read_bytes};
 
 }  // namespace WAVENET_ISA
 }  // namespace wavenet

@@ -57,3 +57,16 @@ def generate(
 ) -> bool: ...
 def gate(isa: str, a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]: ...
 def exponential(isa: str, x: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+class ReadProbe:
+    """A block of memory laid out like a model's weights, which threads read over and over, each its own part."""
+
+    def __init__(self, bytes: int, threads: int) -> None: ...
+    def run(self, isa: str, kind: str, times: int) -> tuple[float, int]:
+        """The block read `times` times over by all threads together: seconds, and the sum of what was read."""
+
+def read_loops() -> list[tuple[str, str]]:
+    """(instruction set, "vector" or "tile") of every reading loop that this processor can run."""
+
+def spin(count: int, threads: int) -> None:
+    """Count to `count` on each of `threads` threads."""
