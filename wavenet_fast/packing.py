@@ -74,6 +74,12 @@ def pack(config: WaveNetConfig, weights: Weights, layout: Layout, dtype: str) ->
     return {entry.name: entry.pack(weights, layout, dtype) for entry in _entries(config)}
 
 
+def streamed_bytes(packed: Packed) -> int:
+    """Bytes that are read for every sample: the matrices dilated, residual, skip and head, padding included."""
+    streamed = (name for name in packed if name.startswith(("layers.", "skip.", "head.")))
+    return sum(packed[name].nbytes for name in streamed if not name.endswith(".bias"))
+
+
 def unpack(config: WaveNetConfig, packed: Packed, layout: Layout, dtype: str) -> dict[str, NDArray[np.float32]]:
     """The named weights again: what `pack` was given, rounded to bf16 where it rounds."""
     found: dict[str, NDArray[np.float32]] = {}

@@ -15,7 +15,7 @@ from .. import _engine
 from ..conditioning import MAX_STREAM_SAMPLES, context_frames, lookahead_frames, ready_samples
 from ..config import CategoricalHead, OneHotInput, WaveNetConfig, encode
 from ..errors import BackendError, InputError, ShapeError, StateError
-from ..packing import Layout, pack
+from ..packing import Layout, pack, streamed_bytes
 from ..sampling import check_temperature
 from .base import Progress
 from .cpu_state import CpuState, checked_seeds
@@ -95,6 +95,7 @@ class CpuEngine:
         self.ring_slots = (config.kernel_size - 1) * sum(config.dilations)
         layout = next(Layout(i["lanes"], i["accumulators"]) for i in _engine.isas() if i["name"] == self.isa)
         packed = pack(config, weights, layout, dtype)
+        self.weight_bytes = streamed_bytes(packed)
         native = {name: array for name, array in packed.items() if name not in _TABLES}
         self._model = _engine.Model(encode(config), dtype, layout.lanes, layout.accumulators, native)
         self.ring_channels = self._model.ring_channels
