@@ -16,7 +16,10 @@ An hour of sound, and the memory it takes beyond its mel and its samples:
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -137,7 +140,10 @@ def status(field: str) -> int:
 
 
 def reset_peak() -> int | None:
-    """Begin a new peak of memory; the bytes resident now. None where the system cannot."""
+    """Begin a new peak of memory; the bytes resident now. None where the system cannot. What the C library keeps of
+    freed memory goes back first: a call that found it there would seem to take none."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         return status("VmRSS")
@@ -156,34 +162,50 @@ def draw(sweeps: dict[str, list[dict[str, Any]]], title: str, path: Path) -> Non
     figure = Figure(figsize=(13, 7.5), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     panels = iter(figure.subplots(2, 3).flat)
-    axis = next(panels)
-    plot_rates(axis, sweeps.get("batch", []), "streams", "samples_per_s", "batch")
-    axis = next(panels)
-    for sweep, label in (("threads", "1 stream"), ("threads, many streams", f"{MANY_STREAMS} streams, in all")):
-        plot_rates(axis, sweeps.get(sweep, []), "threads", "samples_per_s", label, ceiling=sweep == "threads")
-    for sweep, label in (
-        ("layers", "layers (L)"), ("channels", "residual channels (R)"), ("size", "multiply-adds per sample"),
-    ):  # fmt: skip
-        plot_rates(next(panels), sweeps.get(sweep, []), label, "samples_per_s_stream", "engine")
+    plot_rates(next(panels), {"all streams": sweeps.get("batch", [])}, "streams")
+    threads = {
+        "1 stream": sweeps.get("threads", []),
+        f"{MANY_STREAMS} streams": sweeps.get("threads, many streams", []),
+    }
+    plot_rates(next(panels), threads, "threads")
+    for sweep, what in (("layers", "layers (L)"), ("channels", "residual channels (R)"), ("size", "multiply-adds")):
+        plot_rates(next(panels), {"1 stream": sweeps.get(sweep, [])}, what)
     plot_lengths(next(panels), sweeps.get("length", []))
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     figure.savefig(path)
 
 
-def plot_rates(axis: Any, rows: list[dict[str, Any]], what: str, field: str, label: str, ceiling: bool = True) -> None:
-    """Samples a second against x, and what the bandwidth measured beside each point would allow one stream."""
+def plot_rates(axis: Any, lines: dict[str, list[dict[str, Any]]], what: str) -> None:
+    """Samples a second of all streams against x. Dashed: what the bandwidth beside each point of the first line would
+    allow to one stream."""
     axis.set_xlabel(what)
-    axis.set_ylabel("samples/s in all" if field == "samples_per_s" else "samples/s")
-    if not rows:
+    axis.set_ylabel("samples/s")
+    lines = {label: sorted(rows, key=lambda row: row["x"]) for label, rows in lines.items() if rows}
+    if not lines:
         return
-    x = [row["x"] for row in rows]
-    axis.loglog(x, [row[field] for row in rows], "o-", label=label)
-    if ceiling:
-        limit = [row["stream_bandwidth_bytes_per_s"] / row["weight_bytes"] for row in rows]
-        axis.loglog(x, limit, "k--", linewidth=1, label="reading the weights once a sample")
-    if field == "samples_per_s" and len(x) < 10 and max(x) < 100:
+    heights: list[float] = []
+    for label, rows in lines.items():
+        heights += [row["samples_per_s"] for row in rows]
+        axis.loglog([row["x"] for row in rows], [row["samples_per_s"] for row in rows], "o-", label=label)
+    rows = next(iter(lines.values()))
+    x, ceiling = [row["x"] for row in rows], [r["stream_bandwidth_bytes_per_s"] / r["weight_bytes"] for r in rows]
+    axis.loglog(x, ceiling, "k--", linewidth=1, label="the weights read once a sample")
+    heights += ceiling
+    axis.set_ylim(10 ** math.floor(math.log10(min(heights))), 10 ** math.ceil(math.log10(max(heights))))
+    if max(x) < 1000:
         axis.set_xticks(x, [f"{n:g}" for n in x])
         axis.minorticks_off()
+    else:  # models, by size
+        for row in rows:
+            axis.annotate(
+                row["case"],
+                (row["x"], row["samples_per_s"]),
+                (-4, -4),
+                textcoords="offset points",
+                fontsize=7,
+                ha="right",
+                va="top",
+            )
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, frameon=False)
 
@@ -200,9 +222,10 @@ def plot_lengths(axis: Any, rows: list[dict[str, Any]]) -> None:
     axis.legend(fontsize=8, frameon=False, loc="upper left")
     if all(row["extra_bytes"] is not None for row in rows):
         memory = axis.twinx()
-        memory.plot(x, [row["extra_bytes"] / 1e6 for row in rows], "s--", color="tab:red")
+        extra = [row["extra_bytes"] / 1e6 for row in rows]
+        memory.plot(x, extra, "s--", color="tab:red")
         memory.set_ylabel("memory beyond mel and samples, MB", color="tab:red")
-        memory.set_ylim(bottom=0)
+        memory.set_ylim(min(0, *extra), 1.2 * max(1, *extra))
 
 
 def main() -> None:

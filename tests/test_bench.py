@@ -295,6 +295,12 @@ def test_what_cannot_be_is_a_sentence(args, words, monkeypatch):
     refused(run(*args), *words)
 
 
+def test_without_the_native_engine_there_is_no_measure(monkeypatch):
+    off = dataclasses.replace(BACKENDS["cpu"], why_not=lambda: "it was switched off")
+    monkeypatch.setitem(BACKENDS, "cpu", off)
+    refused(run("--case", "tiny", "--backend", "reference"), "probes", "it was switched off")
+
+
 def test_python_callers_are_told_too():
     for changes in ({"batch": 0}, {"batch": 5000}, {"threads": -1}, {"rounds": 0}, {"seconds": math.inf}):
         with pytest.raises(InputError, match=next(iter(changes))):

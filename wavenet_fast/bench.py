@@ -18,8 +18,8 @@ The gate (bench_gate.py) runs first, and the stopwatch (stopwatch.py) only behin
                                   clock is not read within it. Of fewer than 1000 chunks, p999 is the slowest
     jitter_ratio                  p99.9 ÷ p50 of the chunks, over the same quotient of empty loops of equal length
     time_to_first_audio_ms        from fresh streams and their first mel to the first chunk of sound; median
-    peak_rss_bytes                of this process, the model's float weights and Python included; the gate's torch runs
-                                  in another
+    peak_rss_bytes                of this process: Python, the model's float weights, and as many bytes again as its
+                                  matrices have, for the reading loops. The gate's torch runs in another process
 """
 
 from __future__ import annotations
