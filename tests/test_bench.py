@@ -118,6 +118,14 @@ def test_the_gate_asks_the_reference_where_torch_is(tmp_path):
     assert told["gate"]["limit"] == LIMITS["bf16", "bf16"] and told["gate"]["error"] < 0.05
 
 
+@pytest.mark.with_torch
+def test_a_torch_that_cannot_be_loaded_is_a_sentence(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so is damaged')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    refused(run("--case", "tiny", "--seconds", 0.1), "PyTorch reference", "libtorch.so is damaged", "Mend")
+
+
 def test_without_torch_the_gate_asks_the_portable_engine():
     told = measure(case_subject("odd"), dtype="bf16", seconds=0.05, rounds=1)
     assert "portable" in told["gate"]["reference"] and 1e-4 < told["gate"]["error"] < 0.1
