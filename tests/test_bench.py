@@ -12,14 +12,16 @@ from click.testing import CliRunner, Result
 
 from wavenet_fast import _engine, bench_gate, stopwatch
 from wavenet_fast.backends import BACKENDS
-from wavenet_fast.backends.cpu import CpuEngine, isas_possible
+from wavenet_fast.backends.cpu import CpuEngine, isas_possible, layouts_of
 from wavenet_fast.bench import case_subject, format_bench, measure, weight_bytes
 from wavenet_fast.bench_gate import LIMITS, Gate, engine_logits, macs_per_sample
 from wavenet_fast.cases import CASES, case, random_weights
 from wavenet_fast.checkpoint import save_checkpoint
 from wavenet_fast.cli import cli
 from wavenet_fast.errors import GateError, InputError
-from wavenet_fast.packing import Layout, pack, streamed_bytes
+from wavenet_fast.packing import DTYPES, is_streamed, pack
+from wavenet_fast.rng import uniforms
+from wavenet_fast.sampling import sample
 from wavenet_fast.stopwatch import Load, run_rounds, spread
 
 FIELDS = {
@@ -138,45 +140,52 @@ def test_multiply_adds_and_bytes_are_those_of_the_shapes():
     # 20 layers of 2 × 64 → 128, 19 of 64 → 64, 20 of 64 → 128, then 128 → 256 → 256
     macs = 20 * 2 * 64 * 128 + 19 * 64 * 64 + 20 * 64 * 128 + 128 * 256 + 256 * 256
     assert macs_per_sample(case("nv-medium")) == macs == 667_648
-    for name in ("tiny", "nv-medium"):  # sizes that no instruction set pads
-        weights = random_weights(case(name))
-        for dtype, width in (("fp32", 4), ("bf16", 2)):
-            engine = CpuEngine(case(name), weights, dtype)
-            assert weight_bytes(engine) == engine.weight_bytes == width * macs_per_sample(case(name))
+    weights = random_weights(case("nv-medium"))  # sizes that no instruction set pads
+    for dtype, width in (("fp32", 4), ("bf16", 2), ("fp16", 2), ("int8", 1)):
+        engine = CpuEngine(case("nv-medium"), weights, dtype)
+        assert weight_bytes(engine) == engine.weight_bytes == width * macs
 
 
-def test_padding_counts():
-    """`odd` in 16 lanes and bf16: rows padded to 16, each half of a gate by itself, inputs to even."""
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", isas_possible())
+def test_padding_counts(isa, dtype):
+    """`odd`, whose sizes every instruction set pads, against the arrays that are packed."""
     c = case("odd")
-    gate, k, half = 2 * 32, 3 * 24, 20
-    padded = 5 * gate * k + 4 * 32 * half + 48 * 5 * half + 32 * 36 + 208 * 28
-    packed = pack(c, random_weights(c), Layout(16, 8), "bf16")
-    assert streamed_bytes(packed) == 2 * padded > 2 * macs_per_sample(c)
+    weights = random_weights(c)
+    packed = pack(c, weights, layouts_of(isa), dtype)
+    names = [name for name in packed if is_streamed(name) or name == "skip.weight"]
+    assert len(names) == 5 + 4 + 3
+    engine = CpuEngine(c, weights, dtype, isa)
+    assert weight_bytes(engine) == sum(packed[name].nbytes for name in names)
+    assert weight_bytes(engine) > {"fp32": 4, "int8": 1}.get(dtype, 2) * macs_per_sample(c)
 
 
 # --- probes -----------------------------------------------------------------------------------------------------
 
 
+def read_by_vectors(data, lanes, times) -> int:
+    """In words of 32 bits, one sum a lane, where a vector fits, and in bytes at the end."""
+    whole = len(data) // (4 * lanes) * 4 * lanes
+    words = data[:whole].view("<u4").reshape(-1, lanes).astype(np.uint64)
+    sums = times * words.sum(axis=0) & np.uint64(0xFFFFFFFF)
+    return int(sums.sum()) + times * int(data[whole:].sum(dtype=np.uint64))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("size", [1, 63, 4096, 100_003])
+@pytest.mark.parametrize("size", [1, 63, 4096, 30_001, 100_003])
 def test_reading_loops_read_every_byte_once_a_pass(size, threads):
-    """A loop adds up what it read, in words where a vector fits and in bytes at the end; so does this, 32 bits wide in
-    each lane."""
+    """A loop adds up what it read; so does this. Tiles sum blocks of 4 KiB, in the first pass."""
     data = (np.arange(size) * 7 + 1).astype(np.uint8)
     part = math.ceil(math.ceil(size / threads) / 64) * 64
-    lanes = {isa["name"]: isa["lanes"] for isa in _engine.isas()}
     probe = _engine.ReadProbe(size, threads)
     for isa, kind in _engine.read_loops():
-        if kind != "vector":
-            continue
         seconds, total = probe.run(isa, kind, 3)
-        expected = 0
+        lanes, expected = layouts_of(isa)["fp32"].lanes, 0
         for piece in (data[i : i + part] for i in range(0, size, part)):
-            whole = len(piece) // (4 * lanes[isa]) * 4 * lanes[isa]
-            words = piece[:whole].view("<u4").reshape(-1, lanes[isa]).astype(np.uint64)
-            sums = 3 * words.sum(axis=0) & np.uint64(0xFFFFFFFF)
-            expected += int(sums.sum()) + 3 * int(piece[whole:].sum(dtype=np.uint64))
-        assert total == expected and seconds >= 0, (isa, size, threads)
+            blocks = len(piece) // 4096 * 4096 if kind == "tile" else 0
+            expected += int(piece[:blocks].view(np.int8).sum(dtype=np.int64)) % 2**32
+            expected += read_by_vectors(piece[blocks:], lanes, 3)
+        assert total == expected and seconds >= 0, (isa, kind, size, threads)
 
 
 def test_every_possible_instruction_set_has_a_reading_loop():
@@ -200,6 +209,73 @@ def test_probes_refuse_loops_that_are_not_there():
     with pytest.raises(ValueError, match="threads"):
         _engine.spin(1, 0)
     _engine.spin(0, 3)
+
+
+# --- stages ---------------------------------------------------------------------------------------------------------
+
+
+def close(found, expected, dtype) -> None:
+    """As near as the number format lets a product of a few dozen numbers come."""
+    n, limit = len(expected), {"fp32": 1e-5, "fp16": 2e-3, "bf16": 2e-2, "int8": 5e-2}[dtype]
+    np.testing.assert_allclose(found[:n], expected, atol=limit * np.abs(expected).max())
+    assert not found[n:].any()
+
+
+def by_turns(halves, lanes) -> np.ndarray:
+    """(2, n) → vectors of the one and of the other by turns, each half padded."""
+    padded = np.pad(halves, ((0, 0), (0, -halves.shape[1] % lanes)))
+    return padded.reshape(2, -1, lanes).transpose(1, 0, 2).ravel()
+
+
+@pytest.mark.parametrize("streams", [1, 3, 16])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", isas_possible())
+def test_a_stage_by_itself_computes_that_stage(isa, dtype, streams):
+    """Of the last layer, from what the stage before left, in float64; with no bias where the test would need one."""
+    c, w = case("odd"), {name: t.astype(np.float64) for name, t in random_weights(case("odd")).items()}
+    lanes, last = layouts_of(isa)[dtype].lanes, c.n_layers - 1
+    engine = CpuEngine(c, random_weights(c), dtype, isa)
+    stages = _engine.Stages(engine._model, streams)
+
+    def rows(name) -> np.ndarray:
+        return np.stack([stages.row(name, b) for b in range(streams)])
+
+    stages.run("dilated", 2)
+    taps = w[f"layers.{last}.dilated.weight"].sum(axis=2)
+    for x, z in zip(rows("x"), rows("z"), strict=True):
+        halves = (taps @ x[: c.residual_channels] + w[f"layers.{last}.dilated.bias"]).reshape(2, -1)
+        close(z, by_turns(halves, lanes), dtype)
+    stages.run("gate", 2)
+    for z, gate in zip(rows("z").astype(np.float64), rows("gate"), strict=True):
+        a, b = z.reshape(-1, 2, lanes).transpose(1, 0, 2).reshape(2, -1)
+        np.testing.assert_allclose(gate, np.tanh(a) / (1 + np.exp(-b)), atol=1e-6)
+    stages.run("residual+skip", 2)
+    for gate, residual, skip in zip(rows("gate"), rows("residual"), rows("skip"), strict=True):
+        gate = gate[: c.gate_channels // 2]  # every layer hears the same one
+        close(residual, w[f"layers.{last - 1}.residual.weight"] @ gate + w[f"layers.{last - 1}.residual.bias"], dtype)
+        layers = range(c.n_layers)
+        close(skip, sum(w[f"layers.{i}.skip.weight"] @ gate + w[f"layers.{i}.skip.bias"] for i in layers), dtype)
+    stages.run("head", 2)
+    for skip, hidden, logits in zip(rows("skip"), rows("hidden"), rows("logits"), strict=True):
+        rectified = np.maximum(skip[: c.skip_channels], 0)
+        close(hidden, w["head.hidden.weight"] @ rectified + w["head.hidden.bias"], dtype)
+        rectified = np.maximum(hidden[: c.head_channels], 0)
+        close(logits, w["head.out.weight"] @ rectified + w["head.out.bias"], dtype)
+    stages.run("sample", 2)  # the second draw
+    for b, logits in enumerate(rows("logits")):
+        drawn = sample(logits[: c.out_channels], uniforms(np.uint64(b), 1), c.head, 1.0)
+        assert drawn == stages.row("draw", b)[0]
+
+
+def test_stages_refuse_what_there_is_not():
+    engine = CpuEngine(case("tiny"), random_weights(case("tiny")), "fp32")
+    for streams in (0, 17):
+        with pytest.raises(ValueError, match=r"1 … 16 streams"):
+            _engine.Stages(engine._model, streams)
+    stages = _engine.Stages(engine._model, 1)
+    for call in (lambda: stages.run("embed", 1), lambda: stages.row("embed", 0), lambda: stages.row("x", 1)):
+        with pytest.raises(ValueError, match="there is no"):
+            call()
 
 
 # --- rounds -----------------------------------------------------------------------------------------------------

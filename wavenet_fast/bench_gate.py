@@ -27,7 +27,7 @@ from .errors import GateError
 
 Weights = Mapping[str, NDArray[np.float32]]
 
-LIMITS = {("fp32", "fp32"): 1e-4, ("bf16", "bf16"): 0.2}
+LIMITS = {("fp32", "fp32"): 1e-4, ("fp16", "fp16"): 1e-4, ("bf16", "bf16"): 0.2}
 """(number format, the reference's) → largest logit error over the logits' standard deviation in time."""
 LOOSE_LIMIT = 0.5
 """Where the reference does not round as the engine does. An engine that computes something else is off by several."""
