@@ -11,9 +11,14 @@
 
 #include "dispatch.h"
 #include "run.h"
+#include "stages.h"
 
 namespace py = pybind11;
 using namespace wavenet;
+
+namespace wavenet {
+void bind_bandwidth(py::module_& module);  // bind_bandwidth.cpp
+}
 
 namespace {
 
@@ -451,4 +456,13 @@ PYBIND11_MODULE(_engine, module) {
              py::arg("progress"));
   module.def("gate", &gate_values, py::arg("isa"), py::arg("a"), py::arg("b"));
   module.def("exponential", &exponential_values, py::arg("isa"), py::arg("x"));
+  bind_bandwidth(module);
+  py::class_<StageRoom>(module, "Stages")
+      .def(py::init([](const Engine& m, int streams) { return std::make_unique<StageRoom>(m, *m.kernels, streams); }),
+           py::arg("model"), py::arg("streams"), py::keep_alive<1, 2>())
+      .def("run", &StageRoom::run, py::arg("stage"), py::arg("times"), py::call_guard<py::gil_scoped_release>())
+      .def("row", [](const StageRoom& room, const std::string& name, int stream) {
+        const std::vector<float> row = room.row(name, stream);
+        return py::array_t<float>(static_cast<py::ssize_t>(row.size()), row.data());
+      }, py::arg("name"), py::arg("stream"));
 }

@@ -62,10 +62,14 @@ static void multiply(const Matrix& m, const Layout& layout, Range vectors, Range
 #include "conditioning.inl"
 #include "sample.inl"
 #include "step.inl"
+#include "bandwidth.inl"
+#include "stages.inl"
 
 #if WAVENET_TILES
 #define WAVENET_NARROW(run, pack) {kLanes, kTileVectors, run, pack}
+#define WAVENET_READ_TILES read_tiles
 #else
+#define WAVENET_READ_TILES nullptr
 #define WAVENET_NARROW(run, pack) {kLanes, kAccumulators, pack, pack}
 #endif
 
@@ -76,6 +80,9 @@ const Kernels kernels = {
     generate,
     gate_array,
     exponential_array,
+    read_vectors,
+    WAVENET_READ_TILES,
+    run_stage,
 };
 
 }  // namespace WAVENET_ISA

@@ -158,6 +158,12 @@ struct Scratch {
 // Thrown as std::logic_error from inside a kernel.
 [[noreturn]] void missing_frames();
 
+// Reads `bytes` bytes at p `times` times over; the sum of what it read.
+using ReadLoop = uint64_t (*)(const void* p, int64_t bytes, int64_t times);
+
+struct StageRoom;
+enum class Stage { dilated, gate, residual_skip, head, sample };
+
 struct Kernels {
   const char* name;
   Layout layouts[kNumbers];
@@ -167,6 +173,11 @@ struct Kernels {
   // Element-wise, n a multiple of the lanes; for tests of the approximations.
   void (*gate)(const float* a, const float* b, float* out, int64_t n);
   void (*exponential)(const float* x, float* out, int64_t n);
+  // For benchmarks: the ceiling of what streams weights, through vector registers and, where the set has them, tiles.
+  ReadLoop read_vectors;
+  ReadLoop read_tiles;
+  // For benchmarks, see stages.h.
+  void (*run_stage)(const Model&, StageRoom&, Stage, int64_t times);
 };
 
 }  // namespace wavenet

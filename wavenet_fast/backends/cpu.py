@@ -115,6 +115,12 @@ class CpuEngine:
             "format": f"wavenet_fast cpu {_STATE_VERSION}", "model": _fingerprint(config, weights), "dtype": dtype,
         }  # fmt: skip
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of the packed matrices that every sample passes (dilated, residual, skip, head), padding included; int8
+        without its scales."""
+        return self._model.streamed_bytes
+
     def start(self, seeds: NDArray[np.uint64], speakers: NDArray[np.float32] | None = None) -> CpuState:
         """See `base.Engine.start`. Raises `InputError` where the model has speakers and no vectors are given."""
         seeds = np.asarray(seeds)
