@@ -66,8 +66,8 @@ static WAVENET_INLINE void store_operand(float* p, Floats a) { store(p, a); }
 static WAVENET_INLINE void store_operand(uint16_t* p, Floats a) { store_bf16(p, a); }
 static WAVENET_INLINE void store_operand(int8_t*, Floats) {}  // never called: int8 rounds whole vectors, see below
 
-// `read(i)` (n numbers) → operands; those of the last vector beyond n become zero, so that what stands there never meets
-// a weight.
+// `read(i)` (n numbers) → operands; those of the last vector beyond n become zero, so that what stands there never
+// meets a weight.
 template <class Operand, class Read>
 static WAVENET_INLINE void to_operands(const Read& read, int64_t n, Operand* operands, float*) {
   int64_t i = 0;

@@ -38,8 +38,8 @@ class Loop {
 
  private:
   using Operand = typename F::Operand;
-  // Whether a vector is rounded as a whole, by its largest number: then each thread does it for itself, once all threads
-  // have made their part.
+  // Whether a vector is rounded as a whole, by its largest number: then each thread does it for itself, once all
+  // threads have made their part.
   static constexpr bool kWhole = F::kNumber == Number::int8;
 
   const Model& m_;
@@ -55,9 +55,7 @@ class Loop {
   int64_t* now_[kMaxWidth];
   bool traced_ = false;
 
-  Range share(int64_t vectors) const {
-    return {vectors * rank_ / team_.size, vectors * (rank_ + 1) / team_.size};
-  }
+  Range share(int64_t vectors) const { return {vectors * rank_ / team_.size, vectors * (rank_ + 1) / team_.size}; }
   static Range pairs(Range r) { return {2 * r.first, 2 * r.last}; }
 
   const Stream& stream(int b) const { return *team_.places[b].stream; }
@@ -223,10 +221,13 @@ class Loop {
     }
   }
   template <bool kBlend>
-  void pass_gate(const float* z, const Heard heard, const float* bias, float* out, Operand* operands, Range rows) const {
+  void pass_gate(const float* z, const Heard heard, const float* bias, float* out, Operand* operands,
+                 Range rows) const {
     const int64_t half = m_.half, next = m_.gate_pad, last = rows.last / 2 * kLanes;
     const bool floats = kWhole || traced_;
-    const auto at = [&](int64_t row) { return add(load(z + row), add(heard.template at<kBlend>(row), load(bias + row))); };
+    const auto at = [&](int64_t row) {
+      return add(load(z + row), add(heard.template at<kBlend>(row), load(bias + row)));
+    };
     for (int64_t c = rows.first / 2 * kLanes; c < last; c += kLanes) {
       const Floats g = gate(at(2 * c), at(2 * c + kLanes));
       // What the next layer hears comes from the second cache or beyond.
@@ -344,10 +345,12 @@ class Loop {
     }
   }
   void scale_rows(float* rows, int64_t stride, Range vectors, float scale) {
-    change_rows(rows, stride, vectors, [scale](const float* row, int64_t c) { return mul(load(row + c), splat(scale)); });
+    change_rows(rows, stride, vectors,
+                [scale](const float* row, int64_t c) { return mul(load(row + c), splat(scale)); });
   }
   void add_bias(float* rows, int64_t stride, Range vectors, const float* bias) {
-    change_rows(rows, stride, vectors, [bias](const float* row, int64_t c) { return add(load(row + c), load(bias + c)); });
+    change_rows(rows, stride, vectors,
+                [bias](const float* row, int64_t c) { return add(load(row + c), load(bias + c)); });
   }
 
   // All gates → skip → hidden → logits.
@@ -426,7 +429,7 @@ class Loop {
     if (rows) __builtin_memcpy(rows + index * n, from, static_cast<size_t>(n) * sizeof(float));
   }
 
-  void keep_stage(float* Trace::*stage, const float* from, int64_t n) const {
+  void keep_stage(float* Trace::* stage, const float* from, int64_t n) const {
     if (stream(0).trace) keep(stream(0).trace->*stage, team_.places[0].made, from, n);
   }
 
@@ -453,9 +456,13 @@ class Loop {
 
 static void generate(const Model& model, Team& team, int rank, Scratch& scratch, Control& control) {
   switch (model.number) {
-    case Number::fp32: return Loop<Fp32>(model, team, rank, scratch, control).run();
-    case Number::bf16: return Loop<Bf16>(model, team, rank, scratch, control).run();
-    case Number::fp16: return Loop<Fp16>(model, team, rank, scratch, control).run();
-    case Number::int8: return Loop<Int8>(model, team, rank, scratch, control).run();
+    case Number::fp32:
+      return Loop<Fp32>(model, team, rank, scratch, control).run();
+    case Number::bf16:
+      return Loop<Bf16>(model, team, rank, scratch, control).run();
+    case Number::fp16:
+      return Loop<Fp16>(model, team, rank, scratch, control).run();
+    case Number::int8:
+      return Loop<Int8>(model, team, rank, scratch, control).run();
   }
 }
