@@ -78,7 +78,7 @@ void Arena::allocate() {
 void Arena::Free::operator()(void* p) const { std::free(p); }
 
 void Barrier::wait() {
-  constexpr int kSpins = 4096;  // some ten microseconds
+  constexpr int kSpins = 128;  // some five microseconds: a pause takes about 140 cycles
   const uint32_t round = round_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
     arrived_.store(0, std::memory_order_relaxed);
@@ -111,9 +111,9 @@ Team::Team(const Model& m, int width) : width(width) {
   arena_.allocate();
 }
 
-// Windows of conditioning: for one stream about 256 KiB of columns and 128 KiB of projections, so that they stay in the
-// second cache, for many about four times that in all; at least two, because interpolation reads neighbours. No result
-// depends on these numbers.
+// Windows of conditioning: for one stream about 256 KiB of columns and 384 KiB of projections, for many about four
+// times that in all: large enough that the projections' weights, which no cache holds beside the layers', are read
+// rarely. At least two columns, because interpolation reads neighbours. No result depends on these numbers.
 Scratch::Scratch(const Model& m, int width) : seats(new Seat[width]) {
   const auto clamp = [](int64_t n, int64_t low, int64_t high) { return std::min(std::max(n, low), high); };
   const int64_t share = std::max(1, width / 4);
@@ -122,7 +122,7 @@ Scratch::Scratch(const Model& m, int width) : seats(new Seat[width]) {
     Seat& seat = seats[i];
     seat.columns.resize(n_columns);
     const int64_t last_stride = round_up(m.C, kChannelPad) + 2 * kGuard;
-    seat.project_capacity = clamp(32768 / m.projected / share, 2, 64);
+    seat.project_capacity = clamp(98304 / m.projected / share, 2, 64);
     seat.columns.back().capacity = std::max(seat.project_capacity, clamp(65536 / last_stride / share, 2, 512));
     seat.columns.back().stride = last_stride;
     for (size_t c = n_columns - 1; c-- > 0;) {
