@@ -14,6 +14,9 @@
 #include <system_error>
 #include <thread>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #include <unistd.h>
 
 #if defined(__x86_64__)
@@ -151,8 +154,6 @@ Scratch::Scratch(const Model& m, int width) : seats(new Seat[width]) {
 
 // --- plans -------------------------------------------------------------------------------------------------------
 
-namespace {
-
 int64_t second_cache() {
   constexpr int64_t kUnknown = int64_t{1} << 20;
 #ifdef _SC_LEVEL2_CACHE_SIZE
@@ -162,18 +163,30 @@ int64_t second_cache() {
   return kUnknown;
 }
 
-}  // namespace
+static int usable_cores() {
+#if defined(__linux__)
+  cpu_set_t cores;
+  if (sched_getaffinity(0, sizeof cores, &cores) == 0) return CPU_COUNT(&cores);
+#endif
+  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
 
-Plan plan_call(const Model& model, int64_t streams, int threads, Split split) {
-  const int available = std::max(threads, 1);
-  const int teams = static_cast<int>(std::min<int64_t>(available, std::max<int64_t>(streams, 1)));
-  const auto width = [&](int n) { return static_cast<int>(std::min<int64_t>(kMaxWidth, (streams + n - 1) / n)); };
-  // Weights that no second cache holds are read from further away, unless each thread keeps to its own rows. Where
-  // streams are many, that costs less than the meetings.
-  const bool large = model.streamed_bytes() > second_cache();
-  if (split == Split::automatic) split = large && streams < 4 * available ? Split::rows : Split::streams;
-  if (split == Split::streams) return {teams, 1, std::max(width(teams), 1)};
-  return {1, available, std::max(width(1), 1)};
+Plan plan_call(int64_t weight_bytes, int64_t streams, int threads, Split split) {
+  threads = std::max(threads, 1);
+  streams = std::max<int64_t>(streams, 1);
+  // Members of a team wait for each other many times a sample: more of them than cores would only wait.
+  const int members = split == Split::rows ? threads : std::min(threads, usable_cores());
+  // Weights that no second cache holds are read from further away, unless each thread keeps to its own rows. Where each
+  // thread has several streams of its own, that costs less than the meetings.
+  if (split == Split::automatic) {
+    split = weight_bytes > second_cache() && streams < 4 * members ? Split::rows : Split::streams;
+  }
+  const auto width = [&](int64_t teams) {
+    return static_cast<int>(std::min<int64_t>(kMaxWidth, (streams + teams - 1) / teams));
+  };
+  if (split == Split::rows) return {1, members, width(1)};
+  const int teams = static_cast<int>(std::min<int64_t>(threads, streams));
+  return {teams, 1, width(teams)};
 }
 
 bool run(const Model& model, const Kernels& kernels, const std::vector<Stream>& streams, const Plan& plan,

@@ -44,8 +44,9 @@ class Vocoder:
     backend  "auto", "cpu" or "reference": auto takes the first that works here
     device   "auto" or "cpu"
     dtype    "auto", "fp32" or "bf16": auto is bf16 where the processor has bf16 instructions, else fp32
-    threads  at most so many threads per call, 1 … 1024; None for as many as this process may run on. Streams are
-             what is spread over threads, so one utterance uses one.
+    threads  at most so many threads per call, 1 … 1024; None for as many as this process may run on. On the cpu backend
+             each has streams of its own, or, where a model's weights exceed the second cache and streams are few, a
+             share of every layer; a small model uses one thread for one utterance. `doctor` shows the choice.
     strict_mel  a mel that looks like another recipe's is an `InputError` instead of a `MelMismatchWarning`
 
     Raises `BackendError` where what is asked for does not exist here.
@@ -141,7 +142,7 @@ class Vocoder:
         elif counts.any():
             audio, _ = engine.advance(
                 engine.start(seeds, speakers), values, counts, np.ones(batch, bool), temperature,
-                threads=min(self.threads, batch), progress=progress,
+                threads=self.threads, progress=progress,
             )  # fmt: skip
             if audio.shape == sound.shape:
                 sound = audio
@@ -230,7 +231,7 @@ class Vocoder:
         values = inputs.prepare_mel(values, counts, form.batched)
         speakers = self._speakers(speaker, batch)
         self._recipe.check(values, counts)
-        bits = utterance_bits(engine, values, sound, speakers, min(self.threads, batch))
+        bits = utterance_bits(engine, values, sound, speakers, self.threads)
         return bits if form.batched else float(bits[0])
 
     # --- what it is -------------------------------------------------------------------------------------------------
