@@ -1,4 +1,4 @@
-"""`wavenet-fast check`: costs of number formats on recordings, what is recorded of them, and what `auto` makes of it."""
+"""`wavenet-fast check`: costs of number formats on recordings, what is recorded of them, what `auto` makes of that."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_what_is_written_is_loaded_saved_and_followed(data, voice, tmp_path):
     assert checkpoint.format_costs == {dtype: field[dtype]["cost_bits"] for dtype in DTYPES[1:]}
     voc = Vocoder(checkpoint, "cpu")
     cheap = field["int8"]["cost_bits"] <= INT8_COST_LIMIT
-    assert (voc.dtype == "int8") == cheap and ("int8 from now on" in result.stdout) == cheap
+    assert (voc.dtype == "int8") == cheap and ("`auto` is int8" in result.stdout) == cheap
     voc.save_pretrained(tmp_path / "copy")
     assert json.loads((tmp_path / "copy" / CONFIG).read_text()) == before | {FIELD: field}
     text = CliRunner().invoke(cli, ["inspect", str(voice)]).stdout
@@ -324,11 +324,11 @@ def test_folders_that_cannot_be_used(voice, data, tmp_path):
 def test_recordings_that_cannot_be_used_are_named_and_left_out(voice, data, tmp_path):
     (data / "bad.wav").write_bytes(b"RIFF and no more")
     (data / "empty.flac").write_bytes(b"")
-    recording(data / "short.wav", 3, 0)
+    recording(data / "none.wav", 0, 0)
     result = run(voice, "--data", data, "--write", "--json", tmp_path / "told.json")
-    refused(result, "bad.wav", "empty.flac", "short.wav", "left out", code=3)
+    refused(result, "bad.wav", "empty.flac", "none.wav", "left out", code=3)
     told = json.loads((tmp_path / "told.json").read_text())
-    assert {Path(f["file"]).name for f in told["failed"]} == {"bad.wav", "empty.flac", "short.wav"}
+    assert {Path(f["file"]).name for f in told["failed"]} == {"bad.wav", "empty.flac", "none.wav"}
     assert {Path(f["file"]).name for f in told["recordings"]} == {"a.wav", "b.wav", "c.WAV"}
     assert json.loads((voice / CONFIG).read_text())[FIELD]["recordings"] == 3
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from tolerances import MISMATCHES, TRACE_MAX, UNIFORM
 
+from wavenet_fast import Vocoder
 from wavenet_fast.audio import read_audio
+from wavenet_fast.backends import INT8_COST_LIMIT, choose
 from wavenet_fast.backends.cpu import CpuEngine, isas_possible
 from wavenet_fast.checkpoint import bundled_voices, load_checkpoint, resolve
 from wavenet_fast.mel import mel_spectrogram
@@ -79,6 +81,28 @@ def test_samples_are_the_references_but_for_uniforms_at_an_edge(isa: str, dtype:
     # In fp16 only weights are rounded, for both alike.
     moved = 0.0 if dtype in ("fp32", "fp16") else np.tanh(np.ptp(error[off], axis=1) / 4)
     assert len(off) <= MISMATCHES[dtype] * len(drawn) and (far <= moved + UNIFORM).all()
+
+
+def test_the_recorded_costs_belong_to_the_voice_and_decide_its_number_format() -> None:
+    costs = checkpoint().format_costs
+    assert costs.keys() == {"bf16", "fp16", "int8"}, "no costs of these weights: wavenet-fast check --write"
+    assert abs(costs["bf16"]) <= 0.005 and abs(costs["fp16"]) <= 0.005
+    assert Vocoder(checkpoint(), "cpu").dtype == ("int8" if costs["int8"] <= INT8_COST_LIMIT else choose("cpu")[2])
+
+
+def test_number_formats_cost_about_what_is_recorded() -> None:
+    """On two seconds of speech that comes with the voice."""
+    spec, hop = checkpoint().mel, checkpoint().config.hop_length
+    path = sorted((resolve(VOICE) / "samples").glob("*.flac"))[0]
+    wav = read_audio(path, spec.sample_rate)[0][FIRST * hop : (FIRST + 160) * hop]
+    mel = mel_spectrogram(wav, spec)
+    bits = {dtype: Vocoder(checkpoint(), "cpu", dtype=dtype).nll(mel, wav) for dtype in DTYPES}
+    recorded = checkpoint().recorded_costs
+    assert recorded is not None and recorded.bits_fp32 is not None and abs(bits["fp32"] - recorded.bits_fp32) < 1
+    for dtype, limit in (("bf16", 0.005), ("fp16", 0.005), ("int8", INT8_COST_LIMIT)):
+        cost = bits[dtype] - bits["fp32"]
+        print(f"{dtype}: {cost:+.5f} bits, recorded {recorded.costs[dtype].cost_bits:+.5f}")
+        assert 0 < abs(cost) <= limit
 
 
 @pytest.mark.parametrize("isa", isas_possible())

@@ -92,13 +92,16 @@ class Outcome:
 
     def record(self) -> FormatCosts:
         """For `checkpoint.record_costs`, rounded to what can be told apart."""
-        costs = {}
-        for dtype in self.formats[1:]:
-            cost = self.cost(dtype)
-            error = None if cost.standard_error is None else round(cost.standard_error, 7)
-            costs[dtype] = FormatCost(round(cost.cost_bits, 7), error)
-        about = {"recordings": len(self.recordings), "seconds": round(self.seconds, 3)}
-        return FormatCosts(weights=self.fingerprint, bits_fp32=round(self.bits("fp32"), 6), **about, **costs)
+        costs = {dtype: _rounded(self.cost(dtype)) for dtype in self.formats}
+        return FormatCosts(
+            weights=self.fingerprint,
+            recordings=len(self.recordings),
+            seconds=round(self.seconds, 3),
+            bits_fp32=round(self.bits("fp32"), 6),
+            bf16=costs.get("bf16"),
+            fp16=costs.get("fp16"),
+            int8=costs.get("int8"),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For programs. Bits are per sample; stage errors in standard deviations of the stage."""
@@ -116,6 +119,10 @@ class Outcome:
             "stages_against": self.stages_against, "stage_samples": self.stage_samples,
             "recordings": recordings, "failed": [{"file": str(p), "error": why} for p, why in self.failed],
         }  # fmt: skip
+
+
+def _rounded(cost: FormatCost) -> FormatCost:
+    return FormatCost(round(cost.cost_bits, 7), None if cost.standard_error is None else round(cost.standard_error, 7))
 
 
 def weighted_cost(differences: Sequence[float], samples: Sequence[int]) -> FormatCost:
@@ -277,7 +284,8 @@ def _reference_stages(
 
     from .reference import Reference, Trace
 
-    model, trace = Reference(config, weights, dtype), Trace()
+    writable = {name: np.array(weight) for name, weight in weights.items()}  # torch warns of arrays that are not
+    model, trace = Reference(config, writable, dtype), Trace()
     kind = np.int64 if isinstance(config.input, OneHotInput) else np.float32
     heard = np.concatenate([[config.start], beginning.history[:-1]]).astype(kind)
     with torch.inference_mode():

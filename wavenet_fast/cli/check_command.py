@@ -64,10 +64,10 @@ def check_command(voice: str, data: str, write: bool, speaker: str | None, json_
         costs = outcome.record()
         record_costs(directory, costs)
         small = costs.int8 is not None and costs.int8.cost_bits <= INT8_COST_LIMIT
-        chosen = f"`auto` is int8 from now on, which costs at most {INT8_COST_LIMIT} bits" if small else (
-            f"`auto` is not int8, as it does not cost at most {INT8_COST_LIMIT} bits"
+        chosen = "int8 for this voice, as that costs" if small else "not int8 for this voice, as that does not cost"
+        click.echo(
+            f"\nrecorded in {directory / 'config.json'}; `auto` is {chosen} at most {INT8_COST_LIMIT} bits per sample"
         )
-        click.echo(f"\nrecorded in {directory / 'config.json'}; {chosen}")
     return SOME_FAILED if outcome.failed else 0
 
 
