@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .audio import read_audio
-from .backends import choose
 from .checkpoint import Checkpoint
 from .config import OneHotInput, WaveNetConfig
 from .errors import AudioError, BackendError, InputError, MelMismatchWarning, WavenetFastError
@@ -151,7 +150,6 @@ def check_voice(
     number format that cannot hold these weights. `speaker` as for `Vocoder.nll`; `watch(steps done, steps in all)`.
     Raises `BackendError` where the backend does not work here, `InputError` for the speaker, `AudioError` where no
     recording can be used."""
-    choose("cpu")
     table = checkpoint.weights.get("speakers.weight")
     vectors = as_speakers(speaker, 1, checkpoint.config.speakers, table)
     voices, problems = _voices(checkpoint)
