@@ -154,7 +154,7 @@ def test_without_torch_fp32_is_compared_with_the_portable_code(data, voice, monk
 
 
 def test_a_large_model_is_followed_for_less_than_a_second(data, voice, monkeypatch):
-    monkeypatch.setattr("wavenet_fast.check.TRACE_BYTES", 1 << 18)
+    monkeypatch.setattr("wavenet_fast.stages.TRACE_BYTES", 1 << 18)
     short = check_voice(load_checkpoint(voice), [data / "a.wav"])
     assert short.stage_samples % 6 == 0 and 0 < short.stage_samples < 300
     assert short.recordings[0].samples == 1500

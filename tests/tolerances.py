@@ -11,8 +11,8 @@ value) and that spreads through the layers above; measured up to 2.8e-2 (largest
 `UNIFORM`, `MISMATCHES`: a categorical draw may differ only where the uniform lies so near a CDF edge, and this often.
 In bf16 the edges of a peaked distribution move as far as the difference of the step's own logits carries them (measured
 on the bundled voice: up to 8e-3); there the limit is computed from those logits, and `TRACE_MAX` bounds them. In int8,
-where an activation that falls on the other side of a boundary moves by 1/127 of the vector's largest, the number of draws
-that may differ is computed from the logits too: the chance that two distributions answer one uniform differently.
+where an activation that falls on the other side of a boundary moves by 1/127 of the vector's largest, the number of
+draws that may differ is computed from the logits too: the chance that two distributions answer one uniform differently.
 """
 
 from __future__ import annotations

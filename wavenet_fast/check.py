@@ -13,37 +13,22 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .audio import read_audio
 from .checkpoint import Checkpoint
-from .config import OneHotInput, WaveNetConfig
 from .errors import AudioError, BackendError, InputError, MelMismatchWarning, WavenetFastError
 from .format_costs import FormatCost, FormatCosts, weights_fingerprint
 from .inputs import as_speakers
 from .packing import DTYPES
-from .signal import fed_back, to_model_domain
+from .stages import StageError, beginning_of, stage_errors
 from .vocoder import Vocoder
-from .weights import weight_shapes
-
-TRACE_SECONDS = 1.0
-TRACE_BYTES = 256 << 20
-"""Of one copy of all stages; two are held at once. A large model is followed for less than `TRACE_SECONDS`."""
 
 Watch = Callable[[int, int], None]
 Say = Callable[[str], None]
-Stages = Mapping[str, NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class StageError:
-    """The engine's distance from the reference in one stage, in standard deviations of that stage."""
-
-    largest: float
-    rms: float
 
 
 @dataclass(frozen=True)
@@ -156,7 +141,10 @@ def check_voice(
     for dtype, why in problems.items():
         say(f"{dtype}: {why}; it is left out")
     outcome = Outcome(
-        weights_fingerprint(checkpoint.weights), checkpoint.config.sample_rate, voices["fp32"].isa, problems=problems
+        weights_fingerprint(checkpoint.weights),
+        checkpoint.config.sample_rate,
+        voices["fp32"].isa,
+        problems=dict(problems),
     )
     steps = _Steps(watch, len(voices) * (len(paths) + 1))
     beginning = None
@@ -169,14 +157,19 @@ def check_voice(
             say(f"{why if why.startswith(str(path)) else f'{path}: {why}'}; it is left out")
         else:
             outcome.recordings.append(Recording(path, min(len(wav), mel.shape[1] * voices["fp32"].hop_length), bits))
-            beginning = beginning or _beginning(checkpoint.config, mel, wav)
+            beginning = beginning or beginning_of(checkpoint.config, mel, wav)
         steps.reach(len(voices) * (len(outcome.recordings) + len(outcome.failed)))
     if beginning is None:
         raise AudioError(f"none of the {len(paths)} recordings can be used; {outcome.failed[0][1]}")
     for dtype, why in outcome.problems.items():
         if dtype not in problems:
             say(f"{dtype}: {why}; it is left out")
-    _compare_stages(checkpoint, beginning, None if vectors is None else vectors[0], outcome, steps)
+    outcome.stage_samples, vector = len(beginning.history), None if vectors is None else vectors[0]
+    with_torch = importlib.util.find_spec("torch") is not None
+    outcome.stages_against = "the PyTorch reference, rounding alike" if with_torch else "the engine's portable code"
+    for dtype in outcome.formats if with_torch else ["fp32"]:
+        outcome.stages[dtype] = stage_errors(checkpoint, dtype, beginning, vector, not with_torch)
+        steps.one()
     return outcome
 
 
@@ -229,75 +222,6 @@ def _measure(
             outcome.problems.setdefault(dtype, f"the likelihood of {path} is {found}")
         steps.one()
     return wav, mel, bits
-
-
-# --- stages -----------------------------------------------------------------------------------------------------
-
-
-class _Beginning(NamedTuple):
-    """mel (M, F) and what the network hears of its F·hop samples, (F·hop,)."""
-
-    mel: NDArray[np.float32]
-    history: NDArray[Any]
-
-
-def _beginning(config: WaveNetConfig, mel: NDArray[np.float32], wav: NDArray[np.float32]) -> _Beginning:
-    """The first second, or as much of it as `TRACE_BYTES` hold; at least a frame, filled up with silence."""
-    hop, L, R, G = config.hop_length, config.n_layers, config.residual_channels, config.gate_channels
-    a_sample = 4 * (L * (G + G // 2) + L * R + config.skip_channels + config.head_channels + config.out_channels)
-    wanted = min(TRACE_SECONDS * config.sample_rate, TRACE_BYTES / a_sample)
-    frames = max(1, min(int(wanted / hop), mel.shape[1], len(wav) // hop))
-    sound = np.zeros(frames * hop, np.float32)
-    sound[: len(wav)] = wav[: len(sound)]
-    return _Beginning(np.array(mel[:, :frames], np.float32), fed_back(to_model_domain(sound, config), config))
-
-
-def _compare_stages(
-    checkpoint: Checkpoint, beginning: _Beginning, speaker: NDArray[np.float32] | None, outcome: Outcome, steps: _Steps
-) -> None:
-    """Fills in the stage errors: against the reference in the same format, or, without PyTorch, of fp32 against the
-    engine's portable code."""
-    from .backends.cpu import CpuEngine
-
-    config = checkpoint.config
-    weights = {name: checkpoint.weights[name] for name in weight_shapes(config)}
-    outcome.stage_samples = len(beginning.history)
-    with_torch = importlib.util.find_spec("torch") is not None
-    outcome.stages_against = "the PyTorch reference, rounding alike" if with_torch else "the engine's portable code"
-    for dtype in outcome.formats if with_torch else ["fp32"]:
-        ours = CpuEngine(config, weights, dtype).trace(*beginning, speaker=speaker)
-        if with_torch:
-            theirs = _reference_stages(config, weights, dtype, beginning, speaker)
-        else:
-            theirs = CpuEngine(config, weights, dtype, "portable").trace(*beginning, speaker=speaker)
-        outcome.stages[dtype] = {name: _stage_error(ours[name], theirs[name]) for name in theirs}
-        steps.one()
-
-
-def _reference_stages(
-    config: WaveNetConfig, weights: Stages, dtype: str, beginning: _Beginning, speaker: NDArray[np.float32] | None
-) -> Stages:
-    """Every stage by PyTorch under the same history; names and shapes as `CpuEngine.trace` gives them."""
-    import torch
-
-    from .reference import Reference, Trace
-
-    writable = {name: np.array(weight) for name, weight in weights.items()}  # torch warns of arrays that are not
-    model, trace = Reference(config, writable, dtype), Trace()
-    kind = np.int64 if isinstance(config.input, OneHotInput) else np.float32
-    heard = np.concatenate([[config.start], beginning.history[:-1]]).astype(kind)
-    with torch.inference_mode():
-        vector = None if speaker is None else torch.tensor(speaker)[None]
-        conditioning = model.conditioning(torch.tensor(beginning.mel)[None], vector)
-        model.forward(torch.tensor(heard)[None], conditioning, trace)
-    return {name: values[0].numpy() for name, values in trace.items()}
-
-
-def _stage_error(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> StageError:
-    difference = ours - theirs
-    spread = float(theirs.std(dtype=np.float64)) or 1.0
-    rms = math.sqrt(float(np.mean(np.square(difference), dtype=np.float64)))
-    return StageError(float(np.abs(difference).max()) / spread, rms / spread)
 
 
 # --- for people -------------------------------------------------------------------------------------------------
