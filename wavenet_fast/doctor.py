@@ -134,13 +134,13 @@ def _plan_text(plan: dict[str, int]) -> str:
 
 
 def _backends() -> dict[str, Any]:
-    from .backends import BACKENDS
+    from .backends import BACKENDS, INT8_COST_LIMIT
 
     told = {}
     for name, backend in BACKENDS.items():
         why_not = backend.why_not()
         try:
-            auto_dtype = backend.auto_dtype() if why_not is None else None
+            auto_dtype = backend.auto_dtype({}) if why_not is None else None
         except WavenetFastError as error:
             why_not, auto_dtype = str(error), None
         told[name] = {
@@ -150,6 +150,7 @@ def _backends() -> dict[str, Any]:
             "devices": list(backend.devices),
             "dtypes": list(backend.dtypes),
             "auto_dtype": auto_dtype,
+            "auto_dtype_of_cheap_int8": backend.auto_dtype({"int8": INT8_COST_LIMIT}) if auto_dtype else None,
         }
     return told
 
@@ -178,6 +179,8 @@ def format_examination(told: dict[str, Any]) -> str:
     lines += ["", "backends"]
     for name, b in told["backends"].items():
         state = f"works, {b['auto_dtype']} by default" if b["available"] else f"off: {b['why_not']}"
+        if b["available"] and b["auto_dtype_of_cheap_int8"] != b["auto_dtype"]:
+            state += f" ({b['auto_dtype_of_cheap_int8']} for voices that record a small cost of it: wavenet-fast check)"
         lines.append(f"  {name:<16}{b['summary']}; {state}")
     lines += ["", "packages"]
     for name in NEEDED + OPTIONAL:
