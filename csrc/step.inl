@@ -211,28 +211,30 @@ class Loop {
   // z + conditioning + bias → gates, and their operands where each is rounded by itself.
   void pass_gate(int64_t l, Range rows) {
     const float* bias = m_.dilated_bias + l * m_.gate_pad;
-    for (int b = 0; b < team_.n; ++b) {
+    const int n = team_.n;
+    for (int b = 0; b < n; ++b) {
       const Heard heard = heard_[b].layer(l * m_.gate_pad);
+      const Heard next = heard_[b + 1 < n ? b + 1 : 0].layer(l * m_.gate_pad);
       if (heard.b) {
-        pass_gate<true>(z(b), heard, bias, gate_row(b), gates(l, b), rows);
+        pass_gate<true>(z(b), heard, next, bias, gate_row(b), gates(l, b), rows);
       } else {
-        pass_gate<false>(z(b), heard, bias, gate_row(b), gates(l, b), rows);
+        pass_gate<false>(z(b), heard, next, bias, gate_row(b), gates(l, b), rows);
       }
     }
   }
   template <bool kBlend>
-  void pass_gate(const float* z, const Heard heard, const float* bias, float* out, Operand* operands,
-                 Range rows) const {
-    const int64_t half = m_.half, next = m_.gate_pad, last = rows.last / 2 * kLanes;
+  WAVENET_INLINE void pass_gate(const float* z, const Heard heard, const Heard next, const float* bias, float* out,
+                                Operand* operands, Range rows) const {
+    const int64_t half = m_.half, last = rows.last / 2 * kLanes;
     const bool floats = kWhole || traced_;
     const auto at = [&](int64_t row) {
       return add(load(z + row), add(heard.template at<kBlend>(row), load(bias + row)));
     };
     for (int64_t c = rows.first / 2 * kLanes; c < last; c += kLanes) {
+      // What the next stream hears is called for just ahead: the first cache forgets it while weights pass through.
+      next.template call_for<kBlend>(2 * c);
+      next.template call_for<kBlend>(2 * c + kLanes);
       const Floats g = gate(at(2 * c), at(2 * c + kLanes));
-      // What the next layer hears comes from the second cache or beyond.
-      heard.template call_for<kBlend>(2 * c + next);
-      heard.template call_for<kBlend>(2 * c + kLanes + next);
       if (floats) store(out + c, g);
       if (kWhole) continue;
       if (c + kLanes <= half) {
