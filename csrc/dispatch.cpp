@@ -22,6 +22,10 @@ extern const Kernels kernels;
 namespace avx512bf16 {
 extern const Kernels kernels;
 }
+#elif defined(__aarch64__)
+namespace neon {
+extern const Kernels kernels;
+}
 #endif
 
 namespace {
@@ -59,6 +63,8 @@ std::vector<Isa> list() {
   all.push_back({&avx2::kernels, cpu.avx2, "AVX2 and FMA", true});
   all.push_back({&avx512::kernels, cpu.avx512, "AVX-512 F, BW, VL, DQ", true});
   all.push_back({&avx512bf16::kernels, cpu.avx512bf16, "AVX-512 F, BW, VL, DQ, BF16", true});
+#elif defined(__aarch64__)
+  all.push_back({&neon::kernels, true, "64-bit ARM", true});
 #endif
   return all;
 }
