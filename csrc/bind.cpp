@@ -160,13 +160,35 @@ void read_conditioning(Model& m, const Fields& c) {
   m.C = width;
 }
 
-std::unique_ptr<Model> make_model(const py::dict& config, const std::string& dtype, int64_t lanes, int64_t accumulators,
-                                  const py::dict& arrays) {
-  auto m = std::make_unique<Model>();
-  if (dtype != "fp32" && dtype != "bf16") refuse("number format " + dtype + " is unknown");
-  m->number = dtype == "fp32" ? Number::fp32 : Number::bf16;
-  if ((lanes != 8 && lanes != 16) || accumulators < 1 || accumulators > kMaxAccumulators) refuse("unknown layout");
-  m->layout = {lanes, accumulators};
+Number number_named(const std::string& dtype) {
+  if (dtype == "fp32") return Number::fp32;
+  if (dtype == "bf16") return Number::bf16;
+  if (dtype == "fp16") return Number::fp16;
+  if (dtype == "int8") return Number::int8;
+  refuse("number format " + dtype + " is unknown");
+}
+
+const Kernels& kernels_named(const std::string& isa) {
+  for (const Isa& candidate : instruction_sets()) {
+    if (isa != candidate.kernels->name) continue;
+    if (!candidate.available) refuse("instruction set " + isa + " is not available here");
+    return *candidate.kernels;
+  }
+  refuse("instruction set " + isa + " is unknown");
+}
+
+// A model and the kernels that it is packed for.
+struct Engine : Model {
+  const Kernels* kernels = nullptr;
+};
+
+std::unique_ptr<Engine> make_engine(const py::dict& config, const std::string& dtype, const std::string& isa,
+                                    const py::dict& arrays) {
+  auto m = std::make_unique<Engine>();
+  m->kernels = &kernels_named(isa);
+  m->number = number_named(dtype);
+  m->layout = m->kernels->layouts[static_cast<int>(m->number)];
+  m->plain = m->kernels->layouts[static_cast<int>(Number::fp32)];
   const Fields c(config, "");
   read_shape(*m, c);
   read_head(*m, c);
@@ -176,11 +198,12 @@ std::unique_ptr<Model> make_model(const py::dict& config, const std::string& dty
   m->load([&arrays](const std::string& name) -> Model::Array {
     if (!arrays.contains(name.c_str())) refuse("packed array " + name + " is missing");
     const auto a = py::cast<py::array>(arrays[name.c_str()]);
-    const bool is_float = py::isinstance<py::array_t<float>>(a);
-    if ((!is_float && !py::isinstance<py::array_t<uint16_t>>(a)) || !(a.flags() & py::array::c_style)) {
-      refuse("packed array " + name + " must be contiguous float32 or uint16");
+    const bool known = py::isinstance<py::array_t<float>>(a) || py::isinstance<py::array_t<uint16_t>>(a) ||
+                       py::isinstance<py::array_t<int8_t>>(a);
+    if (!known || !(a.flags() & py::array::c_style)) {
+      refuse("packed array " + name + " must be contiguous float32, uint16 or int8");
     }
-    return {a.data(), a.size(), is_float};
+    return {a.data(), a.size(), a.itemsize()};
   });
   return m;
 }
@@ -219,18 +242,6 @@ bool is_input(const Model& m, float value, bool or_none) {
   return value == std::floor(value) && value < static_cast<float>(m.A) && (value >= 0 || (or_none && value == -1));
 }
 
-const Kernels& kernels_named(const std::string& isa, const Layout& layout) {
-  for (const Isa& candidate : instruction_sets()) {
-    if (isa != candidate.kernels->name) continue;
-    const Layout& own = candidate.kernels->layout;
-    if (!candidate.available) refuse("this CPU does not have " + isa);
-    if (own.lanes != layout.lanes || own.accumulators != layout.accumulators)
-      refuse("the weights are not packed for " + isa);
-    return *candidate.kernels;
-  }
-  refuse("instruction set " + isa + " is unknown");
-}
-
 Trace trace_of(const Model& m, const py::dict& arrays, int64_t samples) {
   const auto rows = [&](const char* name, std::vector<int64_t> shape) {
     shape.insert(shape.begin(), samples);
@@ -245,16 +256,22 @@ Trace trace_of(const Model& m, const py::dict& arrays, int64_t samples) {
           rows("logits", {m.A})};
 }
 
+Split split_named(const std::string& name) {
+  if (name == "auto") return Split::automatic;
+  if (name == "streams") return Split::streams;
+  if (name == "rows") return Split::rows;
+  refuse("split " + name + " is unknown");
+}
+
 struct State {
-  py::array rings, inputs, filters, positions, seeds, speakers, received, pending, pending_counts;
+  py::array rings, ring_scales, inputs, filters, positions, seeds, speakers, received, pending, pending_counts;
 };
 
 // Makes counts[b] samples of every stream b; state and outputs as in backends/cpu.py. Returns false when stopped.
-bool generate(const Model& m, const std::string& isa, const State& state, const py::array& mel, const py::array& frames,
-              const py::array& ended, const py::array& counts, float temperature, int threads, const py::object& forced,
-              const py::object& audio, const py::object& raw, const py::object& logits, const py::object& trace,
-              const py::object& progress) {
-  const Kernels& kernels = kernels_named(isa, m.layout);
+bool generate(const Engine& m, const State& state, const py::array& mel, const py::array& frames,
+              const py::array& ended, const py::array& counts, float temperature, int threads, const std::string& split,
+              const py::object& forced, const py::object& audio, const py::object& raw, const py::object& logits,
+              const py::object& trace, const py::object& progress) {
   if (!(temperature > 0)) refuse("temperature must be positive");
   if (mel.ndim() != 3 || mel.shape(1) != m.M || !py::isinstance<py::array_t<float>>(mel))
     refuse("mel must be float32 (B, M, n)");
@@ -264,9 +281,13 @@ bool generate(const Model& m, const std::string& isa, const State& state, const 
       refuse("mel's strides must be whole numbers of floats");
   }
 
-  const bool fp32 = m.number == Number::fp32;
-  void* rings = fp32 ? static_cast<void*>(data_of<float>(state.rings, {B, m.ring_elements}, "rings", true))
-                     : data_of<uint16_t>(state.rings, {B, m.ring_elements}, "rings", true);
+  const std::vector<int64_t> ring_shape = {B, m.ring_slots * m.r_stride};
+  const bool scaled = m.number == Number::int8;
+  char* rings = static_cast<char*>(
+      m.operand_bytes() == 4   ? static_cast<void*>(data_of<float>(state.rings, ring_shape, "rings", true))
+      : m.operand_bytes() == 2 ? static_cast<void*>(data_of<uint16_t>(state.rings, ring_shape, "rings", true))
+                               : static_cast<void*>(data_of<int8_t>(state.rings, ring_shape, "rings", true)));
+  float* ring_scales = data_of<float>(state.ring_scales, {B, scaled ? m.ring_slots : 0}, "ring_scales", true);
   float* inputs = data_of<float>(state.inputs, {B, m.in_taps}, "inputs", true);
   float* filters = data_of<float>(state.filters, {B}, "filters", true);
   const int64_t* positions = data_of<int64_t>(state.positions, {B}, "positions", false);
@@ -315,7 +336,8 @@ bool generate(const Model& m, const std::string& isa, const State& state, const 
   for (int64_t b = 0; b < B; ++b) {
     if (!wanted[b]) continue;
     Stream s{};
-    s.rings = static_cast<char*>(rings) + b * m.ring_elements * m.element_bytes();
+    s.rings = rings + b * ring_shape[1] * m.operand_bytes();
+    s.ring_scales = ring_scales + (scaled ? b * m.ring_slots : 0);
     s.inputs = inputs + b * m.in_taps;
     s.filter = filters + b;
     s.position = positions[b];
@@ -344,9 +366,10 @@ bool generate(const Model& m, const std::string& isa, const State& state, const 
   }
   if (streams.empty()) return true;
 
+  const Plan plan = plan_call(m, static_cast<int64_t>(streams.size()), trace.is_none() ? threads : 1, split_named(split));
   Control control;
   const py::gil_scoped_release release;
-  return run(m, kernels, streams, threads, control, [&] {
+  return run(m, *m.kernels, streams, plan, control, [&] {
     const py::gil_scoped_acquire acquire;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     if (!progress.is_none()) progress(control.done.load(), total);
@@ -356,18 +379,11 @@ bool generate(const Model& m, const std::string& isa, const State& state, const 
 
 // --- for tests -------------------------------------------------------------------------------------------------------
 
-const Kernels& any_kernels(const std::string& isa) {
-  for (const Isa& candidate : instruction_sets()) {
-    if (isa == candidate.kernels->name && candidate.available) return *candidate.kernels;
-  }
-  refuse("instruction set " + isa + " is not available");
-}
-
 using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
 FloatArray gate_values(const std::string& isa, const FloatArray& a, const FloatArray& b) {
-  const Kernels& kernels = any_kernels(isa);
-  if (a.ndim() != 1 || a.size() != b.size() || a.size() % kernels.layout.lanes)
+  const Kernels& kernels = kernels_named(isa);
+  if (a.ndim() != 1 || a.size() != b.size() || a.size() % kernels.layouts[0].lanes)
     refuse("give two vectors of whole blocks");
   FloatArray out(a.size());
   kernels.gate(a.data(), b.data(), out.mutable_data(), a.size());
@@ -375,8 +391,8 @@ FloatArray gate_values(const std::string& isa, const FloatArray& a, const FloatA
 }
 
 FloatArray exponential_values(const std::string& isa, const FloatArray& x) {
-  const Kernels& kernels = any_kernels(isa);
-  if (x.ndim() != 1 || x.size() % kernels.layout.lanes) refuse("give a vector of whole blocks");
+  const Kernels& kernels = kernels_named(isa);
+  if (x.ndim() != 1 || x.size() % kernels.layouts[0].lanes) refuse("give a vector of whole blocks");
   FloatArray out(x.size());
   kernels.exponential(x.data(), out.mutable_data(), x.size());
   return out;
@@ -387,8 +403,12 @@ py::list describe_isas() {
   for (const Isa& isa : instruction_sets()) {
     py::dict d;
     d["name"] = isa.kernels->name;
-    d["lanes"] = isa.kernels->layout.lanes;
-    d["accumulators"] = isa.kernels->layout.accumulators;
+    py::dict layouts;
+    for (const char* dtype : {"fp32", "bf16", "fp16", "int8"}) {
+      const Layout& layout = isa.kernels->layouts[static_cast<int>(number_named(dtype))];
+      layouts[dtype] = py::make_tuple(layout.lanes, layout.accumulators, layout.run, layout.pack);
+    }
+    d["layouts"] = layouts;
     d["available"] = isa.available;
     d["automatic"] = isa.automatic;
     d["needs"] = isa.needs;
@@ -403,23 +423,31 @@ PYBIND11_MODULE(_engine, module) {
   module.doc() =
       "The native sample loop. Use it through wavenet_fast.backends.cpu, which checks arguments in sentences.";
   module.def("isas", &describe_isas);
-  py::class_<Model>(module, "Model")
-      .def(py::init(&make_model), py::arg("config"), py::arg("dtype"), py::arg("lanes"), py::arg("accumulators"),
-           py::arg("arrays"))
-      .def_readonly("lookahead_frames", &Model::lookahead_frames)
-      .def_readonly("context_frames", &Model::context_frames)
-      .def_readonly("ring_elements", &Model::ring_elements)
-      .def_readonly("ring_channels", &Model::r_stride);
+  py::class_<Engine>(module, "Model")
+      .def(py::init(&make_engine), py::arg("config"), py::arg("dtype"), py::arg("isa"), py::arg("arrays"))
+      .def("plan",
+           [](const Engine& m, int64_t streams, int threads, const std::string& split) {
+             const Plan plan = plan_call(m, streams, threads, split_named(split));
+             return py::make_tuple(plan.teams, plan.size, plan.width);
+           },
+           py::arg("streams"), py::arg("threads"), py::arg("split"))
+      .def_property_readonly("streamed_bytes", &Engine::streamed_bytes)
+      .def_property_readonly("ring_channels", [](const Engine& m) { return m.r_stride; })
+      .def_property_readonly("lookahead_frames", [](const Engine& m) { return m.lookahead_frames; })
+      .def_property_readonly("context_frames", [](const Engine& m) { return m.context_frames; });
   py::class_<State>(module, "State")
-      .def(py::init([](py::array rings, py::array inputs, py::array filters, py::array positions, py::array seeds,
-                       py::array speakers, py::array received, py::array pending, py::array pending_counts) {
-             return State{rings, inputs, filters, positions, seeds, speakers, received, pending, pending_counts};
+      .def(py::init([](py::array rings, py::array ring_scales, py::array inputs, py::array filters, py::array positions,
+                       py::array seeds, py::array speakers, py::array received, py::array pending,
+                       py::array pending_counts) {
+             return State{rings, ring_scales, inputs, filters, positions, seeds, speakers, received, pending,
+                          pending_counts};
            }),
-           py::kw_only(), py::arg("rings"), py::arg("inputs"), py::arg("filters"), py::arg("positions"),
-           py::arg("seeds"), py::arg("speakers"), py::arg("received"), py::arg("pending"), py::arg("pending_counts"));
-  module.def("generate", &generate, py::kw_only(), py::arg("model"), py::arg("isa"), py::arg("state"), py::arg("mel"),
+           py::kw_only(), py::arg("rings"), py::arg("ring_scales"), py::arg("inputs"), py::arg("filters"),
+           py::arg("positions"), py::arg("seeds"), py::arg("speakers"), py::arg("received"), py::arg("pending"),
+           py::arg("pending_counts"));
+  module.def("generate", &generate, py::kw_only(), py::arg("model"), py::arg("state"), py::arg("mel"),
              py::arg("frames"), py::arg("ended"), py::arg("counts"), py::arg("temperature"), py::arg("threads"),
-             py::arg("forced"), py::arg("audio"), py::arg("raw"), py::arg("logits"), py::arg("trace"),
+             py::arg("split"), py::arg("forced"), py::arg("audio"), py::arg("raw"), py::arg("logits"), py::arg("trace"),
              py::arg("progress"));
   module.def("gate", &gate_values, py::arg("isa"), py::arg("a"), py::arg("b"));
   module.def("exponential", &exponential_values, py::arg("isa"), py::arg("x"));

@@ -42,6 +42,25 @@ struct Walk {
   }
 };
 
+// job.run<vectors>(weights, step, first row) over the vectors [vector, last) of a block, NV or fewer at a time.
+template <int NV, class Job>
+static WAVENET_INLINE void run_vectors(const Block<Fp32>& block, int64_t vector, int64_t last, const Job& job) {
+  for (; last - vector >= NV; vector += NV) {
+    job.template run<NV>(block.weights + (vector - block.first) * kLanes, block.step, vector * kLanes);
+  }
+  if constexpr (NV > 1) {
+    if (vector < last) run_vectors<(NV > 4 ? NV - 1 : NV / 2)>(block, vector, last, job);
+  }
+}
+
+// The same over all blocks of a matrix that have some of `vectors`.
+template <class Job>
+static void for_rows(const Matrix& m, const Layout& plain, Range vectors, const Job& job) {
+  for_blocks<Fp32>(m, plain, vectors, [&](const Block<Fp32>& block, Range part) {
+    run_vectors<kAccumulators>(block, part.first, part.last, job);
+  });
+}
+
 // A convolution that mixes all channels.
 struct DenseNode {
   const Node& node;
@@ -50,18 +69,19 @@ struct DenseNode {
   const std::atomic<bool>& stop;
 
   template <int NV>
-  void run(const float* w, int64_t row) const {
+  void run(const float* w, int64_t step, int64_t row) const {
+    const int64_t tap_size = node.in * step;
     if (stop.load(std::memory_order_relaxed)) return;  // the caller of `at` looks too, before it uses anything
     Walk walk(node, in, length);
     for (int64_t o = out.first; o < out.first + out.count; ++o) {
       walk.move_to(o);
-      Floats acc[NV];
-      for (int v = 0; v < NV; ++v) acc[v] = load(node.bias + row + v * kLanes);
+      Floats sum[1][NV];
+      for (int v = 0; v < NV; ++v) sum[0][v] = load(node.bias + row + v * kLanes);
       for (int64_t i = walk.begin; i < walk.end; ++i) {
         const float* x = walk.column(i);
-        if (x) accumulate(acc, w + walk.tap(i) * node.in * NV * kLanes, x, node.in);
+        if (x) accumulate<Fp32, NV, 1>(sum, w + walk.tap(i) * tap_size, step, x, 0, node.in);
       }
-      for (int v = 0; v < NV; ++v) store(out.at(o) + row + v * kLanes, acc[v]);
+      for (int v = 0; v < NV; ++v) store(out.at(o) + row + v * kLanes, sum[0][v]);
     }
   }
 };
@@ -103,7 +123,7 @@ static void finish_columns(const Node& node, const Columns& out) {
   }
 }
 
-// One projection block for many columns: the weights of a block stay in the first cache meanwhile.
+// One group of rows for many columns: its weights stay in the first cache meanwhile.
 struct Projection {
   const Columns& in;
   int64_t first, count, k;
@@ -112,52 +132,74 @@ struct Projection {
   int64_t stride;
 
   template <int NV>
-  void run(const float* w, int64_t row) const {
+  void run(const float* w, int64_t step, int64_t row) const {
     for (int64_t i = 0; i < count; ++i) {
-      Floats acc[NV];
-      for (int v = 0; v < NV; ++v) acc[v] = load(start + row + v * kLanes);
-      accumulate(acc, w, in.at(first + i), k);
-      for (int v = 0; v < NV; ++v) store(out + i * stride + row + v * kLanes, acc[v]);
+      Floats sum[1][NV];
+      for (int v = 0; v < NV; ++v) sum[0][v] = load(start + row + v * kLanes);
+      accumulate<Fp32, NV, 1>(sum, w, step, in.at(first + i), 0, k);
+      for (int v = 0; v < NV; ++v) store(out + i * stride + row + v * kLanes, sum[0][v]);
     }
   }
 };
 
+// What a sample hears: a + weight · (b − a), L rows of gate_pad each; a itself where b is null.
+struct Heard {
+  const float *a, *b;
+  Floats weight;
+  WAVENET_INLINE Floats at(int64_t row) const {
+    const Floats left = load(a + row);
+    return b ? fma(sub(load(b + row), left), weight, left) : left;
+  }
+};
+
+// For the stream in one seat, and the rows that this thread will read: `own` vectors of each layer.
 class Conditioner {
  public:
-  Conditioner(const Model& model, const Stream& stream, Scratch& scratch, const std::atomic<bool>& stop)
-      : m_(model), stream_(stream), s_(scratch), stop_(stop) {
-    for (int64_t i = 0; i < s_.n_columns; ++i) s_.columns[i].count = 0;
-    s_.project_count = 0;
-    end_ = right_of(stream.position + stream.samples - 1) + 1;
-    for (int64_t i = 0; i < m_.projected; ++i) s_.project_start[i] = m_.project_bias[i];
-    if (m_.P) {
-      for (int64_t i = 0; i < m_.projected; ++i) s_.project_start[i] += m_.speaker_bias[i];
-      const Dense<float> share{stream.speaker, m_.P, s_.project_start, s_.project_start};
-      for_blocks<float>(m_.speaker, share);
-    }
+  Conditioner(const Model& model, Scratch::Seat& seat, Range own, const std::atomic<bool>& stop)
+      : m_(model), stream_(*seat.stream), s_(seat), own_(own), stop_(stop) {
+    end_ = right_of(stream_.position + stream_.samples - 1) + 1;
   }
 
-  // What sample t hears: L rows of gate_pad; anything once `stop` is set.
-  const float* at(int64_t t) {
+  // Once, before the first sample of a stream.
+  void begin() {
+    for (Columns& columns : s_.columns) columns.count = 0;
+    s_.project_count = 0;
+    for (int64_t i = 0; i < m_.projected; ++i) s_.project_start[i] = m_.project_bias[i];
+    if (!m_.P) return;
+    for (int64_t i = 0; i < m_.projected; ++i) s_.project_start[i] += m_.speaker_bias[i];
+    const Operands<Fp32> speaker{stream_.speaker, 0, nullptr};
+    for_own([&](Range vectors) {
+      multiply_by_vectors<Fp32>(m_.speaker, m_.plain, vectors, {0, 1}, speaker, 1, Sums{s_.project_start, 0});
+    });
+  }
+
+  // What sample t hears; anything once `stop` is set.
+  Heard at(int64_t t) {
     const int64_t left = left_of(t), right = right_of(t);
     if (left < s_.project_first || right >= s_.project_first + s_.project_count) project(left);
-    const float* a = s_.projections + (left - s_.project_first) * m_.projected;
-    if (m_.upsampling != Upsampling::linear) return a;
-    const float* b = s_.projections + (right - s_.project_first) * m_.projected;
-    const Floats weight = splat(m_.fraction[heard(t) % m_.hop]);
-    for (int64_t i = 0; i < m_.projected; i += kLanes) {
-      const Floats x = load(a + i);
-      store(s_.interpolated + i, fma(sub(load(b + i), x), weight, x));
+    Heard heard_now{s_.projections + (left - s_.project_first) * m_.projected, nullptr, splat(0.f)};
+    if (m_.upsampling == Upsampling::linear) {
+      heard_now.b = s_.projections + (right - s_.project_first) * m_.projected;
+      heard_now.weight = splat(m_.fraction[heard(t) % m_.hop]);
     }
-    return s_.interpolated;
+    return heard_now;
   }
 
  private:
   const Model& m_;
   const Stream& stream_;
-  Scratch& s_;
+  Scratch::Seat& s_;
+  Range own_;
   const std::atomic<bool>& stop_;
   int64_t end_;  // columns that the call needs
+
+  // job(vectors of the projection) for what is this thread's of each layer, or for all at once.
+  template <class Job>
+  void for_own(const Job& job) const {
+    const int64_t layer = m_.gate_pad / kLanes;
+    if (own_.size() == layer) return job({0, m_.L * layer});
+    for (int64_t l = 0; l < m_.L; ++l) job({l * layer + own_.first, l * layer + own_.last});
+  }
 
   int64_t heard(int64_t t) const { return t + m_.offset > 0 ? t + m_.offset : 0; }
   int64_t frames() const { return stream_.ended ? stream_.frames : kUnbounded; }
@@ -174,12 +216,12 @@ class Conditioner {
   }
 
   void project(int64_t from) {
-    const Columns& top = s_.columns[s_.n_columns - 1];
+    const Columns& top = s_.columns.back();
     if (from < top.first || from >= top.first + top.count || needs_more(from, top)) window(from);
     int64_t count = top.first + top.count - from;
     if (count > s_.project_capacity) count = s_.project_capacity;
     const Projection job{top, from, count, m_.C, s_.project_start, s_.projections, m_.projected};
-    for_blocks<float>(m_.project, job);
+    for_own([&](Range vectors) { for_rows(m_.project, m_.plain, vectors, job); });
     s_.project_first = from;
     s_.project_count = count;
   }
@@ -190,8 +232,8 @@ class Conditioner {
   }
 
   void window(int64_t from) {
-    const int64_t n = s_.n_columns - 1;
-    Columns* columns = s_.columns.get();
+    const int64_t n = static_cast<int64_t>(s_.columns.size()) - 1;
+    Columns* columns = s_.columns.data();
     columns[n].first = from;
     columns[n].count = end_ - from < columns[n].capacity ? end_ - from : columns[n].capacity;
     for (int64_t i = n - 1; i >= 0; --i) {
@@ -211,7 +253,7 @@ class Conditioner {
         picture_node(node, columns[i], columns[i + 1], length_into(i));
       } else {
         const DenseNode job{node, columns[i], columns[i + 1], length_into(i), stop_};
-        for_blocks<float>(node.weight, job);
+        for_rows(node.weight, m_.plain, {0, node.weight.vectors}, job);
       }
       finish_columns(node, columns[i + 1]);
     }

@@ -1,4 +1,4 @@
-// x86-64 with AVX2 and FMA.
+// x86-64 with AVX2, FMA and F16C.
 #if defined(__x86_64__)
 #define WAVENET_ISA avx2
 #define WAVENET_NAME "avx2"
@@ -6,12 +6,12 @@
 #include "kernels.h"
 #include <immintrin.h>
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #include "kernels.inl"
 #pragma clang attribute pop
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #include "kernels.inl"
 #pragma GCC pop_options
 #endif

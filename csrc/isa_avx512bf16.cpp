@@ -1,19 +1,19 @@
-// x86-64 with AVX-512 and its bf16 dot product.
+// x86-64 with AVX-512 and its int8 and bf16 dot products.
 #if defined(__x86_64__)
 #define WAVENET_ISA avx512bf16
 #define WAVENET_NAME "avx512bf16"
 #define WAVENET_VEC "vec_avx512.inl"
 #define WAVENET_DPBF16 1
+#define WAVENET_VNNI 1
 #include "kernels.h"
 #include <immintrin.h>
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"))), \
-                             apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16"))), apply_to = function)
 #include "kernels.inl"
 #pragma clang attribute pop
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16")
 #include "kernels.inl"
 #pragma GCC pop_options
 #endif

@@ -3,6 +3,7 @@
 #define WAVENET_ISA neon
 #define WAVENET_NAME "neon"
 #define WAVENET_VEC "vec_neon.inl"
+#define WAVENET_SDOT 0
 #include "kernels.h"
 #include <arm_neon.h>
 #if defined(__clang__)

@@ -5,27 +5,68 @@
 //   splat, load, store       unaligned;  splat_word, load_words
 //   add sub mul div fma      fma(a, b, c) = a·b + c
 //   max, min                 max(a, b) = a > b ? a : b, so that a NaN in `a` yields b
+//   highest                  the largest lane
 //   bit_and, shift_left<n>, shift_right<n>, add (Words)
-//   store_low_halves         the low 16 bits of every word, in order
+//   convert                  Words as int32 → Floats
+//   load_halves              kLanes fp16 numbers → Floats, exactly
+//   store_low_halves, store_low_bytes   the low 16 or 8 bits of every word, in order
+//   store_bf16               rounded to nearest, ties to even
 //   dot_pair(acc, w, x)      acc + the products of both bf16 halves of w and x, in an order of the ISA's own
+//   Quads, splat_quad        four int8 operands in every lane, made ready for:
+//   dot_quad(acc, w, x)      acc + the four products of the int8 bytes of w and x, exact in int32; where kUnsignedQuads,
+//                            of w and x + 128, so that sums begin at −128 · Σ w
+//   kAccumulators, kStreams  vectors of rows that one stream keeps in registers; streams worked on together, with half
+//                            as many vectors each
 //
+// With WAVENET_TILES, bf16 and int8 products run on AMX tiles.
 // No STL code that stays out of line is instantiated below: a template of the standard library compiled in a target
 // region would carry its instructions into code shared with other ISAs.
 
-#define WAVENET_INLINE static inline __attribute__((always_inline))
+#define WAVENET_INLINE inline __attribute__((always_inline))
 
 namespace wavenet {
 namespace WAVENET_ISA {
 
 #include WAVENET_VEC
 #include "math.inl"
-#include "matvec.inl"
+#include "formats.inl"
+#include "products.inl"
+#if WAVENET_TILES
+#include "tiles.inl"
+#else
+struct Tiles {
+  void serve(int) {}
+};
+#endif
+
+// out[b] += Σ_s W[s]·x[b][s] for n streams, the rows of `vectors` and the segments of `segments`.
+template <class F>
+static void multiply(const Matrix& m, const Layout& layout, Range vectors, Range segments, const Operands<F>& x,
+                     int64_t n, Sums out) {
+#if WAVENET_TILES
+  if constexpr (kTiled<F>) return multiply_by_tiles<F>(m, layout, vectors, segments, x, n, out);
+#endif
+  multiply_by_vectors<F>(m, layout, vectors, segments, x, n, out);
+}
+
 #include "conditioning.inl"
 #include "sample.inl"
 #include "step.inl"
 
+#if WAVENET_TILES
+#define WAVENET_NARROW(run, pack) {kLanes, kTileVectors, run, pack}
+#else
+#define WAVENET_NARROW(run, pack) {kLanes, kAccumulators, pack, pack}
+#endif
+
 extern const Kernels kernels;
-const Kernels kernels = {WAVENET_NAME, {kLanes, kAccumulators}, generate, gate_array, exponential_array};
+const Kernels kernels = {
+    WAVENET_NAME,
+    {{kLanes, kAccumulators, 1, 1}, WAVENET_NARROW(32, 2), {kLanes, kAccumulators, 1, 1}, WAVENET_NARROW(64, 4)},
+    generate,
+    gate_array,
+    exponential_array,
+};
 
 }  // namespace WAVENET_ISA
 }  // namespace wavenet

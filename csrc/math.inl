@@ -6,12 +6,12 @@ alignas(64) static const uint32_t kKeep[32] = {
 };
 
 // The first n lanes of a (0 ≤ n ≤ kLanes), zero in the others, whatever stood there.
-WAVENET_INLINE Floats first(int64_t n, Floats a) { return floats(bit_and(bits(a), load_words(kKeep + 16 - n))); }
+static WAVENET_INLINE Floats first(int64_t n, Floats a) { return floats(bit_and(bits(a), load_words(kKeep + 16 - n))); }
 
 // e^x for x ≤ 88; 0 below −87.7 and for NaN. Relative error below 1.5e-7.
 // x = n·ln 2 + r with ln 2 split in two (Cody and Waite); e^r = 1 + r + r²·q(r), q fitted to e^r on |r| ≤ ln 2 / 2 with
 // relative error 3.1e-9; 2^n is put together from its exponent bits.
-WAVENET_INLINE Floats exponential(Floats x) {
+static WAVENET_INLINE Floats exponential(Floats x) {
   constexpr float kShift = 12582912.f;  // 1.5·2^23: adding it rounds to an integer, found in the low bits
   x = min(max(x, splat(-88.02f)), splat(88.f));
   const Floats shifted = fma(x, splat(1.44269504f), splat(kShift));
@@ -29,7 +29,7 @@ WAVENET_INLINE Floats exponential(Floats x) {
 
 // tanh(a)·σ(b) = (1 − e^−2a) / ((1 + e^−2a)(1 + e^−b)), one division. Absolute error below 3e-7.
 // The clamps lose nothing in fp32 (tanh 10 = 1 − 4e-9), keep the denominator finite, and stop a NaN here.
-WAVENET_INLINE Floats gate(Floats a, Floats b) {
+static WAVENET_INLINE Floats gate(Floats a, Floats b) {
   const Floats one = splat(1.f);
   a = min(max(a, splat(-10.f)), splat(10.f));
   b = min(max(b, splat(-60.f)), splat(60.f));
@@ -38,36 +38,28 @@ WAVENET_INLINE Floats gate(Floats a, Floats b) {
 }
 
 // Absolute error below 3e-7.
-WAVENET_INLINE Floats tangent(Floats a) {
+static WAVENET_INLINE Floats tangent(Floats a) {
   const Floats one = splat(1.f);
   const Floats e = exponential(mul(min(max(a, splat(-10.f)), splat(10.f)), splat(-2.f)));
   return div(sub(one, e), add(one, e));
 }
 
-WAVENET_INLINE Floats relu(Floats a) { return max(a, splat(0.f)); }
+static WAVENET_INLINE Floats relu(Floats a) { return max(a, splat(0.f)); }
 
-// Operands of the products: float as it is, or bf16 rounded to nearest, ties to even.
-WAVENET_INLINE void store_operand(float* p, Floats a) { store(p, a); }
-WAVENET_INLINE void store_operand(uint16_t* p, Floats a) {
-  const Words u = bits(a);
-  const Words odd = bit_and(shift_right<16>(u), splat_word(1));
-  store_low_halves(p, shift_right<16>(add(u, add(odd, splat_word(0x7FFF)))));
+static WAVENET_INLINE Floats magnitude(Floats a) { return floats(bit_and(bits(a), splat_word(0x7FFFFFFF))); }
+
+// |a| < 2^22 → the nearest integer, ties to even, as int32: adding 1.5·2^23 leaves it in the low bits.
+static WAVENET_INLINE Words nearest(Floats a) {
+  return add(bits(add(a, splat(12582912.f))), splat_word(0u - 0x4B400000u));
 }
 
-// a (n) → operand; lanes beyond n become zero, so that what stands there never meets a weight.
-template <class T>
-static void to_operand(const float* a, int64_t n, T* operand) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store_operand(operand + i, load(a + i));
-  if (i < n) store_operand(operand + i, first(n - i, load(a + i)));
+// acc + sum · scale · unit: an int8 product as a number.
+static WAVENET_INLINE Floats scaled_sum(Words sum, Floats scale, Floats unit, Floats acc) {
+  return fma(convert(sum), mul(scale, unit), acc);
 }
 
-template <class T>
-static void to_operand_relu(const float* a, int64_t n, T* operand) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store_operand(operand + i, relu(load(a + i)));
-  if (i < n) store_operand(operand + i, first(n - i, relu(load(a + i))));
-}
+// Below, a vector is nothing in int8.
+constexpr float kSmallest = 1e-30f;
 
 static void gate_array(const float* a, const float* b, float* out, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) store(out + i, gate(load(a + i), load(b + i)));

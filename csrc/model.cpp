@@ -36,16 +36,16 @@ void Model::derive() {
   half_pad = pad(half);
   gate_pad = 2 * half_pad;
   projected = checked_mul(L, gate_pad);
-  r_stride = round_up(R, kChannelPad);
-  ring_offset.clear();
+  x_stride = round_up(R, kChannelPad);
+  r_stride = operands(R);
+  ring_first.clear();
   ring_depth.clear();
-  ring_elements = 0;
+  ring_slots = 0;
   for (const int64_t d : dilations) {
-    const int64_t depth = checked_mul(K - 1, d);
-    ring_offset.push_back(ring_elements);
-    ring_depth.push_back(depth);
-    ring_elements += checked_mul(depth, r_stride);
-    checked_mul(ring_elements, 4);
+    ring_first.push_back(ring_slots);
+    ring_depth.push_back(checked_mul(K - 1, d));
+    ring_slots += ring_depth.back();
+    checked_mul(checked_mul(ring_slots, r_stride), 4);
   }
   derive_conditioning();
   derive_tables();
@@ -108,34 +108,87 @@ void Model::load(const Find& find) {
   visit(find, true);
 }
 
-const void* Model::take(const Find& find, bool copy, const std::string& name, int64_t elements, bool is_float) {
+const void* Model::take(const Find& find, bool copy, const std::string& name, int64_t elements, int64_t bytes) {
   const Array array = find(name);
-  if (array.elements != elements || array.is_float != is_float) {
-    throw std::invalid_argument("packed array " + name + " holds " + std::to_string(array.elements) + " elements; " +
-                                std::to_string(elements) + (is_float ? " of float32" : " of bf16") + " are needed");
+  if (array.elements != elements || array.bytes != bytes) {
+    throw std::invalid_argument("packed array " + name + " holds " + std::to_string(array.elements) + " elements of " +
+                                std::to_string(array.bytes) + " bytes; " + std::to_string(elements) + " of " +
+                                std::to_string(bytes) + " are needed");
   }
-  const int64_t bytes = checked_mul(elements, is_float ? 4 : 2);
+  const int64_t size = checked_mul(elements, bytes);
   char* to = copy ? block_ + used_ : nullptr;
-  used_ += round_up(bytes, 64);
+  used_ += round_up(size, 64);
   checked_mul(used_, 1);
-  if (copy) std::memcpy(to, array.data, static_cast<size_t>(bytes));
+  if (copy) std::memcpy(to, array.data, static_cast<size_t>(size));
   return to;
 }
 
+// A matrix that stays fp32.
 Matrix Model::take_matrix(const Find& find, bool copy, const std::string& name, int64_t rows, int64_t segments,
-                          int64_t k, bool fp32) {
+                          int64_t k) {
   Matrix m;
-  m.vectors = rows / layout.lanes;
+  m.vectors = rows / plain.lanes;
   m.segments = segments;
-  m.k = fp32 ? k : round_up(k, 2);
-  m.data = take(find, copy, name, checked_mul(checked_mul(rows, segments), m.k), fp32);
+  m.k = k;
+  m.data = take(find, copy, name, checked_mul(checked_mul(rows, segments), m.k), 4);
   return m;
 }
 
+// A matrix in the model's number format.
+Matrix Model::take_streamed(const Find& find, bool copy, const std::string& name, int64_t rows, int64_t segments,
+                            int64_t k) {
+  Matrix m;
+  m.vectors = rows / layout.lanes;
+  m.segments = segments;
+  m.k = round_up(k, layout.run);
+  m.data = take(find, copy, name, checked_mul(checked_mul(rows, segments), m.k), weight_bytes());
+  if (number != Number::int8) return m;
+  m.scale = static_cast<const float*>(take(find, copy, name + ".scale", checked_mul(rows, segments), 4));
+  m.offset = take_offsets(m, copy);
+  return m;
+}
+
+// −128 · Σ of each row's weights, by segment: where a set multiplies unsigned operands, they are 128 more than meant.
+const int32_t* Model::take_offsets(const Matrix& m, bool copy) {
+  const int64_t rows = m.vectors * layout.lanes, bytes = checked_mul(rows * m.segments, 4);
+  auto* offset = copy ? reinterpret_cast<int32_t*>(block_ + used_) : nullptr;
+  used_ += round_up(bytes, 64);
+  if (!copy) return nullptr;
+  std::memset(offset, 0, static_cast<size_t>(bytes));
+  const auto* w = static_cast<const int8_t*>(m.data);
+  for (int64_t first = 0; first < m.vectors; first += layout.accumulators) {
+    const int64_t n = std::min(layout.accumulators, m.vectors - first);
+    for (int64_t s = 0; s < m.segments; ++s) {
+      for (int64_t run = 0; run < m.k; run += layout.run) {
+        for (int64_t v = 0; v < n; ++v) {
+          for (int64_t word = 0; word < layout.run / layout.pack; ++word) {
+            for (int64_t lane = 0; lane < layout.lanes; ++lane) {
+              for (int64_t i = 0; i < layout.pack; ++i) {
+                offset[s * rows + (first + v) * layout.lanes + lane] -= 128 * *w++;
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  return offset;
+}
+
+int64_t Model::streamed_bytes() const {
+  int64_t elements = 0;
+  const auto add = [&](const Matrix& m) { elements += m.vectors * layout.lanes * m.segments * m.k; };
+  for (const Matrix& m : dilated) add(m);
+  for (const Matrix& m : residual) add(m);
+  add(skip);
+  add(hidden);
+  add(out);
+  return elements * weight_bytes();
+}
+
 void Model::visit(const Find& find, bool copy) {
-  const bool fp32 = number == Number::fp32;
   const auto floats = [&](const std::string& name, int64_t n) {
-    return static_cast<const float*>(take(find, copy, name, n, true));
+    return static_cast<const float*>(take(find, copy, name, n, 4));
   };
   if (standardise) {
     mel_mean = floats("mel.mean", M);
@@ -150,32 +203,34 @@ void Model::visit(const Find& find, bool copy) {
       n.kernel = floats(name + ".weight", checked_mul(n.freq_taps, n.taps));
       n.bias = floats(name + ".bias", 1);
     } else {
-      n.weight = take_matrix(find, copy, name + ".weight", pad(n.out), n.taps, n.in, true);
+      n.weight = take_matrix(find, copy, name + ".weight", pad(n.out), n.taps, n.in);
       n.bias = floats(name + ".bias", pad(n.out));
     }
   }
-  project = take_matrix(find, copy, "conditioning.weight", projected, 1, C, true);
+  project = take_matrix(find, copy, "conditioning.weight", projected, 1, C);
   project_bias = floats("conditioning.bias", projected);
   if (P) {
-    speaker = take_matrix(find, copy, "speaker.weight", projected, 1, P, true);
+    speaker = take_matrix(find, copy, "speaker.weight", projected, 1, P);
     speaker_bias = floats("speaker.bias", projected);
   }
-  input = floats("input.weight", checked_mul(checked_mul(in_taps, in_channels), r_stride));
-  input_bias = floats("input.bias", r_stride);
+  input = floats("input.weight", checked_mul(checked_mul(in_taps, in_channels), x_stride));
+  input_bias = floats("input.bias", x_stride);
   dilated.clear();
   residual.clear();
   for (int64_t l = 0; l < L; ++l) {
     const std::string layer = "layers." + std::to_string(l);
-    dilated.push_back(take_matrix(find, copy, layer + ".dilated.weight", gate_pad, K, R, fp32));
-    if (l + 1 < L) residual.push_back(take_matrix(find, copy, layer + ".residual.weight", pad(R), 1, half, fp32));
+    dilated.push_back(take_streamed(find, copy, layer + ".dilated.weight", gate_pad, K, R));
+    if (l + 1 < L) residual.push_back(take_streamed(find, copy, layer + ".residual.weight", pad(R), 1, half));
   }
   dilated_bias = floats("dilated.bias", projected);
   residual_bias = floats("residual.bias", checked_mul(L - 1, pad(R)));
-  skip = take_matrix(find, copy, "skip.weight", pad(S), L, half, fp32);
+  skip = take_streamed(find, copy, "skip.weight", pad(S), L, half);
   skip_bias = floats("skip.bias", checked_mul(L, pad(S)));
-  hidden = take_matrix(find, copy, "head.hidden.weight", pad(H), 1, S, fp32);
+  skip_bias_sum.assign(pad(S), 0.f);
+  for (int64_t i = 0; copy && i < L * pad(S); ++i) skip_bias_sum[i % pad(S)] += skip_bias[i];
+  hidden = take_streamed(find, copy, "head.hidden.weight", pad(H), 1, S);
   hidden_bias = floats("head.hidden.bias", pad(H));
-  out = take_matrix(find, copy, "head.out.weight", pad(A), 1, H, fp32);
+  out = take_streamed(find, copy, "head.out.weight", pad(A), 1, H);
   out_bias = floats("head.out.bias", pad(A));
 }
 

@@ -13,14 +13,18 @@
 
 namespace wavenet {
 
-enum class Number { fp32, bf16 };  // format of the weights and of the activations that meet them
+// Format of the matrices that every sample passes, and of the activations that meet them: see formats.inl.
+enum class Number { fp32, bf16, fp16, int8 };
+constexpr int kNumbers = 4;
 enum class Activation { none, relu, leaky_relu, tanh };
 enum class HeadKind { categorical, logistic, gaussian };
 enum class Upsampling { hold, linear, stages };
 enum class NodeKind { frame_conv, transposed, repeat };
 
-// Ring slots and tables are padded to 16 channels on every instruction set, so that a saved state fits all of them.
+// Vectors of floats that stages hand on are padded to 16 channels on every instruction set.
 constexpr int64_t kChannelPad = 16;
+// Vectors of operands, ring slots among them, are padded to so many bytes: one row of a tile.
+constexpr int64_t kOperandPad = 64;
 // Zeroed floats on both sides of every conditioning column: a picture kernel of up to 63 bands may look past the edge.
 constexpr int64_t kGuard = 32;
 constexpr int kMaxAccumulators = 8;
@@ -31,22 +35,26 @@ inline int64_t floor_div(int64_t a, int64_t b) { return a / b - ((a % b != 0) &&
 // a·b; throws std::length_error where the product does not fit 64 bits or exceeds what an address can reach.
 int64_t checked_mul(int64_t a, int64_t b);
 
-// How rows are grouped: blocks of up to `accumulators` vectors of `lanes` rows (see packing.py).
+// How the matrices of one number format are packed (see packing.py): blocks of up to `accumulators` vectors of `lanes`
+// rows, inputs in runs of `run`, of which `pack` neighbours share a 32-bit word.
 struct Layout {
-  int64_t lanes, accumulators;
+  int64_t lanes, accumulators, run, pack;
 };
 
-// rows × (segments · k), packed as [block][segment][k][vector of the block][lane]; in bf16 k is even and
-// two neighbours in k share a 32-bit word, the lower one in the low half.
+// rows × (segments · k), packed as [block][segment][run of k][vector of the block][k within the run][lane][k within the
+// word]; k is padded to whole runs.
 struct Matrix {
   const void* data = nullptr;
   int64_t vectors = 0, segments = 0, k = 0;
-  int64_t rows(const Layout& layout) const { return vectors * layout.lanes; }
+  // int8 only: what one unit of a row's weights is worth, and −128 times the sum of a row's weights; (segments, rows).
+  const float* scale = nullptr;
+  const int32_t* offset = nullptr;
 };
 
 // Indices first … last − 1.
 struct Range {
   int64_t first, last;
+  int64_t size() const { return last - first; }
 };
 
 // One layer of the conditioning network: at frame rate (frame_conv) or from one rate to `scale` times that rate.
@@ -73,7 +81,8 @@ struct Model {
   int64_t in_channels, in_taps;
   std::vector<int64_t> dilations;
   Number number = Number::fp32;
-  Layout layout{};
+  Layout layout{};  // of the matrices in `number`
+  Layout plain{};   // of those that stay fp32: the conditioning's
 
   float residual_scale, skip_scale;
   bool running_skip, one_hot, input_tanh;
@@ -99,10 +108,12 @@ struct Model {
   int64_t lookahead_frames, context_frames;
 
   // Sizes in elements. pad: rows padded to lanes.
-  int64_t half, half_pad, gate_pad;  // G/2; padded; z = [tanh half | sigmoid half], both padded
-  int64_t r_stride;                  // channels of a ring slot
-  int64_t ring_elements;             // per stream
-  std::vector<int64_t> ring_offset, ring_depth;
+  // G/2; padded to lanes; z: vectors of the tanh half and of the sigmoid half by turns.
+  int64_t half, half_pad, gate_pad;
+  int64_t x_stride;  // floats of x and of a row of the input table
+  int64_t r_stride;  // operands of a ring slot
+  int64_t ring_slots;
+  std::vector<int64_t> ring_first, ring_depth;  // slots of each layer
   int64_t projected;  // L · gate_pad: one projected conditioning column
 
   // Weights.
@@ -111,14 +122,22 @@ struct Model {
   const float* project_bias;
   Matrix speaker;  // (L · gate_pad) × P
   const float* speaker_bias = nullptr;
-  const float *input, *input_bias;  // (in_taps, in_channels, r_stride), (r_stride)
+  const float *input, *input_bias;  // (in_taps, in_channels, x_stride), (x_stride)
   std::vector<Matrix> dilated, residual;
   const float *dilated_bias, *residual_bias, *skip_bias;  // one row per layer
+  std::vector<float> skip_bias_sum;                       // over the layers, pad(S)
   Matrix skip, hidden, out;
   const float *hidden_bias, *out_bias;
 
   int64_t pad(int64_t rows) const { return round_up(rows, layout.lanes); }
-  int64_t element_bytes() const { return number == Number::fp32 ? 4 : 2; }
+  int64_t operand_bytes() const { return number == Number::bf16 ? 2 : number == Number::int8 ? 1 : 4; }
+  int64_t weight_bytes() const { return number == Number::fp32 ? 4 : number == Number::int8 ? 1 : 2; }
+  // Operands of a vector of n channels.
+  int64_t operands(int64_t n) const { return round_up(n * operand_bytes(), kOperandPad) / operand_bytes(); }
+  // What the sampler needs for a draw: a weight for every class, in sixteens, and a sum for each sixteen.
+  int64_t sampler_floats() const { return round_up(A, 16) / 16 * 17; }
+  // Bytes of the matrices that every sample passes.
+  int64_t streamed_bytes() const;
 
   Model() = default;
   ~Model();
@@ -129,7 +148,7 @@ struct Model {
   struct Array {
     const void* data;
     int64_t elements;
-    bool is_float;  // float32, else uint16 (bf16)
+    int64_t bytes;  // of an element: 4 float32, 2 uint16, 1 int8
   };
   using Find = std::function<Array(const std::string&)>;
 
@@ -142,9 +161,10 @@ struct Model {
   char* block_ = nullptr;
   int64_t used_ = 0, capacity_ = 0;
   void visit(const Find& find, bool copy);
-  const void* take(const Find& find, bool copy, const std::string& name, int64_t elements, bool is_float);
-  Matrix take_matrix(const Find& find, bool copy, const std::string& name, int64_t rows, int64_t segments, int64_t k,
-                     bool fp32);
+  const void* take(const Find& find, bool copy, const std::string& name, int64_t elements, int64_t bytes);
+  Matrix take_matrix(const Find& find, bool copy, const std::string& name, int64_t rows, int64_t segments, int64_t k);
+  Matrix take_streamed(const Find& find, bool copy, const std::string& name, int64_t rows, int64_t segments, int64_t k);
+  const int32_t* take_offsets(const Matrix& m, bool copy);
   void derive_conditioning();
   void derive_tables();
 };

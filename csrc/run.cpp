@@ -12,6 +12,8 @@
 #include <system_error>
 #include <thread>
 
+#include <unistd.h>
+
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
@@ -85,86 +87,139 @@ double multiply_adds(const Model& m, int64_t samples) {
 
 }  // namespace
 
-// Windows of conditioning: about 256 KiB of columns and 128 KiB of projections, so that they stay in the second cache;
-// at least two, because interpolation reads neighbours. No result depends on these numbers.
-Scratch::Scratch(const Model& m) {
-  n_columns = static_cast<int64_t>(m.nodes.size()) + 1;
-  columns.reset(new Columns[n_columns]);
-  const auto clamp = [](int64_t n, int64_t low, int64_t high) { return std::min(std::max(n, low), high); };
-  const int64_t last_stride = round_up(m.C, kChannelPad) + 2 * kGuard;
-  project_capacity = clamp(32768 / m.projected, 2, 64);
-  columns[n_columns - 1].capacity = std::max(project_capacity, clamp(65536 / last_stride, 2, 512));
-  columns[n_columns - 1].stride = last_stride;
-  for (int64_t i = n_columns - 2; i >= 0; --i) {
-    const Range inputs = m.nodes[i].inputs_of({0, columns[i + 1].capacity});
-    columns[i].capacity = inputs.last - inputs.first + 2;  // a window may begin anywhere within a scale
-    columns[i].stride = m.nodes[i].stride_in();
-  }
-  gate_stride = round_up(m.half, kChannelPad);
+// --- memory and meetings -----------------------------------------------------------------------------------------
 
-  int64_t used = 0;
-  const auto reserve = [&used](int64_t elements) {
-    const int64_t at = used;
-    used += round_up(checked_mul(elements, 4), 64);
-    checked_mul(used, 1);
-    return at;
-  };
-  std::vector<int64_t> at_columns;
-  for (int64_t i = 0; i < n_columns; ++i)
-    at_columns.push_back(reserve(checked_mul(columns[i].capacity, columns[i].stride)));
-  const int64_t at_projections = reserve(checked_mul(project_capacity, m.projected));
-  const int64_t at_start = reserve(m.projected), at_interpolated = reserve(m.projected);
-  const int64_t at_x = reserve(m.r_stride), at_z = reserve(m.gate_pad), at_gate = reserve(m.half_pad);
-  const int64_t at_skip = reserve(m.pad(m.S)), at_hidden = reserve(m.pad(m.H)), at_logits = reserve(m.pad(m.A));
-  const int64_t classes = round_up(m.A, 16);
-  const int64_t at_weights = reserve(classes + classes / 16);
-  // Operands, at the size of the wider format.
-  const int64_t at_newest = reserve(m.r_stride), at_gates = reserve(checked_mul(m.L, gate_stride));
-  const int64_t at_skip_operand = reserve(round_up(m.S, kChannelPad)),
-                at_hidden_operand = reserve(round_up(m.H, kChannelPad));
-  const int64_t at_taps = reserve(2 * m.K), at_slots = reserve(2 * m.L);
-
-  block_.reset(static_cast<char*>(std::aligned_alloc(64, used)));
+void Arena::allocate() {
+  block_.reset(static_cast<char*>(std::aligned_alloc(64, std::max<int64_t>(used_, 64))));
   if (!block_) throw std::bad_alloc();
-  std::memset(block_.get(), 0, static_cast<size_t>(used));
-  const auto floats = [this](int64_t at) { return reinterpret_cast<float*>(block_.get() + at); };
-  for (int64_t i = 0; i < n_columns; ++i) columns[i].data = floats(at_columns[i]);
-  projections = floats(at_projections);
-  project_start = floats(at_start);
-  interpolated = floats(at_interpolated);
-  x = floats(at_x);
-  z = floats(at_z);
-  gate = floats(at_gate);
-  skip = floats(at_skip);
-  hidden = floats(at_hidden);
-  logits = floats(at_logits);
-  weights = floats(at_weights);
-  newest = floats(at_newest);
-  gates = floats(at_gates);
-  skip_operand = floats(at_skip_operand);
-  hidden_operand = floats(at_hidden_operand);
-  taps = reinterpret_cast<const void**>(block_.get() + at_taps);
-  slots = reinterpret_cast<int64_t*>(block_.get() + at_slots);
+  std::memset(block_.get(), 0, static_cast<size_t>(used_));
+  for (const Piece& piece : pieces_) *piece.where = block_.get() + piece.at;
 }
 
-void Scratch::Free::operator()(void* p) const { std::free(p); }
+void Arena::Free::operator()(void* p) const { std::free(p); }
 
-bool run(const Model& model, const Kernels& kernels, std::vector<Stream>& streams, int threads, Control& control,
-         const std::function<bool()>& watch) {
+void Barrier::wait() {
+  constexpr int kSpins = 4096;  // some ten microseconds
+  const uint32_t round = round_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    round_.store(round + 1, std::memory_order_release);
+    return;
+  }
+  for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
+    if (spins >= kSpins) {
+      std::this_thread::yield();
+    } else {
+#if defined(__x86_64__)
+      _mm_pause();
+#elif defined(__aarch64__)
+      __asm__ volatile("yield");
+#endif
+    }
+  }
+}
+
+Team::Team(const Model& m, int width) : width(width) {
+  arena_.reserve(&x, checked_mul(width, m.x_stride));
+  arena_.reserve(&gate, checked_mul(width, m.half_pad));
+  arena_.reserve(&skip, checked_mul(width, m.pad(m.S)));
+  arena_.reserve(&hidden, checked_mul(width, m.pad(m.H)));
+  arena_.reserve(&logits, checked_mul(width, m.pad(m.A)));
+  arena_.reserve(&weights, checked_mul(width, m.sampler_floats()));
+  arena_.allocate();
+}
+
+// Windows of conditioning: for one stream about 256 KiB of columns and 128 KiB of projections, so that they stay in the
+// second cache, for many about four times that in all; at least two, because interpolation reads neighbours. No result
+// depends on these numbers.
+Scratch::Scratch(const Model& m, int width) : seats(new Seat[width]) {
+  const auto clamp = [](int64_t n, int64_t low, int64_t high) { return std::min(std::max(n, low), high); };
+  const int64_t share = std::max(1, width / 4);
+  const size_t n_columns = m.nodes.size() + 1;
+  for (int i = 0; i < width; ++i) {
+    Seat& seat = seats[i];
+    seat.columns.resize(n_columns);
+    const int64_t last_stride = round_up(m.C, kChannelPad) + 2 * kGuard;
+    seat.project_capacity = clamp(32768 / m.projected / share, 2, 64);
+    seat.columns.back().capacity = std::max(seat.project_capacity, clamp(65536 / last_stride / share, 2, 512));
+    seat.columns.back().stride = last_stride;
+    for (size_t c = n_columns - 1; c-- > 0;) {
+      const Range inputs = m.nodes[c].inputs_of({0, seat.columns[c + 1].capacity});
+      seat.columns[c].capacity = inputs.size() + 2;  // a window may begin anywhere within a scale
+      seat.columns[c].stride = m.nodes[c].stride_in();
+    }
+    for (Columns& c : seat.columns) arena_.reserve(&c.data, checked_mul(c.capacity, c.stride));
+    arena_.reserve(&seat.projections, checked_mul(seat.project_capacity, m.projected));
+    arena_.reserve(&seat.project_start, m.projected);
+    arena_.reserve(&seat.now, m.L);
+  }
+  for (float*& rows : z) arena_.reserve(&rows, checked_mul(width, m.gate_pad));
+  const auto operands = [&](void** where, int64_t vectors, int64_t channels) {
+    arena_.reserve(reinterpret_cast<char**>(where),
+                   checked_mul(checked_mul(width, vectors), m.operands(channels) * m.operand_bytes()));
+  };
+  operands(&past, 1, m.R);
+  operands(&newest, 1, m.R);
+  operands(&gates, m.L, m.half);
+  operands(&skip_operand, 1, m.S);
+  operands(&hidden_operand, 1, m.H);
+  for (float** scale : {&past_scale, &newest_scale, &skip_scale, &hidden_scale}) arena_.reserve(scale, width);
+  arena_.reserve(&gates_scale, checked_mul(width, m.L));
+  arena_.allocate();
+}
+
+// --- plans -------------------------------------------------------------------------------------------------------
+
+namespace {
+
+int64_t second_cache() {
+  constexpr int64_t kUnknown = int64_t{1} << 20;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  const long size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (size > 0) return size;
+#endif
+  return kUnknown;
+}
+
+}  // namespace
+
+Plan plan_call(const Model& model, int64_t streams, int threads, Split split) {
+  const int available = std::max(threads, 1);
+  const int teams = static_cast<int>(std::min<int64_t>(available, std::max<int64_t>(streams, 1)));
+  const auto width = [&](int n) { return static_cast<int>(std::min<int64_t>(kMaxWidth, (streams + n - 1) / n)); };
+  // Weights that no second cache holds are read from further away, unless each thread keeps to its own rows. Where
+  // streams are many, that costs less than the meetings.
+  const bool large = model.streamed_bytes() > second_cache();
+  if (split == Split::automatic) split = large && streams < 4 * available ? Split::rows : Split::streams;
+  if (split == Split::streams) return {teams, 1, std::max(width(teams), 1)};
+  return {1, available, std::max(width(1), 1)};
+}
+
+bool run(const Model& model, const Kernels& kernels, const std::vector<Stream>& streams, const Plan& plan,
+         Control& control, const std::function<bool()>& watch) {
   std::mutex mutex;
-  std::condition_variable finished;
+  std::condition_variable changed;
   int working = 0;  // guarded by mutex
+  bool begun = false;
   std::exception_ptr failure;
-  std::atomic<size_t> next{0};
+  control.streams = streams.data();
+  control.n_streams = static_cast<int64_t>(streams.size());
 
-  const auto work = [&] {
+  // All memory before the first thread: a member that failed alone would leave its team waiting.
+  std::vector<std::unique_ptr<Team>> teams;
+  std::vector<std::unique_ptr<Scratch>> scratch;
+  for (int i = 0; i < plan.teams; ++i) teams.push_back(std::make_unique<Team>(model, plan.width));
+  for (int i = 0; i < plan.teams * plan.size; ++i) scratch.push_back(std::make_unique<Scratch>(model, plan.width));
+
+  const auto work = [&](int team, int rank, Scratch& own) {
+    {
+      std::unique_lock<std::mutex> lock(mutex);
+      changed.wait(lock, [&] { return begun; });
+    }
     try {
-      Scratch scratch(model);
       const FlushDenormals mode;
       const SampleLoop loop;
-      for (size_t b; (b = next.fetch_add(1)) < streams.size();) {
-        if (!kernels.generate(model, streams[b], scratch, control)) break;
-      }
+      kernels.generate(model, *teams[team], rank, own, control);
     } catch (...) {
       control.stop = true;
       const std::lock_guard<std::mutex> lock(mutex);
@@ -172,40 +227,43 @@ bool run(const Model& model, const Kernels& kernels, std::vector<Stream>& stream
     }
     const std::lock_guard<std::mutex> lock(mutex);
     --working;
-    finished.notify_one();
+    changed.notify_all();
   };
 
   int64_t samples = 0;
   for (const Stream& stream : streams) samples += stream.samples;
-  const size_t wanted = std::min(streams.size(), static_cast<size_t>(std::max(threads, 1)));
-  if (wanted == 1 && multiply_adds(model, samples) <= kShortCall) {
+  if (plan.teams * plan.size == 1 && multiply_adds(model, samples) <= kShortCall) {
     working = 1;
-    work();
+    begun = true;
+    work(0, 0, *scratch[0]);
     if (failure) std::rethrow_exception(failure);
     return true;
   }
 
   std::vector<std::thread> workers;
-  workers.reserve(wanted);
-  while (workers.size() < wanted) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex);
-      ++working;
-    }
-    try {
-      workers.emplace_back(work);
-    } catch (...) {  // no more threads, or no memory for one: those that run do the work
-      const std::lock_guard<std::mutex> lock(mutex);
-      --working;
-      if (workers.empty()) throw;
-      break;
+  workers.reserve(static_cast<size_t>(plan.teams * plan.size));
+  std::exception_ptr no_thread;
+  for (int team = 0; team < plan.teams && !no_thread; ++team) {
+    for (int rank = 0; rank < plan.size; ++rank) {
+      try {
+        workers.emplace_back(work, team, rank, std::ref(*scratch[workers.size()]));
+        teams[team]->size = rank + 1;
+        teams[team]->barrier.set_size(rank + 1);
+      } catch (...) {  // no more threads, or no memory for one: those that run do the work
+        no_thread = std::current_exception();
+        break;
+      }
     }
   }
+  if (workers.empty()) std::rethrow_exception(no_thread);
 
   std::exception_ptr watch_failure;
   {
     std::unique_lock<std::mutex> lock(mutex);
-    while (!finished.wait_for(lock, kWatchInterval, [&] { return working == 0; })) {
+    working = static_cast<int>(workers.size());
+    begun = true;
+    changed.notify_all();
+    while (!changed.wait_for(lock, kWatchInterval, [&] { return working == 0; })) {
       if (control.stop) continue;
       lock.unlock();
       try {

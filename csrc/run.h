@@ -1,4 +1,4 @@
-// One call: the streams of a batch shared out over threads, each stream wholly on one thread.
+// One call: streams and rows shared out over threads.
 #pragma once
 
 #include <functional>
@@ -8,14 +8,26 @@
 
 namespace wavenet {
 
+// How a call uses its threads: `teams` groups of `size` threads each. The threads of a team split the rows of every
+// layer and make up to `width` streams side by side; the streams are shared out over the teams.
+struct Plan {
+  int teams, size, width;
+};
+
+enum class Split { automatic, streams, rows };
+
+// The plan for `streams` streams on up to `threads` threads. It follows from these numbers, the model and the size of
+// this machine's second cache alone, and changes no sample.
+Plan plan_call(const Model& model, int64_t streams, int threads, Split split);
+
 // Samples that a stream has in all once `frames` frames are there: those whose conditioning is known.
 int64_t ready_samples(const Model& model, int64_t frames, bool ended);
 
-// Makes the samples of every stream on up to `threads` threads and returns whether all were made. The calling thread
-// only watches: it calls `watch` every few tens of milliseconds, which may throw or return false to stop the call.
-// (What takes one thread a few milliseconds is done on the calling thread, unwatched.) Rethrows what a worker threw.
+// Makes the samples of every stream and returns whether all were made. The calling thread only watches: it calls
+// `watch` every few tens of milliseconds, which may throw or return false to stop the call. (What takes one thread a
+// few milliseconds is done on the calling thread, unwatched.) Rethrows what a worker threw.
 // After a stop the streams' state is in between and must be put back by the caller.
-bool run(const Model& model, const Kernels& kernels, std::vector<Stream>& streams, int threads, Control& control,
-         const std::function<bool()>& watch);
+bool run(const Model& model, const Kernels& kernels, const std::vector<Stream>& streams, const Plan& plan,
+         Control& control, const std::function<bool()>& watch);
 
 }  // namespace wavenet

@@ -1,13 +1,17 @@
-// What a kernel is given for one stream and one call, and the scratch memory of one thread.
+// What a kernel is given: streams to make, the team of threads that makes them, and the scratch memory of both.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "model.h"
 
 namespace wavenet {
+
+// Streams that one pass over the weights serves: the rows of a tile of operands.
+constexpr int kMaxWidth = 16;
 
 // Where a traced call leaves every stage, one row per sample, channels unpadded. Null pointers are skipped.
 struct Trace {
@@ -16,10 +20,11 @@ struct Trace {
 
 struct Stream {
   // State, changed in place.
-  void* rings;       // ring_elements of float or bf16: [layer][slot][r_stride]; slot t mod depth holds input t
-  float* inputs;     // in_taps past inputs, oldest first, newest is x[t−1]; classes as numbers, −1 for none
-  float* filter;     // last de-emphasised value
-  int64_t position;  // t of the first sample to make
+  void* rings;         // ring_slots vectors of operands, r_stride each: slot t mod depth of a layer holds its input t
+  float* ring_scales;  // int8: what one unit of each slot is worth
+  float* inputs;       // in_taps past inputs, oldest first, newest is x[t−1]; classes as numbers, −1 for none
+  float* filter;       // last de-emphasised value
+  int64_t position;    // t of the first sample to make
   uint64_t seed;
   const float* speaker;  // P
 
@@ -36,47 +41,117 @@ struct Stream {
   float* audio;         // decoded sound, or null
   float* raw;           // draws as they are: classes or values in the model's domain; or null
   float* logits;        // (samples, A) or null
-  const Trace* trace;   // or null
+  const Trace* trace;   // or null; a traced stream is made alone
 };
 
-// Shared between the calling thread and the workers of one call.
+// Shared by all threads of one call.
 struct Control {
+  const Stream* streams = nullptr;
+  int64_t n_streams = 0;
+  std::atomic<int64_t> next{0};  // first stream that no team has taken
   std::atomic<bool> stop{false};
   std::atomic<int64_t> done{0};  // samples made by all streams
+
+  const Stream* take() {
+    const int64_t b = next.fetch_add(1);
+    return b < n_streams ? streams + b : nullptr;
+  }
 };
 
-// All memory that one thread needs between samples, allocated before the first.
+// Where the threads of a team meet: each leaves `wait` when all have come. Spins, for the others are microseconds away;
+// after a while it gives the core away at every look, for then one of them is probably waiting for it.
+class Barrier {
+ public:
+  void set_size(int size) { size_ = size; }
+  void wait();
+
+ private:
+  int size_ = 1;
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<uint32_t> round_{0};
+};
+
+// One aligned block of memory, handed out in pieces: reserve all, allocate, then read the addresses. Zero at first.
+class Arena {
+ public:
+  // A place for n elements of T, whose address `*where` becomes when the block is allocated.
+  template <class T>
+  void reserve(T** where, int64_t n) {
+    pieces_.push_back({reinterpret_cast<void**>(where), used_});
+    used_ += round_up(checked_mul(n, sizeof(T)), 64);
+    checked_mul(used_, 1);
+  }
+  void allocate();
+
+ private:
+  struct Piece {
+    void** where;
+    int64_t at;
+  };
+  struct Free {
+    void operator()(void* p) const;
+  };
+  std::vector<Piece> pieces_;
+  int64_t used_ = 0;
+  std::unique_ptr<char, Free> block_;
+};
+
+// The threads that share the rows of every layer, and the streams that they make side by side. What all of them see:
+// activations in fp32, row n of each array belonging to the stream in place n.
+struct Team {
+  Team(const Model& model, int width);
+
+  const int width;  // streams at most
+  int size = 1;     // threads
+  Barrier barrier;
+  void meet() {
+    if (size > 1) barrier.wait();
+  }
+
+  // Places 0 … n − 1 are taken; changed by rank 0 alone, between two barriers.
+  struct Place {
+    const Stream* stream = nullptr;
+    int64_t made = 0;  // samples
+    int seat = 0;      // where every rank keeps what it remembers of the stream from sample to sample
+  };
+  Place places[kMaxWidth];
+  int n = 0;
+  bool leave = false;
+
+  float *x, *gate, *skip, *hidden, *logits;  // (width, x_stride) (width, half_pad) (width, pad(S)) (… H) (… A)
+  float* weights;                            // (width, A and a sixteenth more): the sampler's
+
+ private:
+  Arena arena_;
+};
+
+// What one thread of a team keeps to itself.
 struct Scratch {
-  explicit Scratch(const Model& model);
+  Scratch(const Model& model, int width);
 
   struct Columns {          // conditioning columns [first, first + count) of one node
     float* data = nullptr;  // column i at data + i·stride; kGuard zeros before and after the channels
     int64_t first = 0, count = 0, stride = 0, capacity = 0;
     float* at(int64_t column) const { return data + (column - first) * stride + kGuard; }
   };
-  std::unique_ptr<Columns[]> columns;  // input of node 0, then the output of each node; the last is what layers read
-  int64_t n_columns;
+  // Of the stream in one seat.
+  struct Seat {
+    const Stream* stream = nullptr;
+    std::vector<Columns> columns;  // input of node 0, then the output of each node; the last is what layers read
+    int64_t project_capacity = 0, project_first = 0, project_count = 0;
+    float* projections;    // (project_capacity, L · gate_pad)
+    float* project_start;  // L · gate_pad: conditioning bias + speaker's share
+    int64_t* now;          // L: t mod depth
+  };
+  std::unique_ptr<Seat[]> seats;
 
-  int64_t project_capacity, project_first = 0, project_count = 0;
-  float* projections;    // (project_capacity, L · gate_pad)
-  float* project_start;  // L · gate_pad: conditioning bias + speaker's share
-  float* interpolated;   // L · gate_pad
-
-  float *x, *z, *skip, *hidden, *logits, *weights;
-  void* newest;  // x as an operand of the products
-  void* gates;   // (L, half padded): every layer's gate as an operand
-  void *skip_operand, *hidden_operand;
-  float* gate;        // fp32 gate of one layer
-  const void** taps;  // K pointers
-  int64_t* slots;     // L: t mod depth
-
-  int64_t gate_stride;
+  float* z[2];  // (width, gate_pad), of this layer and of the next
+  // Operands, and in int8 what a unit of each vector is worth.
+  void *past, *newest, *gates, *skip_operand, *hidden_operand;  // (width, r_stride) twice, (width, L, …), (width, …)
+  float *past_scale, *newest_scale, *gates_scale, *skip_scale, *hidden_scale;  // (width), gates (width, L)
 
  private:
-  struct Free {
-    void operator()(void* p) const;
-  };
-  std::unique_ptr<char, Free> block_;
+  Arena arena_;
 };
 
 // Thrown as std::logic_error from inside a kernel.
@@ -84,9 +159,10 @@ struct Scratch {
 
 struct Kernels {
   const char* name;
-  Layout layout;
-  // Makes stream.samples samples; false when control.stop was seen. Throws std::logic_error when frames are missing.
-  bool (*generate)(const Model&, const Stream&, Scratch&, Control&);
+  Layout layouts[kNumbers];
+  // Makes streams of `control` until none is left or control.stop is seen, as thread `rank` of the team. Throws
+  // std::logic_error when frames are missing.
+  void (*generate)(const Model&, Team&, int rank, Scratch&, Control&);
   // Element-wise, n a multiple of the lanes; for tests of the approximations.
   void (*gate)(const float* a, const float* b, float* out, int64_t n);
   void (*exponential)(const float* x, float* out, int64_t n);

@@ -15,12 +15,12 @@ from tolerances import MISMATCHES
 
 from wavenet_fast.backends.cpu import CpuEngine, CpuState, isas_possible
 from wavenet_fast.conditioning import context_frames, lookahead_frames
+from wavenet_fast.packing import DTYPES
 from wavenet_fast.rng import uniforms
 from wavenet_fast.sampling import sample
 
 FRAMES = 14
 NAMES = ["tiny", "odd", *SMALL]
-DTYPES = ["fp32", "bf16"]
 
 
 @cache

@@ -18,10 +18,10 @@ from engine_models import MODELS, case, random_history, random_mel, random_weigh
 
 from wavenet_fast import _engine
 from wavenet_fast.backends import cpu
-from wavenet_fast.backends.cpu import CpuEngine, CpuState, isas_possible
+from wavenet_fast.backends.cpu import CpuEngine, CpuState, isas_possible, layouts_of
 from wavenet_fast.config import Conditioning, FrameConv, encode
 from wavenet_fast.errors import BackendError, InputError, ShapeError, StateError
-from wavenet_fast.packing import Layout, pack
+from wavenet_fast.packing import DTYPES, Layout, pack
 
 FRAMES = 8
 
@@ -43,46 +43,45 @@ def everything(engine: CpuEngine, state: CpuState, mel: Any, **options: Any) -> 
 # --- bytes that must not be read --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", isas_possible())
 @pytest.mark.parametrize("name", MODELS)
 def test_padding_of_weights_never_leaks(name: str, isa: str, dtype: str) -> None:
-    """NaN in every padded row of every matrix and bias: the samples are the same."""
+    """NaN in every padded row of every matrix, scale and bias: the samples are the same."""
     config = MODELS[name]
     weights = random_weights(config)
-    layout = next(Layout(i["lanes"], i["accumulators"]) for i in _engine.isas() if i["name"] == isa)
+    layouts = layouts_of(isa)
     clean = CpuEngine(config, weights, dtype, isa)
     # Packing ones tells which elements stand for a weight.
-    used = pack(config, {k: np.ones_like(w) for k, w in weights.items()}, layout, dtype)
-    packed = pack(config, weights, layout, dtype)
+    used = pack(config, {k: np.ones_like(w) for k, w in weights.items()}, layouts, dtype)
+    packed = pack(config, weights, layouts, dtype)
     poisoned, padding = {}, 0
     for key, array in packed.items():
         if key in ("speakers.weight",):
             continue
         array = array.copy()
-        empty = padded_rows(used[key], key)
+        empty = padded_rows(used[key], key, layouts[dtype])
         padding += int(empty.sum())
-        array[empty] = np.nan if array.dtype == np.float32 else 0x7FC0
+        array[empty] = {"f": np.nan, "u": 0x7FC0 if dtype == "bf16" else 0x7E00, "i": 127}[array.dtype.kind]
         poisoned[key] = array
     assert padding > 0 or name == "tiny"
     dirty = CpuEngine(config, weights, dtype, isa)
-    dirty._model = _engine.Model(encode(config), dtype, layout.lanes, layout.accumulators, poisoned)
+    dirty._model = _engine.Model(encode(config), dtype, isa, poisoned)
     mel = random_mel(config, FRAMES, 1)
     np.testing.assert_array_equal(
         everything(dirty, start(dirty), mel, raw=True), everything(clean, start(clean), mel, raw=True)
     )
 
 
-def padded_rows(used: Any, name: str) -> Any:
-    """True where a packed array of ones holds padding. Odd inputs of a bf16 pair are not rows: they meet an activation
-    of zero and must be zero themselves; biases that the model lacks are zeros that are read."""
+def padded_rows(used: Any, name: str, layout: Layout) -> Any:
+    """True where a packed array of ones holds padding of rows. What fills up a run of inputs is no row: it meets an
+    activation of zero and must be zero itself; biases that the model lacks are zeros that are read."""
     if name.endswith("bias") and not used.any():
         return np.zeros(used.shape, bool)
-    empty = used == 0
-    if used.dtype == np.uint16:
-        pairs = empty.reshape(-1, 2)
-        return np.repeat(pairs.all(axis=1), 2).reshape(used.shape)
-    return empty
+    if used.dtype == np.float32:
+        return used == 0
+    runs = (used == 0).reshape(-1, layout.run // layout.pack, layout.lanes, layout.pack)
+    return np.broadcast_to(runs.all(axis=(1, 3), keepdims=True), runs.shape).reshape(used.shape)
 
 
 @pytest.mark.parametrize("name", ["odd", "logistic", "gaussian", "gaussian-mixture"])

@@ -13,12 +13,11 @@ from tolerances import EXPONENTIAL, GATE, MISMATCHES, STAGE, TRACE_MAX, TRACE_RM
 from wavenet_fast import _engine
 from wavenet_fast.backends.cpu import CpuEngine, isas_possible
 from wavenet_fast.config import CategoricalHead, OneHotInput, WaveNetConfig
-from wavenet_fast.packing import from_bf16, to_bf16
+from wavenet_fast.packing import DTYPES, from_bf16, rounded, to_bf16
 from wavenet_fast.rng import uniforms
 from wavenet_fast.sampling import cdf_edge_distance, expand, mulaw_decode, sample
 
 ISAS = isas_possible()
-DTYPES = ["fp32", "bf16"]
 FRAMES = 9  # at least 54 samples: every ring wraps
 
 
@@ -31,22 +30,34 @@ def close(name: str, ours: Any, theirs: Any, limit: float) -> None:
     assert worst <= limit, f"{name} is off by {worst:.2e} standard deviations; {limit:.0e} are allowed"
 
 
+def quantise_operands(x: Any) -> Any:
+    """x · (127 / max|x|) to the nearest integer, in float32 as the engine does it."""
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    factor = np.where(largest > 1e-30, np.float32(127) / largest, np.float32(0)).astype(np.float32)
+    return np.rint(x * factor).astype(np.float64), largest
+
+
 class Oracle:
     """One stage at a time in float64, operands rounded as the number format says."""
 
     def __init__(self, config: WaveNetConfig, weights: dict[str, Any], dtype: str) -> None:
-        self.c, self.w, self.dtype = config, weights, dtype
+        self.c, self.dtype = config, dtype
+        self.w = {name: w.astype(np.float64) for name, w in rounded(weights, dtype).items()}
 
     def operand(self, x: Any) -> Any:
-        rounded = from_bf16(to_bf16(x)) if self.dtype == "bf16" else x
-        return rounded.astype(np.float64)
+        if self.dtype == "bf16":
+            return from_bf16(to_bf16(x)).astype(np.float64)
+        if self.dtype == "int8":
+            numbers, _ = quantise_operands(x)
+            return numbers * (np.abs(x).max(axis=-1, keepdims=True).astype(np.float64) / 127)
+        return x.astype(np.float64)
 
     def product(self, x: Any, name: str) -> Any:
-        return self.operand(x) @ self.operand(self.w[f"{name}.weight"]).T + self.w.get(f"{name}.bias", 0.0)
+        return self.operand(x) @ self.w[f"{name}.weight"].T + self.w.get(f"{name}.bias", 0.0)
 
     def gate(self, x: Any, conditioning: Any, layer: int) -> Any:
         name, D = f"layers.{layer}.dilated", self.c.dilations[layer]
-        taps = self.operand(self.w[f"{name}.weight"])
+        taps = self.w[f"{name}.weight"]
         z = conditioning[:, layer].astype(np.float64) + self.w.get(f"{name}.bias", 0.0)
         for k in range(self.c.kernel_size):
             back = (self.c.kernel_size - 1 - k) * D

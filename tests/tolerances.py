@@ -15,11 +15,11 @@ on the bundled voice: up to 8e-3); there the limit is computed from those logits
 
 from __future__ import annotations
 
-STAGE = {("cpu", "fp32"): 1e-5, ("cpu", "bf16"): 1e-5}
-TRACE_MAX = {("cpu", "fp32"): 2e-5, ("cpu", "bf16"): 5e-2}
-TRACE_RMS = {("cpu", "fp32"): 3e-6, ("cpu", "bf16"): 6e-3}
+STAGE = {("cpu", "fp32"): 1e-5, ("cpu", "bf16"): 1e-5, ("cpu", "fp16"): 1e-5, ("cpu", "int8"): 1e-5}
+TRACE_MAX = {("cpu", "fp32"): 2e-5, ("cpu", "bf16"): 5e-2, ("cpu", "fp16"): 2e-5, ("cpu", "int8"): 1.5e-1}
+TRACE_RMS = {("cpu", "fp32"): 3e-6, ("cpu", "bf16"): 6e-3, ("cpu", "fp16"): 3e-6, ("cpu", "int8"): 2e-2}
 UNIFORM = 1e-5
-MISMATCHES = {"fp32": 1 / 1000, "bf16": 1 / 20}
+MISMATCHES = {"fp32": 1 / 1000, "bf16": 1 / 20, "fp16": 1 / 1000, "int8": 1 / 20}
 
 # The polynomials of csrc/math.inl: absolute for the gate, relative for the exponential. The documented bounds.
 GATE = 3e-7

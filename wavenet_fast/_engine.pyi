@@ -7,18 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 def isas() -> list[dict[str, Any]]:
-    """Instruction sets compiled in, best last: name, lanes, accumulators, available, automatic, needs."""
+    """Instruction sets compiled in, best last: name, layouts, available, automatic, needs. Layouts: number format →
+    (lanes, accumulators, run, pack)."""
 
 class Model:
-    def __init__(
-        self, config: dict[str, Any], dtype: str, lanes: int, accumulators: int, arrays: dict[str, NDArray[Any]]
-    ) -> None: ...
+    def __init__(self, config: dict[str, Any], dtype: str, isa: str, arrays: dict[str, NDArray[Any]]) -> None: ...
+    def plan(self, streams: int, threads: int, split: str) -> tuple[int, int, int]: ...
+    @property
+    def streamed_bytes(self) -> int: ...
     @property
     def lookahead_frames(self) -> int: ...
     @property
     def context_frames(self) -> int: ...
-    @property
-    def ring_elements(self) -> int: ...
     @property
     def ring_channels(self) -> int: ...
 
@@ -27,6 +27,7 @@ class State:
         self,
         *,
         rings: NDArray[Any],
+        ring_scales: NDArray[np.float32],
         inputs: NDArray[np.float32],
         filters: NDArray[np.float32],
         positions: NDArray[np.int64],
@@ -40,7 +41,6 @@ class State:
 def generate(
     *,
     model: Model,
-    isa: str,
     state: State,
     mel: NDArray[np.float32],
     frames: NDArray[np.int64],
@@ -48,6 +48,7 @@ def generate(
     counts: NDArray[np.int64],
     temperature: float,
     threads: int,
+    split: str,
     forced: NDArray[np.float32] | None,
     audio: NDArray[np.float32] | None,
     raw: NDArray[np.float32] | None,

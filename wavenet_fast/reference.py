@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .config import FrameConv, Linear, OneHotInput, RepeatStage, Stages, TransposedStage, WaveNetConfig
 from .errors import InputError
+from .packing import is_streamed, rounded
 from .weights import weight_shapes
 
 Trace = dict[str, Tensor]
@@ -27,6 +28,17 @@ Trace = dict[str, Tensor]
 def round_to_bf16(x: Tensor) -> Tensor:
     """The nearest bfloat16, kept in float32: what a kernel with 16-bit operands and 32-bit sums multiplies."""
     return x.to(torch.bfloat16).to(torch.float32)
+
+
+def quantise_int8(x: Tensor) -> Tensor:
+    """(…, n) rounded to 255 levels by each vector's own largest value: what a kernel with int8 operands multiplies."""
+    largest = x.abs().amax(dim=-1, keepdim=True)
+    factor = torch.where(largest > 1e-30, 127 / largest, torch.zeros_like(largest))
+    return torch.round(x * factor) * (largest / 127)
+
+
+OPERANDS = {"fp32": lambda x: x, "fp16": lambda x: x, "bf16": round_to_bf16, "int8": quantise_int8}
+"""Number format → what becomes of an activation before it meets a weight."""
 
 
 @dataclass
@@ -42,14 +54,17 @@ class State:
 class Reference:
     """A configuration and its weights.
 
-    `dtype` is "fp32", or "bf16" to round weights and activations entering each product as the 16-bit kernels do.
-    `weights` maps the names of `weights.weight_shapes` to arrays or tensors; tensors that require gradients keep them.
+    `dtype` other than "fp32" rounds the weights and the activations of each product as the kernels of that number
+    format do (see packing.py). `weights` maps the names of `weights.weight_shapes` to arrays or tensors; tensors that require gradients keep them.
     """
 
     def __init__(self, config: WaveNetConfig, weights: Mapping[str, np.ndarray | Tensor], dtype: str = "fp32") -> None:
         self.config = config
         self.weights = {name: torch.as_tensor(weights[name]) for name in weight_shapes(config)}
-        self._round = {"fp32": lambda x: x, "bf16": round_to_bf16}[dtype]
+        if dtype != "fp32":
+            streamed = {name: w.numpy() for name, w in self.weights.items() if is_streamed(name)}
+            self.weights |= {name: torch.from_numpy(w) for name, w in rounded(streamed, dtype).items()}
+        self._operand = OPERANDS[dtype]
 
     # --- mel → conditioning -------------------------------------------------------------------------------------
 
@@ -107,7 +122,7 @@ class Reference:
     def _product(self, x: Tensor, name: str) -> Tensor:
         """A 1×1 convolution in the model's number format."""
         weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
-        return F.linear(self._round(x), self._round(weight), bias)
+        return F.linear(self._operand(x), weight, bias)
 
     # --- all samples at once ------------------------------------------------------------------------------------
 
@@ -123,10 +138,10 @@ class Reference:
         _keep(trace, "embed", x)
         total = torch.zeros(())
         for i, dilation in enumerate(c.dilations):
-            taps = self._round(self.weights[f"layers.{i}.dilated.weight"])
+            taps = self.weights[f"layers.{i}.dilated.weight"]
             z = conditioning[:, :, i]
             for k in range(c.kernel_size):
-                z = z + _delayed(self._round(x), (c.kernel_size - 1 - k) * dilation) @ taps[:, :, k].T
+                z = z + _delayed(self._operand(x), (c.kernel_size - 1 - k) * dilation) @ taps[:, :, k].T
             x, total = self._finish_layer(i, x, z, total, trace)
         return self._head(total, trace)
 
@@ -168,12 +183,12 @@ class Reference:
         for i, dilation in enumerate(c.dilations):
             ring = state.rings[i]
             depth = ring.shape[1]
-            taps = self._round(self.weights[f"layers.{i}.dilated.weight"])
+            taps = self.weights[f"layers.{i}.dilated.weight"]
             z = conditioning[:, i]
             for k in range(c.kernel_size):
                 back = (c.kernel_size - 1 - k) * dilation
                 past = ring[:, (state.t - back) % depth] if back else x
-                z = z + self._round(past) @ taps[:, :, k].T
+                z = z + self._operand(past) @ taps[:, :, k].T
             ring[:, state.t % depth] = x
             x, total = self._finish_layer(i, x, z, total, trace)
         state.t += 1

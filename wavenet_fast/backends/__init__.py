@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..config import WaveNetConfig
 from ..errors import BackendError
+from ..packing import DTYPES
 
 if TYPE_CHECKING:
     from .base import Engine
@@ -53,7 +54,7 @@ def _cpu_auto_dtype() -> str:
 
     # Where the processor multiplies bf16 itself it is the natural format. Elsewhere it is faster too, being half the
     # weights to stream, but it is for the asking: samples are then those of the weights as they are.
-    return "bf16" if isa_in_use().endswith("bf16") else "fp32"
+    return "bf16" if isa_in_use() in ("avx512bf16", "amx") else "fp32"
 
 
 def _make_cpu(config: WaveNetConfig, weights: Weights, dtype: str) -> Engine:
@@ -78,10 +79,10 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend(
-            "cpu", "native code with SIMD", ("cpu",), ("fp32", "bf16"), _cpu_why_not, _cpu_auto_dtype, _make_cpu
+            "cpu", "native code with SIMD", ("cpu",), DTYPES, _cpu_why_not, _cpu_auto_dtype, _make_cpu
         ),
         Backend(
-            "reference", "PyTorch, slow, the truth that the others are tested against", ("cpu",), ("fp32", "bf16"),
+            "reference", "PyTorch, slow, the truth that the others are tested against", ("cpu",), DTYPES,
             _reference_why_not, lambda: "fp32", _make_reference,
         ),
     )

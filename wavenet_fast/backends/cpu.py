@@ -15,15 +15,15 @@ from .. import _engine
 from ..conditioning import MAX_STREAM_SAMPLES, context_frames, lookahead_frames, ready_samples
 from ..config import CategoricalHead, OneHotInput, WaveNetConfig, encode
 from ..errors import BackendError, InputError, ShapeError, StateError
-from ..packing import Layout, pack
+from ..packing import DTYPES, Layout, pack
 from ..sampling import check_temperature
 from .base import Progress
 from .cpu_state import CpuState, checked_seeds
 
 ISA_VARIABLE = "WAVENET_FAST_ISA"
-DTYPES = ("fp32", "bf16")
+SPLITS = ("auto", "streams", "rows")
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 _FORCED_LIMIT = 2.0  # a decode offset leads a little beyond −1
 _TABLES = ("speakers.weight",)  # looked up in Python; the engine is given vectors
 
@@ -64,6 +64,12 @@ def _checked_isa(wanted: str, given: str) -> str:
     raise BackendError(f"{given} {wanted!r}, which is no instruction set of this engine. Possible here: {possible}")
 
 
+def layouts_of(isa: str) -> dict[str, Layout]:
+    """Number format → how the instruction set wants its matrices."""
+    described = next(i for i in _engine.isas() if i["name"] == isa)
+    return {dtype: Layout(*sizes) for dtype, sizes in described["layouts"].items()}
+
+
 # --- engine -----------------------------------------------------------------------------------------------------
 
 
@@ -71,10 +77,12 @@ class CpuEngine:
     """A model made ready for this processor; immutable. Implements `base.Engine`.
 
     weights  the tensors of `weight_shapes(config)`, float32
-    dtype    "fp32", or "bf16": weights and the activations that meet them rounded to bfloat16, sums in fp32
+    dtype    "fp32", "bf16", "fp16" or "int8": how weights and the activations that meet them are rounded, see packing.py
     isa      an instruction set; None for `isa_in_use()`
+    split    how threads share a call: "streams" gives each its own streams, "rows" gives each a share of the rows of
+             every layer, "auto" chooses by model, batch and threads. No sample depends on it.
 
-    Raises `BackendError` for an unknown number format or instruction set and for weights that do not fit.
+    Raises `BackendError` for an unknown number format, instruction set or split and for weights that do not fit.
     """
 
     name = "cpu"
@@ -85,18 +93,21 @@ class CpuEngine:
         weights: Mapping[str, NDArray[np.float32]],
         dtype: str = "fp32",
         isa: str | None = None,
+        split: str = "auto",
     ) -> None:
         if dtype not in DTYPES:
             raise BackendError(f"dtype is {dtype!r}; the cpu backend offers {', '.join(DTYPES)}")
-        self.config, self.dtype = config, dtype
+        if split not in SPLITS:
+            raise BackendError(f"split is {split!r}; the cpu backend offers {', '.join(SPLITS)}")
+        self.config, self.dtype, self.split = config, dtype, split
         self.isa = isa_in_use() if isa is None else _checked_isa(isa, "isa is")
         self._categorical = isinstance(config.head, CategoricalHead)
-        self.ring_dtype = np.dtype(np.float32 if dtype == "fp32" else np.uint16)
+        self.ring_dtype = np.dtype({"bf16": np.uint16, "int8": np.int8}.get(dtype, np.float32))
         self.ring_slots = (config.kernel_size - 1) * sum(config.dilations)
-        layout = next(Layout(i["lanes"], i["accumulators"]) for i in _engine.isas() if i["name"] == self.isa)
-        packed = pack(config, weights, layout, dtype)
+        self.scale_slots = self.ring_slots if dtype == "int8" else 0
+        packed = pack(config, weights, layouts_of(self.isa), dtype)
         native = {name: array for name, array in packed.items() if name not in _TABLES}
-        self._model = _engine.Model(encode(config), dtype, layout.lanes, layout.accumulators, native)
+        self._model = _engine.Model(encode(config), dtype, self.isa, native)
         self.ring_channels = self._model.ring_channels
         self._context = context_frames(config)
         self.kept = self._context + lookahead_frames(config)
@@ -122,6 +133,16 @@ class CpuEngine:
         if not np.isfinite(vectors).all():
             raise InputError("a speaker vector holds NaN or infinity; give finite numbers")
         return np.ascontiguousarray(vectors)
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes of the packed matrices that every sample passes, padding included."""
+        return self._model.streamed_bytes
+
+    def plan(self, batch: int, threads: int) -> tuple[int, int, int]:
+        """How a call of so many streams would use so many threads: (teams, threads of a team, streams that a team makes
+        side by side)."""
+        return self._model.plan(batch, threads, self.split)
 
     def kept_frames(self, positions: NDArray[np.int64], frames: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many of the received frames streams at these positions still need."""
@@ -196,8 +217,8 @@ class CpuEngine:
         with state.unchanged_on_failure():
             if longest:
                 _engine.generate(
-                    model=self._model, isa=self.isa, state=state.native(), mel=mel, frames=frames, ended=ended,
-                    counts=counts, temperature=min(max(float(temperature), 1e-37), 3e38), threads=int(threads),
+                    model=self._model, state=state.native(), mel=mel, frames=frames, ended=ended, counts=counts,
+                    temperature=min(max(float(temperature), 1e-37), 3e38), threads=int(threads), split=self.split,
                     forced=history, audio=None if raw else out, raw=out if raw else None, logits=logits, trace=stages,
                     progress=progress,
                 )  # fmt: skip

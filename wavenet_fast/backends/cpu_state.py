@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .cpu import CpuEngine
 
 _ARRAYS = (
-    "rings", "inputs", "filters", "positions", "frames", "ended", "seeds", "speakers", "mel", "mel_frames",
+    "rings", "ring_scales", "inputs", "filters", "positions", "frames", "ended", "seeds", "speakers", "mel", "mel_frames",
 )  # fmt: skip
 
 
@@ -29,7 +29,8 @@ class CpuState:
     """The streams of one batch; implements `base.State`.
 
     The arrays below are the whole state. `rings` (B, slots, R padded) holds, layer after layer, (K−1)·D slots each:
-    slot t mod depth is the layer's input at sample t, float32 or bf16 words. `inputs` (B, taps): past inputs, oldest
+    slot t mod depth is the layer's input at sample t, float32, bf16 words or int8 numbers, of which one unit is worth
+    `ring_scales` (B, slots; none in other number formats). `inputs` (B, taps): past inputs, oldest
     first, classes as numbers and −1 for none. `mel` (B, context + look-ahead, M): the last `mel_frames` (B,) received.
     """
 
@@ -43,6 +44,7 @@ class CpuState:
         except MemoryError:
             size = math.prod(shape) * engine.ring_dtype.itemsize / 2**30
             raise InputError(f"{batch} streams need {size:.1f} GiB of history, which is not there; use fewer") from None
+        self.ring_scales = np.zeros((batch, engine.scale_slots), np.float32)
         self.inputs = np.empty((batch, c.input.kernel_size), np.float32)
         self.filters = np.zeros(batch, np.float32)
         self.positions = np.zeros(batch, np.int64)
@@ -61,6 +63,7 @@ class CpuState:
     def _start(self, mask: NDArray[np.bool_]) -> None:
         c = self.engine.config
         self.rings[mask] = 0
+        self.ring_scales[mask] = 0
         self.inputs[mask, :-1] = -1 if isinstance(c.input, OneHotInput) else 0
         self.inputs[mask, -1] = c.start
         for array in (self.filters, self.positions, self.frames, self.ended, self.mel, self.mel_frames):
@@ -110,7 +113,7 @@ class CpuState:
     def _check_values(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Raises `StateError` unless the numbers are some that a stream can arrive at."""
         c = self.engine.config
-        for name in ("inputs", "filters", "speakers", "mel"):
+        for name in ("ring_scales", "inputs", "filters", "speakers", "mel"):
             if not np.isfinite(arrays[name]).all():
                 raise StateError(f"{name} of this state holds NaN or infinity; it was damaged since it was saved")
         inputs = arrays["inputs"]
@@ -151,7 +154,7 @@ class CpuState:
     def native(self) -> _engine.State:
         """The arrays as the engine takes them."""
         return _engine.State(
-            rings=self.rings.reshape(self.batch, -1), inputs=self.inputs, filters=self.filters,
+            rings=self.rings.reshape(self.batch, -1), ring_scales=self.ring_scales, inputs=self.inputs, filters=self.filters,
             positions=self.positions, seeds=self.seeds, speakers=self.speakers, received=self.frames,
             pending=self.mel, pending_counts=self.mel_frames,
         )  # fmt: skip

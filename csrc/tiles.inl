@@ -1,0 +1,151 @@
+// Products by AMX tiles: one row of operands per stream, one tile of weights for 16 rows of the matrix, one row of sums
+// per stream. A tile of weights is read once for all streams of a team, and multiplied as fast for 16 as for one.
+//
+// Each sum is made run by run in k, in the order of the hardware within a run (Intel SDM, TDPBF16PS: even and odd
+// neighbours apart, then added): that order knows nothing of how many rows a tile has.
+//
+// Tiles by number: sums 0 … 3, operands 4, weights 5 … 7. They are written as assembly because compilers know tiles
+// only by number and have no say in them.
+
+#define WAVENET_TILE_LOAD(tile, from, stride) \
+  __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(from), "r"(static_cast<int64_t>(stride)) : "memory")
+#define WAVENET_TILE_STORE(tile, to, stride) \
+  __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"(static_cast<int64_t>(stride)) : "memory")
+#define WAVENET_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile : :)
+#define WAVENET_TILE_DOT(F, sum, weights)                                            \
+  do {                                                                               \
+    if constexpr (F::kNumber == Number::bf16) {                                      \
+      __asm__ volatile("tdpbf16ps %%tmm" #weights ", %%tmm4, %%tmm" #sum : :);       \
+    } else {                                                                         \
+      __asm__ volatile("tdpbssd %%tmm" #weights ", %%tmm4, %%tmm" #sum : :);         \
+    }                                                                                \
+  } while (0)
+
+constexpr int kTileVectors = 4;  // of rows, worked on together
+constexpr int64_t kTileBytes = 1024, kTileRow = 64;
+
+template <class F>
+constexpr bool kTiled = F::kNumber == Number::bf16 || F::kNumber == Number::int8;
+
+// The shapes of the tiles, set while products are made.
+class Tiles {
+ public:
+  Tiles() = default;
+  ~Tiles() {
+    if (streams_) __asm__ volatile("tilerelease" : :);
+  }
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+
+  void serve(int streams) {
+    if (streams == streams_) return;
+    streams_ = streams;
+    alignas(64) uint8_t config[64] = {};  // Intel SDM vol. 1, 18.2: palette, then bytes per row, then rows
+    config[0] = 1;
+    for (int tile = 0; tile < 8; ++tile) {
+      config[16 + 2 * tile] = kTileRow;
+      config[48 + tile] = static_cast<uint8_t>(tile < 5 ? streams : 16);
+    }
+    __asm__ volatile("ldtilecfg %0" : : "m"(config));
+  }
+
+ private:
+  int streams_ = 0;
+};
+
+// sums (tiles 0 … NV − 1) += all runs of one segment.
+template <class F, int NV>
+static WAVENET_INLINE void tile_segment(const char* w, int64_t step, const char* x, int64_t x_stride, int64_t runs) {
+  for (int64_t r = 0; r < runs; ++r) {
+    WAVENET_TILE_LOAD(4, x + r * kTileRow, x_stride);
+    WAVENET_TILE_LOAD(5, w, kTileRow);
+    WAVENET_TILE_DOT(F, 0, 5);
+    if constexpr (NV > 1) {
+      WAVENET_TILE_LOAD(6, w + kTileBytes, kTileRow);
+      WAVENET_TILE_DOT(F, 1, 6);
+    }
+    if constexpr (NV > 2) {
+      WAVENET_TILE_LOAD(7, w + 2 * kTileBytes, kTileRow);
+      WAVENET_TILE_DOT(F, 2, 7);
+    }
+    if constexpr (NV > 3) {
+      WAVENET_TILE_LOAD(5, w + 3 * kTileBytes, kTileRow);
+      WAVENET_TILE_DOT(F, 3, 5);
+    }
+    w += step;
+  }
+}
+
+template <int NV>
+static WAVENET_INLINE void load_sums(const float* from, int64_t stride) {
+  WAVENET_TILE_LOAD(0, from, stride);
+  if constexpr (NV > 1) WAVENET_TILE_LOAD(1, from + 16, stride);
+  if constexpr (NV > 2) WAVENET_TILE_LOAD(2, from + 32, stride);
+  if constexpr (NV > 3) WAVENET_TILE_LOAD(3, from + 48, stride);
+}
+
+template <int NV, class T>
+static WAVENET_INLINE void store_sums(T* to, int64_t stride) {
+  WAVENET_TILE_STORE(0, to, stride);
+  if constexpr (NV > 1) WAVENET_TILE_STORE(1, to + 16, stride);
+  if constexpr (NV > 2) WAVENET_TILE_STORE(2, to + 32, stride);
+  if constexpr (NV > 3) WAVENET_TILE_STORE(3, to + 48, stride);
+}
+
+template <int NV>
+static WAVENET_INLINE void zero_sums() {
+  WAVENET_TILE_ZERO(0);
+  if constexpr (NV > 1) WAVENET_TILE_ZERO(1);
+  if constexpr (NV > 2) WAVENET_TILE_ZERO(2);
+  if constexpr (NV > 3) WAVENET_TILE_ZERO(3);
+}
+
+// NV vectors of rows of one block.
+template <class F, int NV>
+static void multiply_tiles(const Matrix& m, const Block<F>& block, int64_t vector, Range segments, const Operands<F>& x,
+                           int64_t n, Sums out) {
+  using Operand = typename F::Operand;
+  constexpr int64_t kRun = kTileRow / static_cast<int64_t>(sizeof(Operand));
+  const int64_t runs = m.k / kRun, step = block.width * kTileBytes, row = vector * kLanes;
+  const char* w = reinterpret_cast<const char*>(block.weights) + (vector - block.first) * kTileBytes;
+  const int64_t x_stride = x.stride * static_cast<int64_t>(sizeof(Operand));
+  float* first = out.out + row;
+  if constexpr (F::kNumber == Number::bf16) {
+    load_sums<NV>(first, out.stride * 4);
+    for (int64_t s = segments.first; s < segments.last; ++s) {
+      const char* operands = reinterpret_cast<const char*>(x.x + s * x.segment);
+      tile_segment<F, NV>(w + s * runs * step, step, operands, x_stride, runs);
+    }
+    store_sums<NV>(first, out.stride * 4);
+  } else {
+    alignas(64) int32_t sums[kMaxWidth * NV * 16];
+    const int64_t rows = m.vectors * kLanes;
+    for (int64_t s = segments.first; s < segments.last; ++s) {
+      zero_sums<NV>();
+      const char* operands = reinterpret_cast<const char*>(x.x + s * x.segment);
+      tile_segment<F, NV>(w + s * runs * step, step, operands, x_stride, runs);
+      store_sums<NV>(sums, NV * 64);
+      for (int64_t b = 0; b < n; ++b) {
+        const Floats unit = splat(x.scale[b * x.scale_stride + s * x.scale_segment]);
+        for (int v = 0; v < NV; ++v) {
+          float* at = first + b * out.stride + v * kLanes;
+          const Floats scale = load(m.scale + s * rows + row + v * kLanes);
+          store(at, scaled_sum(load_words(sums + (b * NV + v) * 16), scale, unit, load(at)));
+        }
+      }
+    }
+  }
+}
+
+template <class F>
+static void multiply_by_tiles(const Matrix& m, const Layout& layout, Range vectors, Range segments,
+                              const Operands<F>& x, int64_t n, Sums out) {
+  for_blocks<F>(m, layout, vectors, [&](const Block<F>& block, Range part) {
+    switch (part.size()) {
+      case 4: return multiply_tiles<F, 4>(m, block, part.first, segments, x, n, out);
+      case 3: return multiply_tiles<F, 3>(m, block, part.first, segments, x, n, out);
+      case 2: return multiply_tiles<F, 2>(m, block, part.first, segments, x, n, out);
+      default: return multiply_tiles<F, 1>(m, block, part.first, segments, x, n, out);
+    }
+  });
+}
