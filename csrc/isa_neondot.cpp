@@ -12,7 +12,7 @@
 #pragma clang attribute pop
 #else
 #pragma GCC push_options
-#pragma GCC target("+dotprod")
+#pragma GCC target("arch=armv8.2-a+dotprod")
 #pragma GCC optimize("no-schedule-insns")  // as in isa_neon.cpp
 #include "kernels.inl"
 #pragma GCC pop_options

@@ -87,7 +87,7 @@ struct Quads {
 static WAVENET_INLINE Quads splat_quad(uint32_t four) { return {vreinterpretq_s8_u32(vdupq_n_u32(four))}; }
 static WAVENET_INLINE uint32x4_t dot_bytes(uint32x4_t acc, int8x16_t w, int8x16_t x) {
 #if WAVENET_SDOT
-  // Not vdotq_s32, which clang 14 declares only where the whole file is compiled for it.
+  // Not vdotq_s32, which clang 14 declares only where a whole file is compiled for it.
   __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(acc) : "w"(w), "w"(x));
   return acc;
 #else
