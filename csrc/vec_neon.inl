@@ -74,8 +74,7 @@ static WAVENET_INLINE Floats dot_pair(Floats acc, Words w, Words x) {
 // To nearest, ties to even.
 static WAVENET_INLINE void store_bf16(uint16_t* p, Floats x) {
   const Words u = bits(x), odd = bit_and(shift_right<16>(u), splat_word(1));
-  const Words rounded = add(u, add(odd, splat_word(0x7FFF)));
-  vst1q_u16(p, vuzp2q_u16(vreinterpretq_u16_u32(rounded.a), vreinterpretq_u16_u32(rounded.b)));  // the high halves
+  store_low_halves(p, shift_right<16>(add(u, add(odd, splat_word(0x7FFF)))));
 }
 static WAVENET_INLINE void store_low_bytes(int8_t* p, Words x) {
   const uint16x8_t halves = vuzp1q_u16(vreinterpretq_u16_u32(x.a), vreinterpretq_u16_u32(x.b));
