@@ -150,6 +150,12 @@ struct Heard {
     const Floats left = load(a + row);
     return b ? fma(sub(load(b + row), left), weight, left) : left;
   }
+  void call_for(int64_t row) const {
+    __builtin_prefetch(a + row);
+    if (b) __builtin_prefetch(b + row);
+  }
+  // From row `row` on.
+  Heard layer(int64_t row) const { return {a + row, b ? b + row : nullptr, weight}; }
 };
 
 // For the stream in one seat, and the rows that this thread will read: `own` vectors of each layer.

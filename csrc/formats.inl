@@ -74,6 +74,13 @@ static WAVENET_INLINE void to_operands(const Read& read, int64_t n, Operand* ope
   if (i < n) store_operand(operands + i, first(n - i, read(i)));
 }
 
+// Channels c … c + kLanes − 1 of n as operands.
+template <class Operand>
+static WAVENET_INLINE void round_part(Floats a, int64_t c, int64_t n, Operand* operands) {
+  store_operand(operands + c, n - c < kLanes ? first(n - c, a) : a);
+}
+static WAVENET_INLINE void round_part(Floats, int64_t, int64_t, int8_t*) {}  // never: int8 rounds whole vectors
+
 // int8: x ≈ q · scale with scale = max|x| / 127 and q = x · (127 / max|x|) to the nearest integer, ties to even.
 template <class Read>
 static WAVENET_INLINE void to_operands(const Read& read, int64_t n, int8_t* operands, float* scale) {

@@ -4,6 +4,7 @@
 //   Floats, Words            a vector of float / uint32_t;  bits(), floats() reinterpret one as the other
 //   splat, load, store       unaligned;  splat_word, load_words
 //   add sub mul div fma      fma(a, b, c) = a·b + c
+//   quotient                 a / b to within 1e-7 of it, for 1 ≤ b < 1e38
 //   max, min                 max(a, b) = a > b ? a : b, so that a NaN in `a` yields b
 //   highest                  the largest lane
 //   bit_and, shift_left<n>, shift_right<n>, add (Words)
@@ -22,6 +23,9 @@
 // No STL code that stays out of line is instantiated below: a template of the standard library compiled in a target
 // region would carry its instructions into code shared with other ISAs.
 
+#ifndef WAVENET_TILES
+#define WAVENET_TILES 0
+#endif
 #define WAVENET_INLINE inline __attribute__((always_inline))
 
 namespace wavenet {
@@ -31,6 +35,12 @@ namespace WAVENET_ISA {
 #include "math.inl"
 #include "formats.inl"
 #include "products.inl"
+
+// Vectors of rows that tiles work on together. Two sums are enough, for products into the same tile follow each other
+// without a pause, and the fewer sums are stored at a time, the better their stores hide behind products.
+constexpr int kTileVectors = 2;
+template <class F>
+constexpr bool kTiled = WAVENET_TILES && (F::kNumber == Number::bf16 || F::kNumber == Number::int8);
 #if WAVENET_TILES
 #include "tiles.inl"
 #else
@@ -39,7 +49,7 @@ struct Tiles {
 };
 #endif
 
-// out[b] += Σ_s W[s]·x[b][s] for n streams, the rows of `vectors` and the segments of `segments`.
+// out[b] (+)= Σ_s W[s]·x[b][s] for n streams, the rows of `vectors` and the segments of `segments`.
 template <class F>
 static void multiply(const Matrix& m, const Layout& layout, Range vectors, Range segments, const Operands<F>& x,
                      int64_t n, Sums out) {

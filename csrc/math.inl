@@ -27,14 +27,26 @@ static WAVENET_INLINE Floats exponential(Floats x) {
   return mul(e, floats(shift_left<23>(add(bits(shifted), splat_word(127)))));
 }
 
+// 2^t for |t| < 126. Relative error below 2e-7: t = n + f, and 2^f = 1 + f·q(f), q fitted on |f| ≤ ½ with 9.1e-8.
+static WAVENET_INLINE Floats power_of_two(Floats t) {
+  const Floats shifted = add(t, splat(12582912.f)), f = sub(t, sub(shifted, splat(12582912.f)));
+  Floats p = splat(0.0013264724984765053f);
+  p = fma(p, f, splat(0.009671512991189957f));
+  p = fma(p, f, splat(0.05550733581185341f));
+  p = fma(p, f, splat(0.24022242426872253f));
+  p = fma(p, f, splat(0.6931470036506653f));
+  p = fma(p, f, splat(1.f));
+  return floats(add(bits(p), shift_left<23>(bits(shifted))));
+}
+
 // tanh(a)·σ(b) = (1 − e^−2a) / ((1 + e^−2a)(1 + e^−b)), one division. Absolute error below 3e-7.
 // The clamps lose nothing in fp32 (tanh 10 = 1 − 4e-9), keep the denominator finite, and stop a NaN here.
 static WAVENET_INLINE Floats gate(Floats a, Floats b) {
   const Floats one = splat(1.f);
   a = min(max(a, splat(-10.f)), splat(10.f));
   b = min(max(b, splat(-60.f)), splat(60.f));
-  const Floats ea = exponential(mul(a, splat(-2.f))), eb = exponential(sub(splat(0.f), b));
-  return div(sub(one, ea), mul(add(one, ea), add(one, eb)));
+  const Floats ea = power_of_two(mul(a, splat(-2.88539008f))), eb = power_of_two(mul(b, splat(-1.44269504f)));
+  return quotient(sub(one, ea), mul(add(one, ea), add(one, eb)));
 }
 
 // Absolute error below 3e-7.

@@ -14,10 +14,11 @@ struct Operands {
   int64_t segment = 0, scale_segment = 0;
 };
 
-// The sums of n streams: row r of stream b at out + b·stride + r.
+// The sums of n streams: row r of stream b at out + b·stride + r. What stands there is added to, unless `fresh`.
 struct Sums {
   float* out;
   int64_t stride;
+  bool fresh = false;
 };
 
 // sum[b][v] += Σ_k w[k][v] · x[b][k] for NV vectors of rows and NB streams. `step` is how far apart in memory the
@@ -61,7 +62,7 @@ static void multiply_block(const Matrix& m, const Block<F>& block, int64_t vecto
   if constexpr (F::kNumber != Number::int8) {
     Floats sum[NB][NV];
     for (int b = 0; b < NB; ++b) {
-      for (int v = 0; v < NV; ++v) sum[b][v] = load(first + b * out.stride + v * kLanes);
+      for (int v = 0; v < NV; ++v) sum[b][v] = out.fresh ? splat(0.f) : load(first + b * out.stride + v * kLanes);
     }
     for (int64_t s = segments.first; s < segments.last; ++s) {
       accumulate<F, NV, NB>(sum, w + s * segment_size, block.step, x.x + s * x.segment, x.stride, m.k);
@@ -82,7 +83,8 @@ static void multiply_block(const Matrix& m, const Block<F>& block, int64_t vecto
         const Floats unit = splat(x.scale[b * x.scale_stride + s * x.scale_segment]);
         for (int v = 0; v < NV; ++v) {
           float* at = first + b * out.stride + v * kLanes;
-          store(at, scaled_sum(sum[b][v], load(m.scale + s * rows + row + v * kLanes), unit, load(at)));
+          const Floats before = out.fresh && s == segments.first ? splat(0.f) : load(at);
+          store(at, scaled_sum(sum[b][v], load(m.scale + s * rows + row + v * kLanes), unit, before));
         }
       }
     }
@@ -118,16 +120,21 @@ static WAVENET_INLINE void multiply_streams(const Matrix& m, const Block<F>& blo
 // Calls job(block, vectors) for each block of the matrix that has some of `vectors`.
 template <class F, class Job>
 static WAVENET_INLINE void for_blocks(const Matrix& m, const Layout& layout, Range vectors, const Job& job) {
-  const int64_t size = layout.accumulators;
-  for (int64_t at = vectors.first / size * size; at < vectors.last; at += size) {
-    const int64_t width = m.vectors - at < size ? m.vectors - at : size;
-    const auto* w = static_cast<const typename F::Weight*>(m.data) + at * kLanes * m.segments * m.k;
+  if (vectors.size() == 0) return;
+  // Copies, since everything behind a reference is read again after each store of a vector.
+  const int64_t size = layout.accumulators, all = m.vectors, step = layout.run * kLanes;
+  const int64_t vector_size = kLanes * m.segments * m.k;
+  int64_t at = vectors.first - vectors.first % size;
+  const auto* w = static_cast<const typename F::Weight*>(m.data) + at * vector_size;
+  for (; at < vectors.last; at += size) {
+    const int64_t width = all - at < size ? all - at : size;
     const Range part{at > vectors.first ? at : vectors.first, at + width < vectors.last ? at + width : vectors.last};
-    job(Block<F>{w, at, width, width * layout.run * kLanes}, part);
+    job(Block<F>{w, at, width, width * step}, part);
+    w += width * vector_size;
   }
 }
 
-// out[b] += Σ_s W[s]·x[b][s] for n streams, the rows of `vectors` and the segments of `segments`.
+// out[b] (+)= Σ_s W[s]·x[b][s] for n streams, the rows of `vectors` and the segments of `segments`.
 template <class F>
 static void multiply_by_vectors(const Matrix& m, const Layout& layout, Range vectors, Range segments,
                                 const Operands<F>& x, int64_t n, Sums out) {

@@ -126,6 +126,9 @@ Team::Team(const Model& m, int width) : width(width) {
   arena_.reserve(&hidden, checked_mul(width, m.pad(m.H)));
   arena_.reserve(&logits, checked_mul(width, m.pad(m.A)));
   arena_.reserve(&weights, checked_mul(width, m.sampler_floats()));
+  const int64_t vectors = m.number == Number::int8 ? 0 : checked_mul(width, m.L), bytes = m.operand_bytes();
+  arena_.reserve(reinterpret_cast<char**>(&taps), checked_mul(vectors, m.K * m.r_stride * bytes));
+  arena_.reserve(reinterpret_cast<char**>(&gates), checked_mul(vectors, m.operands(m.half) * bytes));
   arena_.allocate();
 }
 
@@ -153,18 +156,17 @@ Scratch::Scratch(const Model& m, int width) : seats(new Seat[width]) {
     arena_.reserve(&seat.project_start, m.projected);
     arena_.reserve(&seat.now, m.L);
   }
-  for (float*& rows : z) arena_.reserve(&rows, checked_mul(width, m.gate_pad));
-  const auto operands = [&](void** where, int64_t vectors, int64_t channels) {
-    arena_.reserve(reinterpret_cast<char**>(where),
-                   checked_mul(checked_mul(width, vectors), m.operands(channels) * m.operand_bytes()));
+  arena_.reserve(&z, checked_mul(width, m.gate_pad));
+  const auto operands = [&](void** where, float** scales, int64_t vectors, int64_t channels) {
+    const int64_t n = checked_mul(width, vectors);
+    arena_.reserve(reinterpret_cast<char**>(where), checked_mul(n, m.operands(channels) * m.operand_bytes()));
+    arena_.reserve(scales, n);
   };
-  operands(&past, 1, m.R);
-  operands(&newest, 1, m.R);
-  operands(&gates, m.L, m.half);
-  operands(&skip_operand, 1, m.S);
-  operands(&hidden_operand, 1, m.H);
-  for (float** scale : {&past_scale, &newest_scale, &skip_scale, &hidden_scale}) arena_.reserve(scale, width);
-  arena_.reserve(&gates_scale, checked_mul(width, m.L));
+  const bool whole = m.number == Number::int8;
+  operands(&taps, &tap_scales, whole ? checked_mul(m.L, m.K) : 0, m.R);
+  operands(&gates, &gate_scales, whole ? m.L : 0, m.half);
+  operands(&skip_operand, &skip_scale, 1, m.S);
+  operands(&hidden_operand, &hidden_scale, 1, m.H);
   arena_.allocate();
 }
 

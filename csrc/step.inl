@@ -4,8 +4,6 @@
 // Every thread owns some rows of every matrix, whose weights stay in its own cache, and the threads meet after each
 // stage; what is made of whole vectors (operands, draws) each does for itself. With one thread no meeting takes time.
 // No sum depends on how many threads or streams there are.
-//
-// The products of a layer's older taps wait for nothing: they are made while the gate of the layer before is.
 
 template <class F>
 class Loop {
@@ -26,7 +24,10 @@ class Loop {
     for (;;) {
       if (rank_ == 0) {
         fill_places();
-        for (int b = 0; b < team_.n; ++b) embed(b);
+        for (int b = 0; b < team_.n; ++b) {
+          embed(b);
+          if (!kWhole) round(x(b), m_.R, newest(0, b), nullptr);
+        }
       }
       team_.meet();
       if (team_.leave) return;
@@ -37,6 +38,9 @@ class Loop {
 
  private:
   using Operand = typename F::Operand;
+  // Whether a vector is rounded as a whole, by its largest number: then each thread does it for itself, once all threads
+  // have made their part.
+  static constexpr bool kWhole = F::kNumber == Number::int8;
 
   const Model& m_;
   Team& team_;
@@ -46,6 +50,7 @@ class Loop {
   const Range gate_rows_, x_rows_, skip_rows_, hidden_rows_, out_rows_;  // vectors that this thread owns
   Tiles tiles_;
   Heard heard_[kMaxWidth];
+  const Stream* sitting_[kMaxWidth] = {};  // whose taps stand in `past`, by place
 
   Range share(int64_t vectors) const {
     return {vectors * rank_ / team_.size, vectors * (rank_ + 1) / team_.size};
@@ -60,10 +65,18 @@ class Loop {
   float* skip(int b) const { return team_.skip + b * m_.pad(m_.S); }
   float* hidden(int b) const { return team_.hidden + b * m_.pad(m_.H); }
   float* logits(int b) const { return team_.logits + b * m_.pad(m_.A); }
-  float* z(int64_t l, int b) const { return s_.z[l % 2] + b * m_.gate_pad; }
-  // Rows of this thread's operands.
-  Operand* newest(int b) const { return static_cast<Operand*>(s_.newest) + b * m_.r_stride; }
-  Operand* gates(int b, int64_t l) const { return static_cast<Operand*>(s_.gates) + (b * m_.L + l) * m_.operands(m_.half); }
+  float* z(int b) const { return s_.z + b * m_.gate_pad; }
+  // Rows of operands: shared where threads round their own parts. Taps of a layer, oldest first, the newest last; and
+  // what a unit of each is worth.
+  static Operand* operands(void* shared, void* own) { return static_cast<Operand*>(kWhole ? own : shared); }
+  Operand* taps(int64_t l, int b) const {
+    return operands(team_.taps, s_.taps) + (l * team_.width + b) * m_.K * m_.r_stride;
+  }
+  float* tap_scales(int64_t l, int b) const { return s_.tap_scales + (l * team_.width + b) * m_.K; }
+  Operand* newest(int64_t l, int b) const { return taps(l, b) + (m_.K - 1) * m_.r_stride; }
+  Operand* gates(int64_t l, int b) const {
+    return operands(team_.gates, s_.gates) + (b * m_.L + l) * m_.operands(m_.half);
+  }
   Operand* slot(int b, int64_t l, int64_t index) const {
     return static_cast<Operand*>(stream(b).rings) + (m_.ring_first[l] + index) * m_.r_stride;
   }
@@ -111,13 +124,19 @@ class Loop {
   // --- one sample -----------------------------------------------------------------------------------------------
 
   void step() {
+    bool moved = false;
     for (int b = 0; b < team_.n; ++b) {
       const Team::Place& place = team_.places[b];
       if (seat(b).stream != place.stream) begin(seat(b), *place.stream);
+      if (sitting_[b] != place.stream) {
+        sitting_[b] = place.stream;
+        moved = true;
+        for (int64_t l = 0; l < m_.L; ++l) recall(l, b);
+      }
       heard_[b] = Conditioner(m_, seat(b), gate_rows_, control_.stop).at(place.stream->position + place.made);
     }
+    if (moved) team_.meet();  // for the taps that others have recalled
     keep_stage(&Trace::embed, x(0), m_.R);
-    older_taps(0);
     for (int64_t l = 0; l < m_.L; ++l) layer(l);
     head();
     for (int b = rank_; b < team_.n; b += team_.size) {
@@ -150,97 +169,157 @@ class Loop {
     }
   }
 
-  // z of layer l = conditioning + bias + the products of all taps but the newest.
-  void older_taps(int64_t l) {
-    const float* bias = m_.dilated_bias + l * m_.gate_pad;
-    for (int b = 0; b < team_.n; ++b) {
-      for (int64_t v = gate_rows_.first; v < gate_rows_.last; ++v) {
-        const int64_t row = v * kLanes;
-        store(z(l, b) + row, add(heard_[b].at(l * m_.gate_pad + row), load(bias + row)));
-      }
-    }
-    const int64_t depth = m_.ring_depth[l];
-    for (int64_t k = 0; k + 1 < m_.K; ++k) {  // tap k is (K−1−k)·D samples old; the oldest lies where `now` will go
-      for (int b = 0; b < team_.n; ++b) {
-        const int64_t ahead = seat(b).now[l] + k * m_.dilations[l], index = ahead < depth ? ahead : ahead - depth;
-        copy(static_cast<Operand*>(s_.past) + b * m_.r_stride, slot(b, l, index));
-        if (F::kNumber == Number::int8) s_.past_scale[b] = stream(b).ring_scales[m_.ring_first[l] + index];
-      }
-      const Operands<F> past{static_cast<Operand*>(s_.past), m_.r_stride, s_.past_scale};
-      multiply<F>(m_.dilated[l], m_.layout, gate_rows_, {k, k + 1}, past, team_.n, Sums{z(l, 0), m_.gate_pad});
-    }
-  }
-
-  // One slot of a ring.
-  void copy(Operand* to, const Operand* from) const {
-    __builtin_memcpy(to, from, static_cast<size_t>(m_.R) * sizeof(Operand));
-  }
-
   // x → gate of layer l → x for the layer above.
   void layer(int64_t l) {
-    for (int b = 0; b < team_.n; ++b) {
-      const float* from = x(b);
-      to_operands([from](int64_t i) { return load(from + i); }, m_.R, newest(b), s_.newest_scale + b);
+    const bool more = l + 1 < m_.L;
+    call_for_rings(l);
+    if (kWhole) {
+      for (int b = 0; b < team_.n; ++b) round(x(b), m_.R, newest(l, b), tap_scales(l, b) + m_.K - 1);
     }
-    const Operands<F> tap{newest(0), m_.r_stride, s_.newest_scale};
-    multiply<F>(m_.dilated[l], m_.layout, gate_rows_, {m_.K - 1, m_.K}, tap, team_.n, Sums{z(l, 0), m_.gate_pad});
-    if (l + 1 < m_.L) older_taps(l + 1);
-    for (int b = 0; b < team_.n; ++b) {
-      for (int64_t v = gate_rows_.first; v < gate_rows_.last; v += 2) {
-        const float* both = z(l, b) + v * kLanes;
-        store(gate_row(b) + v / 2 * kLanes, gate(load(both), load(both + kLanes)));
-      }
+    const int64_t stride = m_.K * m_.r_stride;
+    const Operands<F> inputs{taps(l, 0), stride, tap_scales(l, 0), m_.K, m_.r_stride, 1};
+    const Sums sums{z(0), m_.gate_pad, true};
+    // A group of rows passes the gate while the next one is multiplied.
+    Range before{gate_rows_.first, gate_rows_.first};
+    for (int64_t v = gate_rows_.first; v < gate_rows_.last; v += kGroup) {
+      const Range group{v, v + kGroup < gate_rows_.last ? v + kGroup : gate_rows_.last};
+      multiply<F>(m_.dilated[l], m_.layout, group, {0, m_.K}, inputs, team_.n, sums);
+      pass_gate(l, before);
+      before = group;
     }
+    pass_gate(l, before);
     team_.meet();
-    for (int b = 0; b < team_.n; ++b) {
-      if (b % team_.size == rank_) {
-        const int64_t index = seat(b).now[l];
-        copy(slot(b, l, index), newest(b));
-        if (F::kNumber == Number::int8) stream(b).ring_scales[m_.ring_first[l] + index] = s_.newest_scale[b];
-      }
-      seat(b).now[l] = seat(b).now[l] + 1 < m_.ring_depth[l] ? seat(b).now[l] + 1 : 0;
-      const float* from = gate_row(b);
-      to_operands([from](int64_t i) { return load(from + i); }, m_.half, gates(b, l), s_.gates_scale + b * m_.L + l);
+    if (kWhole) {
+      for (int b = 0; b < team_.n; ++b) round(gate_row(b), m_.half, gates(l, b), gate_scales(l, b));
     }
-    if (l + 1 < m_.L) residual(l);
+    if (more) {
+      multiply<F>(m_.residual[l], m_.layout, x_rows_, {0, 1}, gates_from(l), team_.n, Sums{x(0), m_.x_stride});
+    }
+    remember(l);
+    if (more) finish_x(l);
+    team_.meet();
+    for (int b = 0; b < team_.n; ++b) recall(l, b);
     if (stream(0).trace) keep_layer(l);
   }
 
-  void residual(int64_t l) {
-    const float* bias = m_.residual_bias + l * m_.pad(m_.R);
-    for (int b = 0; b < team_.n; ++b) {
-      for (int64_t v = x_rows_.first; v < x_rows_.last; ++v) {
-        float* at = x(b) + v * kLanes;
-        store(at, add(load(at), load(bias + v * kLanes)));
-      }
-    }
-    multiply<F>(m_.residual[l], m_.layout, x_rows_, {0, 1}, gates_of(l), team_.n, Sums{x(0), m_.x_stride});
-    if (m_.residual_scale != 1.f) scale_rows(x(0), m_.x_stride, x_rows_, m_.residual_scale);
-    team_.meet();
-  }
+  // Vectors of rows from one multiplication to the next; even, so that gates are whole.
+  static constexpr int64_t kGroup = kTiled<F> ? 2 * kTileVectors : kAccumulators;
 
-  // The gates of layer l, or of all layers from l on as segments.
-  Operands<F> gates_of(int64_t l) const {
+  float* gate_scales(int64_t l, int b) const { return s_.gate_scales + b * m_.L + l; }
+  // The gates of layer l and of those above it.
+  Operands<F> gates_from(int64_t l) const {
     const int64_t stride = m_.operands(m_.half);
-    return {gates(0, l), m_.L * stride, s_.gates_scale + l, m_.L, stride, 1};
+    return {gates(l, 0), m_.L * stride, gate_scales(l, 0), m_.L, stride, 1};
   }
 
+  // z + conditioning + bias → gates, and their operands where each is rounded by itself.
+  void pass_gate(int64_t l, Range rows) {
+    const float* bias = m_.dilated_bias + l * m_.gate_pad;
+    for (int b = 0; b < team_.n; ++b) {
+      pass_gate(z(b), heard_[b].layer(l * m_.gate_pad), bias, gate_row(b), gates(l, b), m_.half, m_.gate_pad, rows);
+    }
+  }
+  // What the next layer hears lies `next` further and comes from the second cache or beyond: it is called for.
+  static void pass_gate(const float* z, const Heard heard, const float* bias, float* out, Operand* operands,
+                        int64_t half, int64_t next, Range rows) {
+    const auto at = [&](int64_t row) { return add(load(z + row), add(heard.at(row), load(bias + row))); };
+    for (int64_t v = rows.first; v < rows.last; v += 2) {
+      const int64_t c = v / 2 * kLanes;
+      const Floats g = gate(at(2 * c), at(2 * c + kLanes));
+      heard.call_for(2 * c + next);
+      heard.call_for(2 * c + kLanes + next);
+      store(out + c, g);
+      if (!kWhole) round_part(g, c, half, operands);
+    }
+  }
+
+  // One slot of a ring, padding included, which is zero.
+  void copy(Operand* to, const Operand* from) const {
+    constexpr int64_t kVector = kLanes * 4 / static_cast<int64_t>(sizeof(Operand));
+    const int64_t n = m_.r_stride;
+    for (int64_t i = 0; i < n; i += kVector) {
+      store(reinterpret_cast<float*>(to + i), load(reinterpret_cast<const float*>(from + i)));
+    }
+  }
+
+  // Ring slots that the end of this layer will write and read, while there is time to fetch them.
+  void call_for_rings(int64_t l) const {
+    constexpr int64_t kLine = kOperandPad / static_cast<int64_t>(sizeof(Operand));
+    const int64_t n = m_.r_stride, depth = m_.ring_depth[l], dilation = m_.dilations[l], older = m_.K - 1;
+    for (int b = 0; b < team_.n; ++b) {
+      if (!mine(b)) continue;
+      const int64_t now = seat(b).now[l];
+      const Operand* ring = slot(b, l, 0);
+      for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(ring + now * n + i, 1, 3);
+      for (int64_t k = 0; k < older; ++k) {
+        int64_t index = now + 1 + k * dilation;
+        index -= index < depth ? 0 : depth;
+        for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(ring + index * n + i, 0, 3);
+      }
+    }
+  }
+
+  // Whether this thread writes the ring of stream b.
+  bool mine(int b) const { return b % team_.size == rank_; }
+
+  // The newest operands go where the oldest were, which have been copied to the taps.
+  void remember(int64_t l) {
+    for (int b = 0; b < team_.n; ++b) {
+      int64_t& now = seat(b).now[l];
+      if (mine(b)) {
+        copy(slot(b, l, now), newest(l, b));
+        if (kWhole) stream(b).ring_scales[m_.ring_first[l] + now] = tap_scales(l, b)[m_.K - 1];
+      }
+      now = now + 1 < m_.ring_depth[l] ? now + 1 : 0;
+    }
+  }
+
+  // The older taps of the next sample are brought together long before they are needed: rings are longer than caches,
+  // and the operands of a product lie in one piece. Tap k is (K−1−k)·D samples old; the oldest lies at `now`.
+  void recall(int64_t l, int b) {
+    if (!kWhole && !mine(b)) return;
+    const int64_t n = m_.r_stride, depth = m_.ring_depth[l], dilation = m_.dilations[l], older = m_.K - 1;
+    const int64_t now = seat(b).now[l];
+    const Operand* ring = slot(b, l, 0);
+    Operand* to = taps(l, b);
+    for (int64_t k = 0; k < older; ++k) {
+      int64_t index = now + k * dilation;
+      index -= index < depth ? 0 : depth;
+      copy(to + k * n, ring + index * n);
+      if (kWhole) tap_scales(l, b)[k] = stream(b).ring_scales[m_.ring_first[l] + index];
+    }
+  }
+
+  // x gets its bias, is scaled and, where each number is rounded by itself, becomes the operand of the layer above.
+  void finish_x(int64_t l) {
+    const float* bias = m_.residual_bias + l * m_.pad(m_.R);
+    for (int b = 0; b < team_.n; ++b) finish_x(x(b), bias, newest(l + 1, b), m_.R, x_rows_, splat(m_.residual_scale));
+  }
+  static void finish_x(float* x, const float* bias, Operand* operands, int64_t R, Range rows, Floats scale) {
+    for (int64_t c = rows.first * kLanes; c < rows.last * kLanes; c += kLanes) {
+      const Floats done = mul(add(load(x + c), load(bias + c)), scale);
+      store(x + c, done);
+      if (!kWhole) round_part(done, c, R, operands);
+    }
+  }
+
+  static void round(const float* from, int64_t n, Operand* to, float* scale) {
+    to_operands([from](int64_t i) { return load(from + i); }, n, to, scale);
+  }
+
+  // change(row, c) in place of channel c of every stream.
+  template <class Change>
+  void change_rows(float* rows, int64_t stride, Range vectors, const Change& change) {
+    const int64_t n = team_.n, first = vectors.first * kLanes, last = vectors.last * kLanes;
+    for (int64_t b = 0; b < n; ++b, rows += stride) {
+      for (int64_t c = first; c < last; c += kLanes) store(rows + c, change(rows, c));
+    }
+  }
   void scale_rows(float* rows, int64_t stride, Range vectors, float scale) {
-    for (int b = 0; b < team_.n; ++b) {
-      for (int64_t v = vectors.first; v < vectors.last; ++v) {
-        float* at = rows + b * stride + v * kLanes;
-        store(at, mul(load(at), splat(scale)));
-      }
-    }
+    change_rows(rows, stride, vectors, [scale](const float* row, int64_t c) { return mul(load(row + c), splat(scale)); });
   }
-
-  void add_bias(float* rows, int64_t stride, Range vectors, const float* bias, bool keep) {
-    for (int b = 0; b < team_.n; ++b) {
-      for (int64_t v = vectors.first; v < vectors.last; ++v) {
-        float* at = rows + b * stride + v * kLanes;
-        store(at, keep ? add(load(at), load(bias + v * kLanes)) : load(bias + v * kLanes));
-      }
-    }
+  void add_bias(float* rows, int64_t stride, Range vectors, const float* bias) {
+    change_rows(rows, stride, vectors, [bias](const float* row, int64_t c) { return add(load(row + c), load(bias + c)); });
   }
 
   // All gates → skip → hidden → logits.
@@ -258,20 +337,21 @@ class Loop {
     keep_stage(&Trace::logits, logits(0), m_.A);
   }
 
-  // The skip products of all layers. sum: scale·Σ (W[l]·g[l] + bias[l]);
-  // running: total = (total + W[l]·g[l] + bias[l])·scale at every layer but the first.
+  // sum: skip_scale·(Σ W[l]·g[l] + Σ bias[l]);
+  // running: total = (total + W[l]·g[l] + bias[l])·skip_scale at every layer but the first.
   void skip_sum() {
     const int64_t rows = m_.pad(m_.S);
-    const Sums out{skip(0), rows};
+    Sums sums{skip(0), rows, true};
     if (!m_.running_skip) {
-      add_bias(skip(0), rows, skip_rows_, m_.skip_bias_sum.data(), false);
-      multiply<F>(m_.skip, m_.layout, skip_rows_, {0, m_.L}, gates_of(0), team_.n, out);
+      multiply<F>(m_.skip, m_.layout, skip_rows_, {0, m_.L}, gates_from(0), team_.n, sums);
+      add_bias(skip(0), rows, skip_rows_, m_.skip_bias_sum.data());
       if (m_.skip_scale != 1.f) scale_rows(skip(0), rows, skip_rows_, m_.skip_scale);
       return;
     }
     for (int64_t l = 0; l < m_.L; ++l) {
-      add_bias(skip(0), rows, skip_rows_, m_.skip_bias + l * rows, l > 0);
-      multiply<F>(m_.skip, m_.layout, skip_rows_, {l, l + 1}, gates_of(0), team_.n, out);
+      sums.fresh = l == 0;
+      multiply<F>(m_.skip, m_.layout, skip_rows_, {l, l + 1}, gates_from(0), team_.n, sums);
+      add_bias(skip(0), rows, skip_rows_, m_.skip_bias + l * rows);
       if (l > 0) scale_rows(skip(0), rows, skip_rows_, m_.skip_scale);
     }
   }
@@ -285,8 +365,9 @@ class Loop {
       const float* row = from + b * stride;
       to_operands([row](int64_t i) { return relu(load(row + i)); }, n, to + b * operand_stride, scales + b);
     }
-    add_bias(out.out, out.stride, rows, bias, false);
+    out.fresh = true;
     multiply<F>(m, m_.layout, rows, {0, 1}, Operands<F>{to, operand_stride, scales}, team_.n, out);
+    add_bias(out.out, out.stride, rows, bias);
   }
 
   // The draw becomes sound and, unless the history is forced, the newest input.

@@ -120,6 +120,7 @@ struct Team {
 
   float *x, *gate, *skip, *hidden, *logits;  // (width, x_stride) (width, half_pad) (width, pad(S)) (… H) (… A)
   float* weights;                            // (width, A and a sixteenth more): the sampler's
+  void *taps, *gates;                        // operands, but not in int8: (L, width, K, r_stride), (width, L, …)
 
  private:
   Arena arena_;
@@ -145,10 +146,10 @@ struct Scratch {
   };
   std::unique_ptr<Seat[]> seats;
 
-  float* z[2];  // (width, gate_pad), of this layer and of the next
-  // Operands, and in int8 what a unit of each vector is worth.
-  void *past, *newest, *gates, *skip_operand, *hidden_operand;  // (width, r_stride) twice, (width, L, …), (width, …)
-  float *past_scale, *newest_scale, *gates_scale, *skip_scale, *hidden_scale;  // (width), gates (width, L)
+  float* z;  // (width, gate_pad)
+  // Operands, the first two in int8 alone; and in int8 what a unit of each vector is worth.
+  void *taps, *gates, *skip_operand, *hidden_operand;  // (L, width, K, r_stride) (width, L, …) (width, …) (width, …)
+  float *tap_scales, *gate_scales, *skip_scale, *hidden_scale;  // (L, width, K) (width, L) (width) (width)
 
  private:
   Arena arena_;

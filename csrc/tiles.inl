@@ -21,11 +21,7 @@
     }                                                                                \
   } while (0)
 
-constexpr int kTileVectors = 4;  // of rows, worked on together
 constexpr int64_t kTileBytes = 1024, kTileRow = 64;
-
-template <class F>
-constexpr bool kTiled = F::kNumber == Number::bf16 || F::kNumber == Number::int8;
 
 // The shapes of the tiles, set while products are made.
 class Tiles {
@@ -53,84 +49,78 @@ class Tiles {
   int streams_ = 0;
 };
 
-// sums (tiles 0 … NV − 1) += all runs of one segment.
-template <class F, int NV>
-static WAVENET_INLINE void tile_segment(const char* w, int64_t step, const char* x, int64_t x_stride, int64_t runs) {
-  for (int64_t r = 0; r < runs; ++r) {
-    WAVENET_TILE_LOAD(4, x + r * kTileRow, x_stride);
-    WAVENET_TILE_LOAD(5, w, kTileRow);
-    WAVENET_TILE_DOT(F, 0, 5);
-    if constexpr (NV > 1) {
-      WAVENET_TILE_LOAD(6, w + kTileBytes, kTileRow);
-      WAVENET_TILE_DOT(F, 1, 6);
-    }
-    if constexpr (NV > 2) {
-      WAVENET_TILE_LOAD(7, w + 2 * kTileBytes, kTileRow);
-      WAVENET_TILE_DOT(F, 2, 7);
-    }
-    if constexpr (NV > 3) {
-      WAVENET_TILE_LOAD(5, w + 3 * kTileBytes, kTileRow);
-      WAVENET_TILE_DOT(F, 3, 5);
-    }
-    w += step;
+// Sums of NV vectors in tiles 0 and 1, or 2 and 3: pairs take turns, so that one is stored while the next is made.
+#define WAVENET_TILE_SUMS(PAIR, first, second)                                                                      \
+  template <class F, int NV>                                                                                        \
+  static WAVENET_INLINE void add_segment##PAIR(const char* w, int64_t step, const char* x, int64_t x_stride,         \
+                                               int64_t runs) {                                                      \
+    for (int64_t r = 0; r < runs; ++r) {                                                                            \
+      WAVENET_TILE_LOAD(4, x + r * kTileRow, x_stride);                                                             \
+      WAVENET_TILE_LOAD(6, w, kTileRow);                                                                            \
+      WAVENET_TILE_DOT(F, first, 6);                                                                                \
+      if constexpr (NV > 1) {                                                                                       \
+        WAVENET_TILE_LOAD(7, w + kTileBytes, kTileRow);                                                             \
+        WAVENET_TILE_DOT(F, second, 7);                                                                             \
+      }                                                                                                             \
+      w += step;                                                                                                    \
+    }                                                                                                               \
+  }                                                                                                                 \
+  template <int NV>                                                                                                 \
+  static WAVENET_INLINE void load_sums##PAIR(const float* from, int64_t stride) {                                   \
+    WAVENET_TILE_LOAD(first, from, stride);                                                                         \
+    if constexpr (NV > 1) WAVENET_TILE_LOAD(second, from + 16, stride);                                             \
+  }                                                                                                                 \
+  template <int NV>                                                                                                 \
+  static WAVENET_INLINE void zero_sums##PAIR() {                                                                    \
+    WAVENET_TILE_ZERO(first);                                                                                       \
+    if constexpr (NV > 1) WAVENET_TILE_ZERO(second);                                                                \
+  }                                                                                                                 \
+  template <int NV, class T>                                                                                        \
+  static WAVENET_INLINE void store_sums##PAIR(T* to, int64_t stride) {                                              \
+    WAVENET_TILE_STORE(first, to, stride);                                                                          \
+    if constexpr (NV > 1) WAVENET_TILE_STORE(second, to + 16, stride);                                              \
   }
-}
 
-template <int NV>
-static WAVENET_INLINE void load_sums(const float* from, int64_t stride) {
-  WAVENET_TILE_LOAD(0, from, stride);
-  if constexpr (NV > 1) WAVENET_TILE_LOAD(1, from + 16, stride);
-  if constexpr (NV > 2) WAVENET_TILE_LOAD(2, from + 32, stride);
-  if constexpr (NV > 3) WAVENET_TILE_LOAD(3, from + 48, stride);
-}
-
-template <int NV, class T>
-static WAVENET_INLINE void store_sums(T* to, int64_t stride) {
-  WAVENET_TILE_STORE(0, to, stride);
-  if constexpr (NV > 1) WAVENET_TILE_STORE(1, to + 16, stride);
-  if constexpr (NV > 2) WAVENET_TILE_STORE(2, to + 32, stride);
-  if constexpr (NV > 3) WAVENET_TILE_STORE(3, to + 48, stride);
-}
-
-template <int NV>
-static WAVENET_INLINE void zero_sums() {
-  WAVENET_TILE_ZERO(0);
-  if constexpr (NV > 1) WAVENET_TILE_ZERO(1);
-  if constexpr (NV > 2) WAVENET_TILE_ZERO(2);
-  if constexpr (NV > 3) WAVENET_TILE_ZERO(3);
-}
+WAVENET_TILE_SUMS(0, 0, 1)
+WAVENET_TILE_SUMS(1, 2, 3)
 
 // NV vectors of rows of one block.
-template <class F, int NV>
-static void multiply_tiles(const Matrix& m, const Block<F>& block, int64_t vector, Range segments, const Operands<F>& x,
-                           int64_t n, Sums out) {
+template <class F, int NV, int PAIR>
+static WAVENET_INLINE void multiply_tiles(const Matrix& m, const Block<F>& block, int64_t vector, Range segments,
+                                          const Operands<F>& x, int64_t n, Sums out) {
   using Operand = typename F::Operand;
   constexpr int64_t kRun = kTileRow / static_cast<int64_t>(sizeof(Operand));
   const int64_t runs = m.k / kRun, step = block.width * kTileBytes, row = vector * kLanes;
   const char* w = reinterpret_cast<const char*>(block.weights) + (vector - block.first) * kTileBytes;
   const int64_t x_stride = x.stride * static_cast<int64_t>(sizeof(Operand));
   float* first = out.out + row;
+  const auto add = [&](int64_t s) __attribute__((always_inline)) {
+    const char* operands = reinterpret_cast<const char*>(x.x + s * x.segment);
+    PAIR ? add_segment1<F, NV>(w + s * runs * step, step, operands, x_stride, runs)
+         : add_segment0<F, NV>(w + s * runs * step, step, operands, x_stride, runs);
+  };
   if constexpr (F::kNumber == Number::bf16) {
-    load_sums<NV>(first, out.stride * 4);
-    for (int64_t s = segments.first; s < segments.last; ++s) {
-      const char* operands = reinterpret_cast<const char*>(x.x + s * x.segment);
-      tile_segment<F, NV>(w + s * runs * step, step, operands, x_stride, runs);
+    if (out.fresh) {
+      PAIR ? zero_sums1<NV>() : zero_sums0<NV>();
+    } else {
+      PAIR ? load_sums1<NV>(first, out.stride * 4) : load_sums0<NV>(first, out.stride * 4);
     }
-    store_sums<NV>(first, out.stride * 4);
+    for (int64_t s = segments.first; s < segments.last; ++s) add(s);
+    PAIR ? store_sums1<NV>(first, out.stride * 4) : store_sums0<NV>(first, out.stride * 4);
   } else {
     alignas(64) int32_t sums[kMaxWidth * NV * 16];
     const int64_t rows = m.vectors * kLanes;
     for (int64_t s = segments.first; s < segments.last; ++s) {
-      zero_sums<NV>();
-      const char* operands = reinterpret_cast<const char*>(x.x + s * x.segment);
-      tile_segment<F, NV>(w + s * runs * step, step, operands, x_stride, runs);
-      store_sums<NV>(sums, NV * 64);
+      PAIR ? zero_sums1<NV>() : zero_sums0<NV>();
+      add(s);
+      PAIR ? store_sums1<NV>(sums, NV * 64) : store_sums0<NV>(sums, NV * 64);
       for (int64_t b = 0; b < n; ++b) {
         const Floats unit = splat(x.scale[b * x.scale_stride + s * x.scale_segment]);
         for (int v = 0; v < NV; ++v) {
           float* at = first + b * out.stride + v * kLanes;
           const Floats scale = load(m.scale + s * rows + row + v * kLanes);
-          store(at, scaled_sum(load_words(sums + (b * NV + v) * 16), scale, unit, load(at)));
+          const Floats before = out.fresh && s == segments.first ? splat(0.f) : load(at);
+          store(at, scaled_sum(load_words(sums + (b * NV + v) * 16), scale, unit, before));
         }
       }
     }
@@ -140,12 +130,15 @@ static void multiply_tiles(const Matrix& m, const Block<F>& block, int64_t vecto
 template <class F>
 static void multiply_by_tiles(const Matrix& m, const Layout& layout, Range vectors, Range segments,
                               const Operands<F>& x, int64_t n, Sums out) {
+  bool odd = false;
   for_blocks<F>(m, layout, vectors, [&](const Block<F>& block, Range part) {
-    switch (part.size()) {
-      case 4: return multiply_tiles<F, 4>(m, block, part.first, segments, x, n, out);
-      case 3: return multiply_tiles<F, 3>(m, block, part.first, segments, x, n, out);
-      case 2: return multiply_tiles<F, 2>(m, block, part.first, segments, x, n, out);
-      default: return multiply_tiles<F, 1>(m, block, part.first, segments, x, n, out);
+    if (part.size() == 1) {
+      multiply_tiles<F, 1, 0>(m, block, part.first, segments, x, n, out);
+    } else if (odd) {
+      multiply_tiles<F, 2, 1>(m, block, part.first, segments, x, n, out);
+    } else {
+      multiply_tiles<F, 2, 0>(m, block, part.first, segments, x, n, out);
     }
+    odd = !odd;
   });
 }

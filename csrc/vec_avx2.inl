@@ -47,6 +47,7 @@ static WAVENET_INLINE Floats dot_pair(Floats acc, Words w, Words x) {
   acc = fma(floats(shift_left<16>(w)), floats(shift_left<16>(x)), acc);
   return fma(floats(bit_and(w, high)), floats(bit_and(x, high)), acc);
 }
+static WAVENET_INLINE Floats quotient(Floats a, Floats b) { return div(a, b); }
 static WAVENET_INLINE float highest(Floats a) {
   const __m128 half = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   const __m128 quarter = _mm_max_ps(half, _mm_movehl_ps(half, half));

@@ -129,6 +129,7 @@ static WAVENET_INLINE Floats dot_pair(Floats acc, Words w, Words x) {
   return fma(floats(bit_and(w, high)), floats(bit_and(x, high)), acc);
 }
 
+static WAVENET_INLINE Floats quotient(Floats a, Floats b) { return div(a, b); }
 static WAVENET_INLINE float highest(Floats a) {
   float lanes[kLanes];
   std::memcpy(lanes, &a, sizeof lanes);

@@ -162,6 +162,41 @@ def test_streams_do_not_depend_on_batch_slot_or_threads(name: str, threads: int,
     assert (sound[0, : config.hop_length] != sound[3, : config.hop_length]).any()  # another mel, the same seed
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", isas_possible())
+@pytest.mark.parametrize("name", ["odd", "gaussian", "logistic"])
+def test_no_bit_depends_on_how_many_streams_and_threads_share_the_work(name: str, isa: str, dtype: str) -> None:
+    """More streams than are made side by side, of all lengths, some of which end early and leave their place to others:
+    alone, together, shared out over threads, and with the rows of every layer shared out over threads."""
+    config, weights = MODELS[name], random_weights(MODELS[name])
+    batch = 21
+    lengths = np.array([(5 * b) % 7 for b in range(batch)])
+    mel, vectors = random_mel(config, 6, batch), speaker_vectors(config, batch)
+    seeds = list(range(100, 100 + batch))
+    alone = CpuEngine(config, weights, dtype, isa, "streams")
+    expected = np.zeros((batch, 6 * config.hop_length), np.float32)
+    for b, frames in enumerate(lengths):
+        own = None if vectors is None else vectors[b : b + 1]
+        sound = feed(alone, start(alone, [seeds[b]], own), mel[b : b + 1, :, :frames])[0][0]
+        expected[b, : len(sound)] = sound
+    for split, threads in (("streams", 1), ("streams", 3), ("rows", 1), ("rows", 2), ("rows", 5)):
+        engine = CpuEngine(config, weights, dtype, isa, split)
+        state = start(engine, seeds, vectors)
+        sound, ready = feed(engine, state, mel, lengths, threads=threads)
+        assert ready.tolist() == (lengths * config.hop_length).tolist()
+        np.testing.assert_array_equal(sound, expected, f"{split}, {threads} threads")
+        # And so is what they remember.
+        np.testing.assert_array_equal(state.rings[batch // 2], rings_after(alone, mel, lengths, vectors, batch // 2))
+
+
+def rings_after(engine: CpuEngine, mel: Any, lengths: Any, vectors: Any, b: int) -> Any:
+    """What stream b remembers once it was made alone."""
+    own = None if vectors is None else vectors[b : b + 1]
+    state = start(engine, [100 + b], own)
+    feed(engine, state, mel[b : b + 1, :, : lengths[b]])
+    return state.rings[0]
+
+
 def test_streams_that_end_at_different_times_equal_one_shot() -> None:
     engine = engine_of("gaussian")
     config = engine.config

@@ -230,24 +230,26 @@ def test_more_streams_than_memory_holds_are_refused_in_a_sentence() -> None:
         engine.start(np.broadcast_to(np.uint64(0), 1 << 40))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("wrong", ["size", "dtype", "missing"])
-def test_the_native_side_checks_packed_arrays_itself(wrong: str) -> None:
-    config = MODELS["odd"]
-    packed = pack(config, random_weights(config), Layout(8, 8), "fp32")
+def test_the_native_side_checks_packed_arrays_itself(wrong: str, dtype: str) -> None:
+    config, isa = MODELS["odd"], isas_possible()[-1]
+    packed = pack(config, random_weights(config), layouts_of(isa), dtype)
     for name in packed:
         bad = dict(packed)
         if wrong == "missing":
             del bad[name]
         else:
-            bad[name] = packed[name].ravel()[:-1].copy() if wrong == "size" else packed[name].astype(np.uint16)
+            bad[name] = packed[name].ravel()[:-1].copy() if wrong == "size" else packed[name].astype(np.float64)
         with pytest.raises(ValueError, match=name):
-            _engine.Model(encode(config), "fp32", 8, 8, bad)
+            _engine.Model(encode(config), dtype, isa, bad)
 
 
 @pytest.mark.parametrize(
     "field",
     [
         "rings",
+        "ring_scales",
         "inputs",
         "filters",
         "positions",
@@ -267,11 +269,11 @@ def test_the_native_side_checks_packed_arrays_itself(wrong: str) -> None:
 )
 def test_the_native_side_checks_every_array_of_a_call(field: str) -> None:
     """Called past the Python checks with one array too short, of another type, or strided: refused, never read."""
-    engine = engine_of("gaussian")
+    engine = engine_of("gaussian", "int8")
     state = start(engine, 2)
     T = FRAMES * engine.config.hop_length
     stateful = {
-        "rings": state.rings.reshape(2, -1), "inputs": state.inputs, "filters": state.filters,
+        "rings": state.rings.reshape(2, -1), "ring_scales": state.ring_scales, "inputs": state.inputs, "filters": state.filters,
         "positions": state.positions, "seeds": state.seeds, "speakers": state.speakers, "received": state.frames,
         "pending": state.mel, "pending_counts": state.mel_frames,
     }  # fmt: skip
@@ -285,7 +287,7 @@ def test_the_native_side_checks_every_array_of_a_call(field: str) -> None:
         native = _engine.State(**{k: changes.get(k, v) for k, v in stateful.items()})
         rest = {k: changes.get(k, v) for k, v in call.items()}
         _engine.generate(
-            model=engine._model, isa=engine.isa, state=native, temperature=1.0, threads=1, audio=None, trace=None,
+            model=engine._model, state=native, temperature=1.0, threads=1, split="auto", audio=None, trace=None,
             progress=None, **rest,
         )  # fmt: skip
 
@@ -321,7 +323,7 @@ def test_the_native_side_checks_every_number_of_a_call(field: str, value: float)
     native = state.native()
     with pytest.raises(ValueError):
         _engine.generate(
-            model=engine._model, isa=engine.isa, state=native, mel=random_mel(engine.config, FRAMES, 1),
+            model=engine._model, state=native, split="auto", mel=random_mel(engine.config, FRAMES, 1),
             frames=arrays["frames"], ended=np.array([True]), counts=arrays["counts"], temperature=1.0, threads=1,
             forced=arrays["forced"], audio=None, raw=np.zeros((1, T), np.float32), logits=None, trace=None,
             progress=None,

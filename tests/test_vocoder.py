@@ -493,8 +493,8 @@ def test_what_it_says_about_itself(voc, checkpoint, backend):
 def test_unknown_devices_and_formats(checkpoint, backend):
     with pytest.raises(BackendError, match="device is 'cuda'"):
         Vocoder(checkpoint, backend, device="cuda")
-    with pytest.raises(BackendError, match="dtype is 'int8'"):
-        Vocoder(checkpoint, backend, dtype="int8")
+    with pytest.raises(BackendError, match="dtype is 'fp8'"):
+        Vocoder(checkpoint, backend, dtype="fp8")
 
 
 def test_bf16_is_another_number_format_but_nearly_the_same_model(checkpoint, backend, voc, mel, sound):

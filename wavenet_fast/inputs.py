@@ -136,6 +136,17 @@ def as_counts(counts: Any, batch: int, limit: int, name: str) -> NDArray[np.int6
     return array.astype(np.int64)
 
 
+def as_fold(fold: Any) -> int:
+    """The pieces an utterance may be cut into: a positive integer; None is 1."""
+    if fold is None:
+        return 1
+    if isinstance(fold, (bool, np.bool_)) or not isinstance(fold, (int, np.integer)) or fold < 1:
+        raise InputError(
+            f"fold is {fold!r}; it is the number of pieces that an utterance is cut into, 1 (not cut, exact) or more"
+        )
+    return int(fold)
+
+
 def check_length(counts: NDArray[np.int64], hop: int) -> None:
     """Raises `InputError` where an utterance of one call is longer than `MAX_CALL_SAMPLES`."""
     longest = int(counts.max(initial=0))

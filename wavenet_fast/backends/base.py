@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import WaveNetConfig
-from ..errors import StateError
+from ..errors import ShapeError, StateError
 
 Progress = Callable[[int, int], None]
 """Called as progress(samples done, samples in all) while a call runs; what it raises stops the call."""
@@ -44,6 +44,14 @@ class State(Protocol):
         """Make the streams in `mask` (B,) as fresh as `Engine.start` makes them, with new seeds (B,) and speaker
         vectors (B, P) where given, else with their own."""
 
+    def begin_at(self, first: NDArray[np.int64], mel: NDArray[np.float32]) -> None:
+        """Put fresh streams at frame first[b] (B,) of their utterances, as if they had been silent until then.
+
+        mel  float32 (B, M, context + look-ahead): frames first − context … first + look-ahead − 1, thereby received
+             (what would lie before frame 0 is never read); the next to feed is first + look-ahead
+
+        A stream whose first is 0 stays as it is. Raises `StateError` where one has already received frames."""
+
     def state_dict(self) -> dict[str, Any]:
         """A copy as NumPy arrays and small values, which `load_state_dict` of the same model takes."""
 
@@ -63,6 +71,19 @@ def check_identity(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
             raise StateError(f"this state has {name} {given!r}; here it must be {own[name]!r}")
     if state.keys() != own.keys():
         raise StateError(f"this state lacks or adds {sorted(state.keys() ^ own.keys())}; it was not saved here")
+
+
+def check_beginning(
+    first: NDArray[np.int64], mel: NDArray[np.float32], shape: tuple[int, ...], received: NDArray[np.int64]
+) -> None:
+    """Raises `ShapeError` and `StateError` unless `State.begin_at` can do what is asked; `shape` is that of its mel,
+    `received` (B,) how many frames each stream has."""
+    if first.shape != shape[:1] or mel.shape != shape:
+        raise ShapeError(
+            f"first has shape {first.shape} and mel {mel.shape}; these streams need {shape[:1]} and {shape}"
+        )
+    if (first < 0).any() or ((first > 0) & (received > 0)).any():
+        raise StateError("only a fresh stream can begin in the middle, at frame 0 or later; reset it first")
 
 
 def as_array(value: Any, name: str) -> NDArray[Any]:

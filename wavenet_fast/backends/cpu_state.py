@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _engine
-from ..conditioning import MAX_STREAM_SAMPLES, ready_samples
+from ..conditioning import MAX_STREAM_SAMPLES, lookahead_frames, ready_samples
 from ..config import OneHotInput
 from ..errors import InputError, ShapeError, StateError
-from .base import as_array, check_identity
+from .base import as_array, check_beginning, check_identity
 
 if TYPE_CHECKING:
     from .cpu import CpuEngine
@@ -85,6 +85,17 @@ class CpuState:
             if speakers is not None:
                 self.speakers[mask] = self.engine.checked_speakers(speakers, self.batch)[mask]
             self._start(mask)
+
+    def begin_at(self, first: NDArray[np.int64], mel: NDArray[np.float32]) -> None:
+        """See `base.State.begin_at`."""
+        c = self.engine.config
+        check_beginning(first, mel, (self.batch, c.n_mels, self.engine.kept), self.frames)
+        with self.exclusively():
+            for b in np.flatnonzero(first):
+                self.positions[b] = first[b] * c.hop_length
+                self.frames[b] = first[b] + lookahead_frames(c)
+                kept = self.mel_frames[b] = int(self.engine.kept_frames(self.positions[b], self.frames[b]))
+                self.mel[b, :kept] = mel[b, :, self.engine.kept - kept :].T
 
     def state_dict(self) -> dict[str, Any]:
         """See `base.State.state_dict`. The same for every instruction set."""

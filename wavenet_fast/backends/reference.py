@@ -23,7 +23,7 @@ from ..reference import State as NetworkState
 from ..rng import uniforms
 from ..sampling import sample
 from ..signal import drawn_signal, fed_back, heard_signal, to_waveform, without_emphasis
-from .base import Progress, as_array, check_identity
+from .base import Progress, as_array, check_beginning, check_identity
 
 _STATE_VERSION = 1
 
@@ -84,6 +84,13 @@ class ReferenceState:
             seed = old.seed if seeds is None else int(seeds[b])
             speaker = old.speaker if speakers is None else speakers[b]
             self.streams[b] = Stream(self._engine.model, seed, speaker)
+
+    def begin_at(self, first: NDArray[np.int64], mel: NDArray[np.float32]) -> None:
+        check_beginning(first, mel, (self.batch, *self._engine.window), self.frames)
+        for b in np.flatnonzero(first):
+            stream, ahead = self.streams[b], lookahead_frames(self._engine.config)
+            stream.network.t, stream.frames = int(first[b]) * self._engine.config.hop_length, int(first[b]) + ahead
+            stream.mel = mel[b, :, mel.shape[2] - self._engine.kept_frames(stream) :].copy()
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {**self._engine.identity, "batch": self.batch}
@@ -147,6 +154,7 @@ class ReferenceEngine:
         self.model = Reference(config, {name: torch.tensor(weight) for name, weight in weights.items()}, dtype)
         self._categorical = isinstance(config.head, CategoricalHead)
         self._lookahead, self._context = lookahead_frames(config), context_frames(config)
+        self.window = config.n_mels, self._context + self._lookahead
         digest = hashlib.sha256(repr(encode(config)).encode())
         for tensor in self.model.weights.values():
             digest.update(tensor.numpy().tobytes())

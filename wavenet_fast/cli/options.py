@@ -37,6 +37,7 @@ class Settings:
     batch: int
     strict_mel: bool
     layout: Any = "ct"
+    fold: int = 1
 
 
 def _decorated(options: list[Callable[[F], F]]) -> Callable[[F], F]:
@@ -61,7 +62,7 @@ engine_options = _decorated(
             "--threads",
             type=click.IntRange(1, 1024),
             metavar="N",
-            help="Threads; a stream uses one, so more help with --batch.",
+            help="Threads; a stream uses one, so more help with --batch or --fold.",
         ),
     ]
 )
@@ -75,6 +76,9 @@ speech_options = _decorated(
                      help="wav is 16-bit; s16le and f32le are raw PCM."),
         click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True, metavar="N",
                      help="Files vocoded together."),
+        click.option("--fold", type=click.IntRange(1), default=1, show_default="1, exact", metavar="N",
+                     help="Cut each file into up to N pieces, vocode them side by side and join them: approximate, for "
+                     "long files. Nothing is written before a file is done."),
         click.option("--strict-mel", is_flag=True, help="Refuse mels that look like another recipe's."),
     ]
 )  # fmt: skip

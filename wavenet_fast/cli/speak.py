@@ -1,7 +1,8 @@
 """Mels → sound files: as many streams at once as --batch says, each written chunk by chunk as it is made.
 
 A lane that has finished its file begins the next one at once, so a long file holds up no other. Every file has the
-same seed and its own stream, so what else is vocoded beside it changes none of its samples.
+same seed and its own stream, so what else is vocoded beside it changes none of its samples. With --fold, files are made
+one after the other, each whole before it is written: its pieces are the streams.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def facts_of(voice: Vocoder, name: str, settings: Settings) -> dict[str, Any]:
         "sample_rate": voice.sample_rate,
         "seed": settings.seed,
         "temperature": temperature,
+        "fold": settings.fold,
     }
 
 
@@ -80,6 +82,8 @@ class Speech:
 
     def run(self) -> None:
         """Vocode every job. Whatever stops it, no unfinished file is left under a name that held a finished one."""
+        if self.settings.fold > 1:
+            return self._run_folded()
         waiting, s = iter(self.plan.jobs), self.settings
         size = max(1, min(s.batch, len(self.plan.jobs)))
         self.lanes = [None] * size
@@ -93,6 +97,36 @@ class Speech:
             warnings.simplefilter("ignore", MelMismatchWarning)
             while self._fill(waiting):
                 self._turn(streams)
+
+    def _run_folded(self) -> None:
+        """Vocode the jobs one by one, each in pieces."""
+        with ExitStack() as stack:
+            stack.push(self._abandon)
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore", MelMismatchWarning)
+            for job in self.plan.jobs:
+                with self.report.surviving(job):
+                    lane = self._begin(job)
+                    self.lanes = [lane]
+                    lane.output.write(self._folded(lane.mel))
+                    self._finish(lane)
+                for left in filter(None, self.lanes):
+                    left.output.discard()  # nothing to do where it is finished
+                self.lanes = []
+
+    def _folded(self, mel: NDArray[np.float32]) -> NDArray[np.float32]:
+        s, told, began = self.settings, 0, time.perf_counter()
+
+        def tell(done: int, _: int) -> None:
+            nonlocal told
+            self.progress.advance((done - told) / self.voice.sample_rate)
+            told = done
+
+        sound: NDArray[np.float32] = self.voice(
+            mel, seed=s.seed, temperature=s.temperature, speaker=s.speaker, fold=s.fold, progress=tell
+        )
+        self.report.working += time.perf_counter() - began
+        return sound
 
     def _fill(self, waiting: Iterator[Job]) -> bool:
         """Give every empty lane the next job that can be begun; False when nothing is left to do."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import AudioError
+from ..errors import AudioError, InputError
 from ..recipe import recipe_differences
 from .files import MEL_SUFFIXES, SOUND_SUFFIXES, Job, make_plan, readable
 from .options import (
@@ -47,7 +47,7 @@ def vocode_command(inputs: tuple[str, ...], **options: Any) -> int:  # fmt: skip
 
     A folder IN keeps its tree below OUT; what is already there is skipped, and files that cannot be used are reported
     while the rest is done (exit code 3). "-" reads one mel from stdin or writes sound to stdout. Ctrl-C leaves what is
-    made so far as a valid file."""
+    made so far as a valid file, with --fold the files that are done."""
     return speak_files(inputs, MEL_SUFFIXES, "mel files", read_mel_for, **options)
 
 
@@ -73,13 +73,17 @@ def speak_files(
     inputs: Sequence[str], suffixes: Sequence[str], what: str, read: Callable[[Vocoder, Job], Any],
     *, out: str, overwrite: bool, report: str | None, as_json: bool, quiet: bool,
     seed: int, temperature: float | None, speaker: str | None, format_: str, batch: int, strict_mel: bool,
-    layout: str = "ct", voice: str | None, **engine: Any,
+    fold: int, layout: str = "ct", voice: str | None, **engine: Any,
 ) -> int:  # fmt: skip
     """Vocode the mel that `read` finds for each input; the exit code. The rest are the options of the commands."""
     from .speak import Speech, facts_of
 
+    if fold > 1 and batch > 1:
+        raise InputError(
+            f"--batch {batch} vocodes several files together, --fold {fold} the pieces of one; give one of the two"
+        )
     plan = make_plan(inputs, out, suffixes, FORMATS[format_][0], overwrite, what)
-    settings = Settings(seed, temperature, parse_speaker(speaker), format_, batch, strict_mel, layout)
+    settings = Settings(seed, temperature, parse_speaker(speaker), format_, batch, strict_mel, layout, fold)
     voice = voice or default_voice()
     loaded = load_voice(voice, **engine)
     told = Report(plan, facts_of(loaded, voice, settings))
