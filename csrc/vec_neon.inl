@@ -1,8 +1,9 @@
 // Vec interface on NEON: 8 lanes in two registers of four. WAVENET_SDOT says whether the CPU multiplies int8 quads
 // itself. kernels.inl says what the functions mean.
 //
-// Blocks of 8 vectors keep 16 sums in registers: as many as four multipliers of four cycles' latency need, and it leaves
-// 16 of the 32 registers to the weights, the operands and constants. Two streams keep 16 sums as well, and their weights.
+// Blocks of 8 vectors keep 16 sums in registers: as many as four multipliers of four cycles' latency need, and it
+// leaves 16 of the 32 registers to the weights, the operands and constants. Two streams keep 16 sums as well, and their
+// weights.
 
 constexpr int kLanes = 8;
 constexpr int kAccumulators = 8;
