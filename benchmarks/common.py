@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import wavenet_fast as wf
+from wavenet_fast import bench_gate
 from wavenet_fast.backends import BACKENDS
 from wavenet_fast.backends.base import Engine
 from wavenet_fast.backends.reference import ReferenceEngine
-from wavenet_fast.cases import CASES, case, random_weights
-from wavenet_fast.checkpoint import load_checkpoint, resolve
-from wavenet_fast.config import OneHotInput
+from wavenet_fast.bench import case_subject, voice_subject
+from wavenet_fast.bench_gate import forced_history
+from wavenet_fast.cases import CASES
 from wavenet_fast.doctor import examine
 
 Weights = Mapping[str, np.ndarray]
@@ -34,17 +35,13 @@ class GateError(SystemExit):
 
 def model_of(name: str) -> tuple[wf.WaveNetConfig, Weights]:
     """Configuration and weights of a case, a bundled voice or a checkpoint directory."""
-    if name in CASES:
-        return case(name), random_weights(case(name))
-    checkpoint = load_checkpoint(resolve(name))
-    return checkpoint.config, checkpoint.weights
+    subject = case_subject(name) if name in CASES else voice_subject(name)
+    return subject.config, subject.weights
 
 
 def standard_mel(config: wf.WaveNetConfig, weights: Weights, frames: int, batch: int = 1) -> NDArray[np.float32]:
     """Noise with the mean and spread of the voice's own mels, (B, M, frames)."""
-    mel = np.random.default_rng(0).standard_normal((batch, config.n_mels, frames)).astype(np.float32)
-    mean, scale = weights.get("mel.mean"), weights.get("mel.scale")
-    return mel if mean is None or scale is None else mel * scale[:, None] + mean[:, None]
+    return bench_gate.standard_mel(config, weights, batch, frames)
 
 
 def generate(engine: Engine, mel: NDArray[np.float32], **options: Any) -> int:
@@ -55,14 +52,6 @@ def generate(engine: Engine, mel: NDArray[np.float32], **options: Any) -> int:
     frames = np.full(batch, mel.shape[2])
     sound, _ = engine.advance(state, mel, frames, np.ones(batch, bool), 1.0, **options)
     return sound.size
-
-
-def forced_history(config: wf.WaveNetConfig, samples: int) -> NDArray[Any]:
-    """What is heard instead of one's own draws, (1, samples): classes, or values in −1 … 1."""
-    rng = np.random.default_rng(1)
-    if isinstance(config.input, OneHotInput):
-        return rng.integers(0, config.out_channels, (1, samples))
-    return rng.uniform(-1, 1, (1, samples)).astype(np.float32)
 
 
 def logits(engine: Engine, mel: NDArray[np.float32], frames: int = 1) -> NDArray[np.float32]:

@@ -11,9 +11,14 @@
 
 #include "dispatch.h"
 #include "run.h"
+#include "stages.h"
 
 namespace py = pybind11;
 using namespace wavenet;
+
+namespace wavenet {
+void bind_bandwidth(py::module_& module);  // bind_bandwidth.cpp
+}
 
 namespace {
 
@@ -366,7 +371,8 @@ bool generate(const Engine& m, const State& state, const py::array& mel, const p
   }
   if (streams.empty()) return true;
 
-  const Plan plan = plan_call(m, static_cast<int64_t>(streams.size()), trace.is_none() ? threads : 1, split_named(split));
+  const Plan plan =
+      plan_call(m, static_cast<int64_t>(streams.size()), trace.is_none() ? threads : 1, split_named(split));
   Control control;
   const py::gil_scoped_release release;
   return run(m, *m.kernels, streams, plan, control, [&] {
@@ -425,12 +431,13 @@ PYBIND11_MODULE(_engine, module) {
   module.def("isas", &describe_isas);
   py::class_<Engine>(module, "Model")
       .def(py::init(&make_engine), py::arg("config"), py::arg("dtype"), py::arg("isa"), py::arg("arrays"))
-      .def("plan",
-           [](const Engine& m, int64_t streams, int threads, const std::string& split) {
-             const Plan plan = plan_call(m, streams, threads, split_named(split));
-             return py::make_tuple(plan.teams, plan.size, plan.width);
-           },
-           py::arg("streams"), py::arg("threads"), py::arg("split"))
+      .def(
+          "plan",
+          [](const Engine& m, int64_t streams, int threads, const std::string& split) {
+            const Plan plan = plan_call(m, streams, threads, split_named(split));
+            return py::make_tuple(plan.teams, plan.size, plan.width);
+          },
+          py::arg("streams"), py::arg("threads"), py::arg("split"))
       .def_property_readonly("streamed_bytes", &Engine::streamed_bytes)
       .def_property_readonly("ring_channels", [](const Engine& m) { return m.r_stride; })
       .def_property_readonly("lookahead_frames", [](const Engine& m) { return m.lookahead_frames; })
@@ -439,8 +446,8 @@ PYBIND11_MODULE(_engine, module) {
       .def(py::init([](py::array rings, py::array ring_scales, py::array inputs, py::array filters, py::array positions,
                        py::array seeds, py::array speakers, py::array received, py::array pending,
                        py::array pending_counts) {
-             return State{rings, ring_scales, inputs, filters, positions, seeds, speakers, received, pending,
-                          pending_counts};
+             return State{rings, ring_scales, inputs,   filters, positions,
+                          seeds, speakers,    received, pending, pending_counts};
            }),
            py::kw_only(), py::arg("rings"), py::arg("ring_scales"), py::arg("inputs"), py::arg("filters"),
            py::arg("positions"), py::arg("seeds"), py::arg("speakers"), py::arg("received"), py::arg("pending"),
@@ -451,4 +458,16 @@ PYBIND11_MODULE(_engine, module) {
              py::arg("progress"));
   module.def("gate", &gate_values, py::arg("isa"), py::arg("a"), py::arg("b"));
   module.def("exponential", &exponential_values, py::arg("isa"), py::arg("x"));
+  bind_bandwidth(module);
+  py::class_<StageRoom>(module, "Stages")
+      .def(py::init([](const Engine& m, int streams) { return std::make_unique<StageRoom>(m, *m.kernels, streams); }),
+           py::arg("model"), py::arg("streams"), py::keep_alive<1, 2>())
+      .def("run", &StageRoom::run, py::arg("stage"), py::arg("times"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "row",
+          [](const StageRoom& room, const std::string& name, int stream) {
+            const std::vector<float> row = room.row(name, stream);
+            return py::array_t<float>(static_cast<py::ssize_t>(row.size()), row.data());
+          },
+          py::arg("name"), py::arg("stream"));
 }

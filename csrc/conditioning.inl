@@ -146,13 +146,15 @@ struct Projection {
 struct Heard {
   const float *a, *b;
   Floats weight;
+  template <bool kBlend>
   WAVENET_INLINE Floats at(int64_t row) const {
     const Floats left = load(a + row);
-    return b ? fma(sub(load(b + row), left), weight, left) : left;
+    return kBlend ? fma(sub(load(b + row), left), weight, left) : left;
   }
-  void call_for(int64_t row) const {
+  template <bool kBlend>
+  WAVENET_INLINE void call_for(int64_t row) const {
     __builtin_prefetch(a + row);
-    if (b) __builtin_prefetch(b + row);
+    if (kBlend) __builtin_prefetch(b + row);
   }
   // From row `row` on.
   Heard layer(int64_t row) const { return {a + row, b ? b + row : nullptr, weight}; }

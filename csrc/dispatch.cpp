@@ -102,7 +102,8 @@ std::vector<Isa> list() {
   all.push_back({&avx512::kernels, cpu.avx512, "AVX-512 F, BW, VL, DQ", true});
   all.push_back({&avx512vnni::kernels, cpu.avx512vnni, "AVX-512 F, BW, VL, DQ, VNNI", true});
   all.push_back({&avx512bf16::kernels, cpu.avx512bf16, "AVX-512 F, BW, VL, DQ, VNNI, BF16", true});
-  all.push_back({&amx::kernels, cpu.amx, "AVX-512 BF16 and AMX tiles for bf16 and int8, and the kernel's permission to use them", true});
+  all.push_back({&amx::kernels, cpu.amx,
+                 "AVX-512 BF16 and AMX tiles for bf16 and int8, and the kernel's permission to use them", true});
 #elif defined(__aarch64__)
   all.push_back({&neon::kernels, true, "64-bit ARM", true});
   all.push_back({&neondot::kernels, has_dot_products(), "64-bit ARM with dot products of bytes (asimddp)", true});

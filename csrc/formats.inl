@@ -64,22 +64,16 @@ struct Int8 {
 // bf16: rounded to nearest, ties to even.
 static WAVENET_INLINE void store_operand(float* p, Floats a) { store(p, a); }
 static WAVENET_INLINE void store_operand(uint16_t* p, Floats a) { store_bf16(p, a); }
+static WAVENET_INLINE void store_operand(int8_t*, Floats) {}  // never called: int8 rounds whole vectors, see below
 
-// `read(i)` (n numbers) → operands; those of the last vector beyond n become zero, so that what stands there never meets
-// a weight.
+// `read(i)` (n numbers) → operands; those of the last vector beyond n become zero, so that what stands there never
+// meets a weight.
 template <class Operand, class Read>
 static WAVENET_INLINE void to_operands(const Read& read, int64_t n, Operand* operands, float*) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store_operand(operands + i, read(i));
   if (i < n) store_operand(operands + i, first(n - i, read(i)));
 }
-
-// Channels c … c + kLanes − 1 of n as operands.
-template <class Operand>
-static WAVENET_INLINE void round_part(Floats a, int64_t c, int64_t n, Operand* operands) {
-  store_operand(operands + c, n - c < kLanes ? first(n - c, a) : a);
-}
-static WAVENET_INLINE void round_part(Floats, int64_t, int64_t, int8_t*) {}  // never: int8 rounds whole vectors
 
 // int8: x ≈ q · scale with scale = max|x| / 127 and q = x · (127 / max|x|) to the nearest integer, ties to even.
 template <class Read>

@@ -5,4 +5,5 @@
 #include <cstring>
 
 #include "philox.h"
+#include "stages.h"
 #include "stream.h"

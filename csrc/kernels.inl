@@ -14,7 +14,8 @@
 //   store_bf16               rounded to nearest, ties to even
 //   dot_pair(acc, w, x)      acc + the products of both bf16 halves of w and x, in an order of the ISA's own
 //   Quads, splat_quad        four int8 operands in every lane, made ready for:
-//   dot_quad(acc, w, x)      acc + the four products of the int8 bytes of w and x, exact in int32; where kUnsignedQuads,
+//   dot_quad(acc, w, x)      acc + the four products of the int8 bytes of w and x, exact in int32; where
+//   kUnsignedQuads,
 //                            of w and x + 128, so that sums begin at −128 · Σ w
 //   kAccumulators, kStreams  vectors of rows that one stream keeps in registers; streams worked on together, with half
 //                            as many vectors each
@@ -62,10 +63,14 @@ static void multiply(const Matrix& m, const Layout& layout, Range vectors, Range
 #include "conditioning.inl"
 #include "sample.inl"
 #include "step.inl"
+#include "bandwidth.inl"
+#include "stages.inl"
 
 #if WAVENET_TILES
 #define WAVENET_NARROW(run, pack) {kLanes, kTileVectors, run, pack}
+#define WAVENET_READ_TILES read_tiles
 #else
+#define WAVENET_READ_TILES nullptr
 #define WAVENET_NARROW(run, pack) {kLanes, kAccumulators, pack, pack}
 #endif
 
@@ -76,6 +81,9 @@ const Kernels kernels = {
     generate,
     gate_array,
     exponential_array,
+    read_vectors,
+    WAVENET_READ_TILES,
+    run_stage,
 };
 
 }  // namespace WAVENET_ISA

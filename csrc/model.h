@@ -114,7 +114,7 @@ struct Model {
   int64_t r_stride;  // operands of a ring slot
   int64_t ring_slots;
   std::vector<int64_t> ring_first, ring_depth;  // slots of each layer
-  int64_t projected;  // L · gate_pad: one projected conditioning column
+  int64_t projected;                            // L · gate_pad: one projected conditioning column
 
   // Weights.
   const float *mel_mean = nullptr, *mel_scale = nullptr;

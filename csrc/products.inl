@@ -25,7 +25,7 @@ struct Sums {
 // weights of two steps are.
 template <class F, int NV, int NB>
 static WAVENET_INLINE void accumulate(typename F::Sum (&sum)[NB][NV], const typename F::Weight* w, int64_t step,
-                               const typename F::Operand* x, int64_t x_stride, int64_t k) {
+                                      const typename F::Operand* x, int64_t x_stride, int64_t k) {
   for (int64_t i = 0; i < k; i += F::kPack) {
     if constexpr (NB == 1) {
       const auto operand = F::spread(x + i);
@@ -54,8 +54,8 @@ struct Block {
 };
 
 template <class F, int NV, int NB>
-static void multiply_block(const Matrix& m, const Block<F>& block, int64_t vector, Range segments,
-                           const Operands<F>& x, Sums out) {
+static void multiply_block(const Matrix& m, const Block<F>& block, int64_t vector, Range segments, const Operands<F>& x,
+                           Sums out) {
   const auto* w = block.weights + (vector - block.first) * F::kPack * kLanes;
   const int64_t row = vector * kLanes, segment_size = m.k * block.width * kLanes;
   float* first = out.out + row;
@@ -94,7 +94,7 @@ static void multiply_block(const Matrix& m, const Block<F>& block, int64_t vecto
 // Vectors [vector, last) of a block, NV at a time and fewer where fewer are left.
 template <class F, int NV, int NB>
 static WAVENET_INLINE void multiply_vectors(const Matrix& m, const Block<F>& block, int64_t vector, int64_t last,
-                                     Range segments, const Operands<F>& x, Sums out) {
+                                            Range segments, const Operands<F>& x, Sums out) {
   for (; last - vector >= NV; vector += NV) multiply_block<F, NV, NB>(m, block, vector, segments, x, out);
   if constexpr (NV > 1) {
     if (vector < last) multiply_vectors<F, (NV > 4 ? NV - 1 : NV / 2), NB>(m, block, vector, last, segments, x, out);
@@ -104,7 +104,7 @@ static WAVENET_INLINE void multiply_vectors(const Matrix& m, const Block<F>& blo
 // Streams [b, n), NB at a time and fewer where fewer are left.
 template <class F, int NB>
 static WAVENET_INLINE void multiply_streams(const Matrix& m, const Block<F>& block, Range vectors, Range segments,
-                                     Operands<F> x, int64_t n, Sums out) {
+                                            Operands<F> x, int64_t n, Sums out) {
   constexpr int kVectors = NB == 1 ? kAccumulators : kAccumulators / 2;
   for (; n >= NB; n -= NB) {
     multiply_vectors<F, kVectors, NB>(m, block, vectors.first, vectors.last, segments, x, out);

@@ -1,5 +1,7 @@
 #include "run.h"
 
+#include "denormals.h"
+
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
@@ -34,29 +36,6 @@ int64_t ready_samples(const Model& model, int64_t frames, bool ended) {
 }
 
 namespace {
-
-// Numbers below 1e-38 count as zero while samples are made: a decaying value in a ring would otherwise slow every
-// product it meets a hundredfold. The old mode is put back.
-class FlushDenormals {
- public:
-#if defined(__x86_64__)
-  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040u); }  // FTZ, DAZ
-  ~FlushDenormals() { _mm_setcsr(before_); }
-
- private:
-  unsigned before_;
-#elif defined(__aarch64__)
-  FlushDenormals() {
-    __asm__ volatile("mrs %0, fpcr" : "=r"(before_));
-    const uint64_t mode = before_ | (uint64_t{1} << 24);  // FZ
-    __asm__ volatile("msr fpcr, %0" : : "r"(mode));
-  }
-  ~FlushDenormals() { __asm__ volatile("msr fpcr, %0" : : "r"(before_)); }
-
- private:
-  uint64_t before_;
-#endif
-};
 
 struct SampleLoop {
   SampleLoop() { ++sample_loops; }
@@ -126,9 +105,9 @@ Team::Team(const Model& m, int width) : width(width) {
   arena_.reserve(&hidden, checked_mul(width, m.pad(m.H)));
   arena_.reserve(&logits, checked_mul(width, m.pad(m.A)));
   arena_.reserve(&weights, checked_mul(width, m.sampler_floats()));
-  const int64_t vectors = m.number == Number::int8 ? 0 : checked_mul(width, m.L), bytes = m.operand_bytes();
-  arena_.reserve(reinterpret_cast<char**>(&taps), checked_mul(vectors, m.K * m.r_stride * bytes));
-  arena_.reserve(reinterpret_cast<char**>(&gates), checked_mul(vectors, m.operands(m.half) * bytes));
+  const int64_t rows = m.number == Number::int8 ? 0 : width, bytes = m.operand_bytes();
+  arena_.reserve(reinterpret_cast<char**>(&taps), checked_mul(2 * rows, m.K * m.r_stride * bytes));
+  arena_.reserve(reinterpret_cast<char**>(&gates), checked_mul(checked_mul(rows, m.L), m.operands(m.half) * bytes));
   arena_.allocate();
 }
 
@@ -163,7 +142,7 @@ Scratch::Scratch(const Model& m, int width) : seats(new Seat[width]) {
     arena_.reserve(scales, n);
   };
   const bool whole = m.number == Number::int8;
-  operands(&taps, &tap_scales, whole ? checked_mul(m.L, m.K) : 0, m.R);
+  operands(&taps, &tap_scales, whole ? 2 * m.K : 0, m.R);
   operands(&gates, &gate_scales, whole ? m.L : 0, m.half);
   operands(&skip_operand, &skip_scale, 1, m.S);
   operands(&hidden_operand, &hidden_scale, 1, m.H);

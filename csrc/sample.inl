@@ -22,9 +22,7 @@ static int64_t choose(const float* logits, int64_t n, float u, float temperature
   float* before = weights + padded;  // sum of the groups before
   for (int64_t g = 0; g < padded / kGroup; ++g) {
     before[g] = total;
-    float part[4] = {};
-    for (int64_t i = 0; i < kGroup; ++i) part[i % 4] += weights[g * kGroup + i];
-    total += (part[0] + part[1]) + (part[2] + part[3]);
+    total += sum_of_16(weights + g * kGroup);
   }
   const float threshold = u * total;
   int64_t g = padded / kGroup - 1;

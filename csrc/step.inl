@@ -38,8 +38,8 @@ class Loop {
 
  private:
   using Operand = typename F::Operand;
-  // Whether a vector is rounded as a whole, by its largest number: then each thread does it for itself, once all threads
-  // have made their part.
+  // Whether a vector is rounded as a whole, by its largest number: then each thread does it for itself, once all
+  // threads have made their part.
   static constexpr bool kWhole = F::kNumber == Number::int8;
 
   const Model& m_;
@@ -49,12 +49,13 @@ class Loop {
   const int rank_;
   const Range gate_rows_, x_rows_, skip_rows_, hidden_rows_, out_rows_;  // vectors that this thread owns
   Tiles tiles_;
+  // Of the stream in each place: what it hears, its rings, and t mod depth of each layer.
   Heard heard_[kMaxWidth];
-  const Stream* sitting_[kMaxWidth] = {};  // whose taps stand in `past`, by place
+  Operand* rings_[kMaxWidth];
+  int64_t* now_[kMaxWidth];
+  bool traced_ = false;
 
-  Range share(int64_t vectors) const {
-    return {vectors * rank_ / team_.size, vectors * (rank_ + 1) / team_.size};
-  }
+  Range share(int64_t vectors) const { return {vectors * rank_ / team_.size, vectors * (rank_ + 1) / team_.size}; }
   static Range pairs(Range r) { return {2 * r.first, 2 * r.last}; }
 
   const Stream& stream(int b) const { return *team_.places[b].stream; }
@@ -69,18 +70,15 @@ class Loop {
   // Rows of operands: shared where threads round their own parts. Taps of a layer, oldest first, the newest last; and
   // what a unit of each is worth.
   static Operand* operands(void* shared, void* own) { return static_cast<Operand*>(kWhole ? own : shared); }
+  // Those of a layer and of the next stand side by side.
   Operand* taps(int64_t l, int b) const {
-    return operands(team_.taps, s_.taps) + (l * team_.width + b) * m_.K * m_.r_stride;
+    return operands(team_.taps, s_.taps) + (l % 2 * team_.width + b) * m_.K * m_.r_stride;
   }
-  float* tap_scales(int64_t l, int b) const { return s_.tap_scales + (l * team_.width + b) * m_.K; }
+  float* tap_scales(int64_t l, int b) const { return s_.tap_scales + (l % 2 * team_.width + b) * m_.K; }
   Operand* newest(int64_t l, int b) const { return taps(l, b) + (m_.K - 1) * m_.r_stride; }
   Operand* gates(int64_t l, int b) const {
     return operands(team_.gates, s_.gates) + (b * m_.L + l) * m_.operands(m_.half);
   }
-  Operand* slot(int b, int64_t l, int64_t index) const {
-    return static_cast<Operand*>(stream(b).rings) + (m_.ring_first[l] + index) * m_.r_stride;
-  }
-
   // --- who is where ---------------------------------------------------------------------------------------------
 
   // Streams that are done leave, others take their places; the places stay without gaps.
@@ -124,18 +122,16 @@ class Loop {
   // --- one sample -----------------------------------------------------------------------------------------------
 
   void step() {
-    bool moved = false;
     for (int b = 0; b < team_.n; ++b) {
       const Team::Place& place = team_.places[b];
       if (seat(b).stream != place.stream) begin(seat(b), *place.stream);
-      if (sitting_[b] != place.stream) {
-        sitting_[b] = place.stream;
-        moved = true;
-        for (int64_t l = 0; l < m_.L; ++l) recall(l, b);
-      }
       heard_[b] = Conditioner(m_, seat(b), gate_rows_, control_.stop).at(place.stream->position + place.made);
+      rings_[b] = static_cast<Operand*>(place.stream->rings);
+      now_[b] = seat(b).now;
+      recall(0, b);
     }
-    if (moved) team_.meet();  // for the taps that others have recalled
+    traced_ = stream(0).trace != nullptr;
+    team_.meet();
     keep_stage(&Trace::embed, x(0), m_.R);
     for (int64_t l = 0; l < m_.L; ++l) layer(l);
     head();
@@ -172,7 +168,7 @@ class Loop {
   // x → gate of layer l → x for the layer above.
   void layer(int64_t l) {
     const bool more = l + 1 < m_.L;
-    call_for_rings(l);
+    call_for_rings(more ? l + 1 : 0);
     if (kWhole) {
       for (int b = 0; b < team_.n; ++b) round(x(b), m_.R, newest(l, b), tap_scales(l, b) + m_.K - 1);
     }
@@ -192,14 +188,14 @@ class Loop {
     if (kWhole) {
       for (int b = 0; b < team_.n; ++b) round(gate_row(b), m_.half, gates(l, b), gate_scales(l, b));
     }
-    if (more) {
-      multiply<F>(m_.residual[l], m_.layout, x_rows_, {0, 1}, gates_from(l), team_.n, Sums{x(0), m_.x_stride});
-    }
+    if (more) residual(l);
     remember(l);
-    if (more) finish_x(l);
-    team_.meet();
-    for (int b = 0; b < team_.n; ++b) recall(l, b);
-    if (stream(0).trace) keep_layer(l);
+    if (more) {
+      for (int b = 0; b < team_.n; ++b) recall(l + 1, b);
+      finish_x(l);
+      team_.meet();
+    }
+    if (traced_) keep_layer(l);
   }
 
   // Vectors of rows from one multiplication to the next; even, so that gates are whole.
@@ -216,20 +212,92 @@ class Loop {
   void pass_gate(int64_t l, Range rows) {
     const float* bias = m_.dilated_bias + l * m_.gate_pad;
     for (int b = 0; b < team_.n; ++b) {
-      pass_gate(z(b), heard_[b].layer(l * m_.gate_pad), bias, gate_row(b), gates(l, b), m_.half, m_.gate_pad, rows);
+      const Heard heard = heard_[b].layer(l * m_.gate_pad);
+      if (heard.b) {
+        pass_gate<true>(z(b), heard, bias, gate_row(b), gates(l, b), rows);
+      } else {
+        pass_gate<false>(z(b), heard, bias, gate_row(b), gates(l, b), rows);
+      }
     }
   }
-  // What the next layer hears lies `next` further and comes from the second cache or beyond: it is called for.
-  static void pass_gate(const float* z, const Heard heard, const float* bias, float* out, Operand* operands,
-                        int64_t half, int64_t next, Range rows) {
-    const auto at = [&](int64_t row) { return add(load(z + row), add(heard.at(row), load(bias + row))); };
-    for (int64_t v = rows.first; v < rows.last; v += 2) {
-      const int64_t c = v / 2 * kLanes;
+  template <bool kBlend>
+  void pass_gate(const float* z, const Heard heard, const float* bias, float* out, Operand* operands,
+                 Range rows) const {
+    const int64_t half = m_.half, next = m_.gate_pad, last = rows.last / 2 * kLanes;
+    const bool floats = kWhole || traced_;
+    const auto at = [&](int64_t row) {
+      return add(load(z + row), add(heard.template at<kBlend>(row), load(bias + row)));
+    };
+    for (int64_t c = rows.first / 2 * kLanes; c < last; c += kLanes) {
       const Floats g = gate(at(2 * c), at(2 * c + kLanes));
-      heard.call_for(2 * c + next);
-      heard.call_for(2 * c + kLanes + next);
-      store(out + c, g);
-      if (!kWhole) round_part(g, c, half, operands);
+      // What the next layer hears comes from the second cache or beyond.
+      heard.template call_for<kBlend>(2 * c + next);
+      heard.template call_for<kBlend>(2 * c + kLanes + next);
+      if (floats) store(out + c, g);
+      if (kWhole) continue;
+      if (c + kLanes <= half) {
+        store_operand(operands + c, g);
+      } else {
+        store_operand(operands + c, first(half - c, g));
+      }
+    }
+  }
+
+  // The ring of layer l of one stream.
+  struct Ring {
+    Operand* slots;
+    float* scales;
+    int64_t now, depth, dilation;
+    // Slot of tap k, which is (K−1−k)·D samples old; the oldest lies where the newest will go.
+    int64_t tap(int64_t k) const {
+      const int64_t index = now + k * dilation;
+      return index < depth ? index : index - depth;
+    }
+  };
+  WAVENET_INLINE Ring ring(int64_t l, int b) const {
+    const int64_t first = m_.ring_first[l];
+    return {rings_[b] + first * m_.r_stride, kWhole ? stream(b).ring_scales + first : nullptr, now_[b][l],
+            m_.ring_depth[l], m_.dilations[l]};
+  }
+  // Whether this thread writes the ring of stream b.
+  bool mine(int b) const { return team_.size == 1 || b % team_.size == rank_; }
+
+  // Calls for the ring slots that layer l will read and write: rings are longer than caches. (Inlined, for a function
+  // that does nothing but this has no effect in the eyes of the compiler.)
+  WAVENET_INLINE void call_for_rings(int64_t l) const {
+    constexpr int64_t kLine = kOperandPad / static_cast<int64_t>(sizeof(Operand));
+    const int64_t n = m_.r_stride, older = m_.K - 1;
+    for (int b = 0; b < team_.n; ++b) {
+      if (!kWhole && !mine(b)) continue;
+      const Ring from = ring(l, b);
+      for (int64_t k = 0; k < older; ++k) {
+        for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(from.slots + from.tap(k) * n + i, 1);
+      }
+    }
+  }
+
+  // The newest operands go where the oldest were, which have been copied to the taps.
+  void remember(int64_t l) {
+    for (int b = 0; b < team_.n; ++b) {
+      const Ring to = ring(l, b);
+      if (mine(b)) {
+        copy(to.slots + to.now * m_.r_stride, newest(l, b));
+        if (kWhole) to.scales[to.now] = tap_scales(l, b)[m_.K - 1];
+      }
+      now_[b][l] = to.now + 1 < to.depth ? to.now + 1 : 0;
+    }
+  }
+
+  // The older taps of layer l are brought together: the operands of a product lie in one piece.
+  void recall(int64_t l, int b) {
+    if (!kWhole && !mine(b)) return;
+    const int64_t n = m_.r_stride, older = m_.K - 1;
+    const Ring from = ring(l, b);
+    Operand* to = taps(l, b);
+    float* scales = tap_scales(l, b);
+    for (int64_t k = 0; k < older; ++k) {
+      copy(to + k * n, from.slots + from.tap(k) * n);
+      if (kWhole) scales[k] = from.scales[from.tap(k)];
     }
   }
 
@@ -242,52 +310,8 @@ class Loop {
     }
   }
 
-  // Ring slots that the end of this layer will write and read, while there is time to fetch them.
-  void call_for_rings(int64_t l) const {
-    constexpr int64_t kLine = kOperandPad / static_cast<int64_t>(sizeof(Operand));
-    const int64_t n = m_.r_stride, depth = m_.ring_depth[l], dilation = m_.dilations[l], older = m_.K - 1;
-    for (int b = 0; b < team_.n; ++b) {
-      if (!mine(b)) continue;
-      const int64_t now = seat(b).now[l];
-      const Operand* ring = slot(b, l, 0);
-      for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(ring + now * n + i, 1, 3);
-      for (int64_t k = 0; k < older; ++k) {
-        int64_t index = now + 1 + k * dilation;
-        index -= index < depth ? 0 : depth;
-        for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(ring + index * n + i, 0, 3);
-      }
-    }
-  }
-
-  // Whether this thread writes the ring of stream b.
-  bool mine(int b) const { return b % team_.size == rank_; }
-
-  // The newest operands go where the oldest were, which have been copied to the taps.
-  void remember(int64_t l) {
-    for (int b = 0; b < team_.n; ++b) {
-      int64_t& now = seat(b).now[l];
-      if (mine(b)) {
-        copy(slot(b, l, now), newest(l, b));
-        if (kWhole) stream(b).ring_scales[m_.ring_first[l] + now] = tap_scales(l, b)[m_.K - 1];
-      }
-      now = now + 1 < m_.ring_depth[l] ? now + 1 : 0;
-    }
-  }
-
-  // The older taps of the next sample are brought together long before they are needed: rings are longer than caches,
-  // and the operands of a product lie in one piece. Tap k is (K−1−k)·D samples old; the oldest lies at `now`.
-  void recall(int64_t l, int b) {
-    if (!kWhole && !mine(b)) return;
-    const int64_t n = m_.r_stride, depth = m_.ring_depth[l], dilation = m_.dilations[l], older = m_.K - 1;
-    const int64_t now = seat(b).now[l];
-    const Operand* ring = slot(b, l, 0);
-    Operand* to = taps(l, b);
-    for (int64_t k = 0; k < older; ++k) {
-      int64_t index = now + k * dilation;
-      index -= index < depth ? 0 : depth;
-      copy(to + k * n, ring + index * n);
-      if (kWhole) tap_scales(l, b)[k] = stream(b).ring_scales[m_.ring_first[l] + index];
-    }
+  void residual(int64_t l) {
+    multiply<F>(m_.residual[l], m_.layout, x_rows_, {0, 1}, gates_from(l), team_.n, Sums{x(0), m_.x_stride});
   }
 
   // x gets its bias, is scaled and, where each number is rounded by itself, becomes the operand of the layer above.
@@ -299,7 +323,12 @@ class Loop {
     for (int64_t c = rows.first * kLanes; c < rows.last * kLanes; c += kLanes) {
       const Floats done = mul(add(load(x + c), load(bias + c)), scale);
       store(x + c, done);
-      if (!kWhole) round_part(done, c, R, operands);
+      if (kWhole) continue;
+      if (c + kLanes <= R) {
+        store_operand(operands + c, done);
+      } else {
+        store_operand(operands + c, first(R - c, done));
+      }
     }
   }
 
@@ -316,10 +345,12 @@ class Loop {
     }
   }
   void scale_rows(float* rows, int64_t stride, Range vectors, float scale) {
-    change_rows(rows, stride, vectors, [scale](const float* row, int64_t c) { return mul(load(row + c), splat(scale)); });
+    change_rows(rows, stride, vectors,
+                [scale](const float* row, int64_t c) { return mul(load(row + c), splat(scale)); });
   }
   void add_bias(float* rows, int64_t stride, Range vectors, const float* bias) {
-    change_rows(rows, stride, vectors, [bias](const float* row, int64_t c) { return add(load(row + c), load(bias + c)); });
+    change_rows(rows, stride, vectors,
+                [bias](const float* row, int64_t c) { return add(load(row + c), load(bias + c)); });
   }
 
   // All gates → skip → hidden → logits.
@@ -398,7 +429,7 @@ class Loop {
     if (rows) __builtin_memcpy(rows + index * n, from, static_cast<size_t>(n) * sizeof(float));
   }
 
-  void keep_stage(float* Trace::*stage, const float* from, int64_t n) const {
+  void keep_stage(float* Trace::* stage, const float* from, int64_t n) const {
     if (stream(0).trace) keep(stream(0).trace->*stage, team_.places[0].made, from, n);
   }
 
@@ -411,8 +442,10 @@ class Loop {
     float* to = trace.conditioning + (i * m_.L + l) * m_.G;
     for (int64_t c = 0; c < m_.half_pad; c += kLanes) {
       float pair[2 * kLanes];
-      store(pair, heard_[0].at(l * m_.gate_pad + 2 * c));
-      store(pair + kLanes, heard_[0].at(l * m_.gate_pad + 2 * c + kLanes));
+      const int64_t row = l * m_.gate_pad + 2 * c;
+      for (const int64_t i : {int64_t{0}, int64_t{kLanes}}) {
+        store(pair + i, heard_[0].b ? heard_[0].template at<true>(row + i) : heard_[0].template at<false>(row + i));
+      }
       for (int64_t i = 0; i < kLanes && c + i < m_.half; ++i) {
         to[c + i] = pair[i];
         to[m_.half + c + i] = pair[kLanes + i];
@@ -423,9 +456,13 @@ class Loop {
 
 static void generate(const Model& model, Team& team, int rank, Scratch& scratch, Control& control) {
   switch (model.number) {
-    case Number::fp32: return Loop<Fp32>(model, team, rank, scratch, control).run();
-    case Number::bf16: return Loop<Bf16>(model, team, rank, scratch, control).run();
-    case Number::fp16: return Loop<Fp16>(model, team, rank, scratch, control).run();
-    case Number::int8: return Loop<Int8>(model, team, rank, scratch, control).run();
+    case Number::fp32:
+      return Loop<Fp32>(model, team, rank, scratch, control).run();
+    case Number::bf16:
+      return Loop<Bf16>(model, team, rank, scratch, control).run();
+    case Number::fp16:
+      return Loop<Fp16>(model, team, rank, scratch, control).run();
+    case Number::int8:
+      return Loop<Int8>(model, team, rank, scratch, control).run();
   }
 }

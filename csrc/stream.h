@@ -120,7 +120,7 @@ struct Team {
 
   float *x, *gate, *skip, *hidden, *logits;  // (width, x_stride) (width, half_pad) (width, pad(S)) (… H) (… A)
   float* weights;                            // (width, A and a sixteenth more): the sampler's
-  void *taps, *gates;                        // operands, but not in int8: (L, width, K, r_stride), (width, L, …)
+  void *taps, *gates;                        // operands, but not in int8: (2, width, K, r_stride), (width, L, …)
 
  private:
   Arena arena_;
@@ -148,8 +148,8 @@ struct Scratch {
 
   float* z;  // (width, gate_pad)
   // Operands, the first two in int8 alone; and in int8 what a unit of each vector is worth.
-  void *taps, *gates, *skip_operand, *hidden_operand;  // (L, width, K, r_stride) (width, L, …) (width, …) (width, …)
-  float *tap_scales, *gate_scales, *skip_scale, *hidden_scale;  // (L, width, K) (width, L) (width) (width)
+  void *taps, *gates, *skip_operand, *hidden_operand;  // (2, width, K, r_stride) (width, L, …) (width, …) (width, …)
+  float *tap_scales, *gate_scales, *skip_scale, *hidden_scale;  // (2, width, K) (width, L) (width) (width)
 
  private:
   Arena arena_;
@@ -157,6 +157,12 @@ struct Scratch {
 
 // Thrown as std::logic_error from inside a kernel.
 [[noreturn]] void missing_frames();
+
+// Reads `bytes` bytes at p `times` times over; the sum of what it read.
+using ReadLoop = uint64_t (*)(const void* p, int64_t bytes, int64_t times);
+
+struct StageRoom;
+enum class Stage { dilated, gate, residual_skip, head, sample };
 
 struct Kernels {
   const char* name;
@@ -167,6 +173,11 @@ struct Kernels {
   // Element-wise, n a multiple of the lanes; for tests of the approximations.
   void (*gate)(const float* a, const float* b, float* out, int64_t n);
   void (*exponential)(const float* x, float* out, int64_t n);
+  // For benchmarks: the ceiling of what streams weights, through vector registers and, where the set has them, tiles.
+  ReadLoop read_vectors;
+  ReadLoop read_tiles;
+  // For benchmarks, see stages.h.
+  void (*run_stage)(const Model&, StageRoom&, Stage, int64_t times);
 };
 
 }  // namespace wavenet

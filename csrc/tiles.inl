@@ -12,13 +12,13 @@
 #define WAVENET_TILE_STORE(tile, to, stride) \
   __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"(static_cast<int64_t>(stride)) : "memory")
 #define WAVENET_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile : :)
-#define WAVENET_TILE_DOT(F, sum, weights)                                            \
-  do {                                                                               \
-    if constexpr (F::kNumber == Number::bf16) {                                      \
-      __asm__ volatile("tdpbf16ps %%tmm" #weights ", %%tmm4, %%tmm" #sum : :);       \
-    } else {                                                                         \
-      __asm__ volatile("tdpbssd %%tmm" #weights ", %%tmm4, %%tmm" #sum : :);         \
-    }                                                                                \
+#define WAVENET_TILE_DOT(F, sum, weights)                                      \
+  do {                                                                         \
+    if constexpr (F::kNumber == Number::bf16) {                                \
+      __asm__ volatile("tdpbf16ps %%tmm" #weights ", %%tmm4, %%tmm" #sum : :); \
+    } else {                                                                   \
+      __asm__ volatile("tdpbssd %%tmm" #weights ", %%tmm4, %%tmm" #sum : :);   \
+    }                                                                          \
   } while (0)
 
 constexpr int64_t kTileBytes = 1024, kTileRow = 64;
@@ -50,35 +50,35 @@ class Tiles {
 };
 
 // Sums of NV vectors in tiles 0 and 1, or 2 and 3: pairs take turns, so that one is stored while the next is made.
-#define WAVENET_TILE_SUMS(PAIR, first, second)                                                                      \
-  template <class F, int NV>                                                                                        \
-  static WAVENET_INLINE void add_segment##PAIR(const char* w, int64_t step, const char* x, int64_t x_stride,         \
-                                               int64_t runs) {                                                      \
-    for (int64_t r = 0; r < runs; ++r) {                                                                            \
-      WAVENET_TILE_LOAD(4, x + r * kTileRow, x_stride);                                                             \
-      WAVENET_TILE_LOAD(6, w, kTileRow);                                                                            \
-      WAVENET_TILE_DOT(F, first, 6);                                                                                \
-      if constexpr (NV > 1) {                                                                                       \
-        WAVENET_TILE_LOAD(7, w + kTileBytes, kTileRow);                                                             \
-        WAVENET_TILE_DOT(F, second, 7);                                                                             \
-      }                                                                                                             \
-      w += step;                                                                                                    \
-    }                                                                                                               \
-  }                                                                                                                 \
-  template <int NV>                                                                                                 \
-  static WAVENET_INLINE void load_sums##PAIR(const float* from, int64_t stride) {                                   \
-    WAVENET_TILE_LOAD(first, from, stride);                                                                         \
-    if constexpr (NV > 1) WAVENET_TILE_LOAD(second, from + 16, stride);                                             \
-  }                                                                                                                 \
-  template <int NV>                                                                                                 \
-  static WAVENET_INLINE void zero_sums##PAIR() {                                                                    \
-    WAVENET_TILE_ZERO(first);                                                                                       \
-    if constexpr (NV > 1) WAVENET_TILE_ZERO(second);                                                                \
-  }                                                                                                                 \
-  template <int NV, class T>                                                                                        \
-  static WAVENET_INLINE void store_sums##PAIR(T* to, int64_t stride) {                                              \
-    WAVENET_TILE_STORE(first, to, stride);                                                                          \
-    if constexpr (NV > 1) WAVENET_TILE_STORE(second, to + 16, stride);                                              \
+#define WAVENET_TILE_SUMS(PAIR, first, second)                                                               \
+  template <class F, int NV>                                                                                 \
+  static WAVENET_INLINE void add_segment##PAIR(const char* w, int64_t step, const char* x, int64_t x_stride, \
+                                               int64_t runs) {                                               \
+    for (int64_t r = 0; r < runs; ++r) {                                                                     \
+      WAVENET_TILE_LOAD(4, x + r * kTileRow, x_stride);                                                      \
+      WAVENET_TILE_LOAD(6, w, kTileRow);                                                                     \
+      WAVENET_TILE_DOT(F, first, 6);                                                                         \
+      if constexpr (NV > 1) {                                                                                \
+        WAVENET_TILE_LOAD(7, w + kTileBytes, kTileRow);                                                      \
+        WAVENET_TILE_DOT(F, second, 7);                                                                      \
+      }                                                                                                      \
+      w += step;                                                                                             \
+    }                                                                                                        \
+  }                                                                                                          \
+  template <int NV>                                                                                          \
+  static WAVENET_INLINE void load_sums##PAIR(const float* from, int64_t stride) {                            \
+    WAVENET_TILE_LOAD(first, from, stride);                                                                  \
+    if constexpr (NV > 1) WAVENET_TILE_LOAD(second, from + 16, stride);                                      \
+  }                                                                                                          \
+  template <int NV>                                                                                          \
+  static WAVENET_INLINE void zero_sums##PAIR() {                                                             \
+    WAVENET_TILE_ZERO(first);                                                                                \
+    if constexpr (NV > 1) WAVENET_TILE_ZERO(second);                                                         \
+  }                                                                                                          \
+  template <int NV, class T>                                                                                 \
+  static WAVENET_INLINE void store_sums##PAIR(T* to, int64_t stride) {                                       \
+    WAVENET_TILE_STORE(first, to, stride);                                                                   \
+    if constexpr (NV > 1) WAVENET_TILE_STORE(second, to + 16, stride);                                       \
   }
 
 WAVENET_TILE_SUMS(0, 0, 1)
@@ -127,9 +127,60 @@ static WAVENET_INLINE void multiply_tiles(const Matrix& m, const Block<F>& block
   }
 }
 
+// One stream in int8 by vectors: a product and its scaling from registers are faster than a tile with one row and the
+// way through memory, and the sums, being exact, are the same. Even and odd words of a run have sums of their own.
+template <int NV>
+static WAVENET_INLINE void multiply_quads(const Matrix& m, const Block<Int8>& block, int64_t vector, Range segments,
+                                          const Operands<Int8>& x, float* out) {
+  const int64_t runs = m.k / kTileRow, step = block.width * kTileBytes, row = vector * kLanes,
+                rows = m.vectors * kLanes;
+  for (int64_t s = segments.first; s < segments.last; ++s) {
+    const int8_t* w = block.weights + (vector - block.first) * kTileBytes + s * runs * step;
+    const int8_t* operands = x.x + s * x.segment;
+    Words sum[2][NV];
+    for (int v = 0; v < NV; ++v) {
+      sum[0][v] = kUnsignedQuads ? load_words(m.offset + s * rows + row + v * kLanes) : splat_word(0);
+      sum[1][v] = splat_word(0);
+    }
+    for (int64_t r = 0; r < runs; ++r, w += step, operands += kTileRow) {
+#pragma GCC unroll 16
+      for (int word = 0; word < 16; ++word) {
+        const Quads operand = Int8::spread(operands + 4 * word);
+        for (int v = 0; v < NV; ++v) {
+          Words& to = sum[word % 2][v];
+          to = dot_quad(to, load_words(w + v * kTileBytes + word * kTileRow), operand);
+        }
+      }
+    }
+    const Floats unit = splat(x.scale[s * x.scale_segment]);
+    for (int v = 0; v < NV; ++v) {
+      float* at = out + row + v * kLanes;
+      const Floats scale = load(m.scale + s * rows + row + v * kLanes);
+      store(at, scaled_sum(add(sum[0][v], sum[1][v]), scale, unit, load(at)));
+    }
+  }
+}
+
+static void multiply_by_quads(const Matrix& m, const Layout& layout, Range vectors, Range segments,
+                              const Operands<Int8>& x, Sums out) {
+  for_blocks<Int8>(m, layout, vectors, [&](const Block<Int8>& block, Range part) {
+    if (out.fresh) {
+      for (int64_t v = part.first; v < part.last; ++v) store(out.out + v * kLanes, splat(0.f));
+    }
+    if (part.size() == 2) {
+      multiply_quads<2>(m, block, part.first, segments, x, out.out);
+    } else {
+      multiply_quads<1>(m, block, part.first, segments, x, out.out);
+    }
+  });
+}
+
 template <class F>
 static void multiply_by_tiles(const Matrix& m, const Layout& layout, Range vectors, Range segments,
                               const Operands<F>& x, int64_t n, Sums out) {
+  if constexpr (F::kNumber == Number::int8) {
+    if (n == 1) return multiply_by_quads(m, layout, vectors, segments, x, out);
+  }
   bool odd = false;
   for_blocks<F>(m, layout, vectors, [&](const Block<F>& block, Range part) {
     if (part.size() == 1) {

@@ -1,5 +1,5 @@
-// Vec interface on AVX-512: 16 lanes. WAVENET_DPBF16 and WAVENET_VNNI say whether the CPU multiplies bf16 pairs and int8
-// quads itself. kernels.inl says what the functions mean.
+// Vec interface on AVX-512: 16 lanes. WAVENET_DPBF16 and WAVENET_VNNI say whether the CPU multiplies bf16 pairs and
+// int8 quads itself. kernels.inl says what the functions mean.
 
 constexpr int kLanes = 16;
 constexpr int kAccumulators = 8;

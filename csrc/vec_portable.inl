@@ -18,11 +18,11 @@ struct Words {
   u32x4 q[kQuarters];
 };
 
-#define WAVENET_EACH(result, expression) \
-  do {                                   \
-    for (int i = 0; i < kQuarters; ++i) {   \
-      (result).q[i] = expression;        \
-    }                                    \
+#define WAVENET_EACH(result, expression)  \
+  do {                                    \
+    for (int i = 0; i < kQuarters; ++i) { \
+      (result).q[i] = expression;         \
+    }                                     \
   } while (0)
 
 static WAVENET_INLINE Floats splat(float x) {

@@ -48,6 +48,9 @@ def main() -> None:
             assert np.array_equal(copy(mel[:, :10], seed=5), voc(mel[:, :10], seed=5))
         assert json.loads(command("inspect", f"{room}/copy", "--json"))["sample_rate_hz"] == voc.sample_rate
 
+    measured = json.loads(command("bench", "--case", "tiny", "--batch", 2, "--seconds", 0.2, "--json", "-"))
+    assert "portable" in measured["gate"]["reference"] and measured["samples_per_s"] > 0, measured
+
     examined = json.loads(command("doctor", "--json"))
     assert examined["backends"]["reference"]["why_not"] and examined["backends"]["cpu"]["available"]
     script = Path(sys.executable).with_name("wavenet-fast")

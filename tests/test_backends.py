@@ -355,7 +355,9 @@ def test_asking_for_what_is_not_there_is_an_error(only):
         choose("tpu")
     with pytest.raises(BackendError, match=r"device is 'cuda'; backend 'reference' offers 'cpu' and 'auto'"):
         choose("reference", device="cuda")
-    with pytest.raises(BackendError, match=r"dtype is 'fp64'; backend 'reference' offers 'fp32', 'bf16', 'fp16', 'int8' and 'auto'"):
+    with pytest.raises(
+        BackendError, match=r"dtype is 'fp64'; backend 'reference' offers 'fp32', .*, 'int8' and 'auto'"
+    ):
         choose("reference", dtype="fp64")
 
 
@@ -364,7 +366,7 @@ def test_number_format_follows_from_the_instruction_set(monkeypatch):
         pytest.skip(f"cpu: {availability()['cpu']}")
     import wavenet_fast.backends.cpu as cpu
 
-    for isa, dtype in (("avx2", "fp32"), ("portable", "fp32"), ("avx512vnni", "fp32"), ("avx512bf16", "bf16"), ("amx", "bf16")):
+    for isa in ("portable", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx"):
         monkeypatch.setattr(cpu, "isa_in_use", lambda isa=isa: isa)
-        assert choose("cpu")[2] == dtype
+        assert choose("cpu")[2] == ("bf16" if isa in ("avx512bf16", "amx") else "fp32")
     assert choose("cpu", dtype="fp32")[2] == "fp32"

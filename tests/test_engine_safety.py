@@ -273,8 +273,9 @@ def test_the_native_side_checks_every_array_of_a_call(field: str) -> None:
     state = start(engine, 2)
     T = FRAMES * engine.config.hop_length
     stateful = {
-        "rings": state.rings.reshape(2, -1), "ring_scales": state.ring_scales, "inputs": state.inputs, "filters": state.filters,
-        "positions": state.positions, "seeds": state.seeds, "speakers": state.speakers, "received": state.frames,
+        "rings": state.rings.reshape(2, -1), "ring_scales": state.ring_scales, "inputs": state.inputs,
+        "filters": state.filters, "positions": state.positions, "seeds": state.seeds, "speakers": state.speakers,
+        "received": state.frames,
         "pending": state.mel, "pending_counts": state.mel_frames,
     }  # fmt: skip
     call = {

@@ -70,6 +70,9 @@ def test_command_line_examples(folder):
         redirect = words.index(">") if ">" in words else len(words)
         if voice is not None and words[0] in ("mel", "vocode", "resynth"):
             words[1:1], redirect = ["--voice", str(voice.parent)], redirect + 2
+        if words[0] == "bench":
+            words += ["--seconds", "0.1"]
+            redirect = len(words)
         child = subprocess.run(
             [sys.executable, "-m", "wavenet_fast", *words[:redirect]], capture_output=True, timeout=120
         )

@@ -58,3 +58,26 @@ def generate(
 ) -> bool: ...
 def gate(isa: str, a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]: ...
 def exponential(isa: str, x: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+class Stages:
+    """Activations of a few streams of a model, made up, on which one stage of a sample can run by itself."""
+
+    def __init__(self, model: Model, streams: int) -> None: ...
+    def run(self, stage: str, times: int) -> None:
+        """ "dilated", "gate", "residual+skip", "head" or "sample", of `times` samples, every layer in turn."""
+    def row(self, name: str, stream: int) -> NDArray[np.float32]:
+        """What one stream has: x, z, gate, residual, skip, hidden, logits, all of the last layer, rows padded, or
+        draw."""
+
+class ReadProbe:
+    """A block of memory laid out like a model's weights, which threads read over and over, each its own part."""
+
+    def __init__(self, bytes: int, threads: int) -> None: ...
+    def run(self, isa: str, kind: str, times: int) -> tuple[float, int]:
+        """The block read `times` times over by all threads together: seconds, and the sum of what was read."""
+
+def read_loops() -> list[tuple[str, str]]:
+    """(instruction set, "vector" or "tile") of every reading loop that this processor can run."""
+
+def spin(count: int, threads: int) -> None:
+    """Count to `count` on each of `threads` threads."""

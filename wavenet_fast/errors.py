@@ -33,5 +33,9 @@ class BackendError(WavenetFastError, RuntimeError):
     """A backend, device, number format or instruction set was asked for that is not available here."""
 
 
+class GateError(WavenetFastError, RuntimeError):
+    """An engine computes something else than the network it was given, so that its speed means nothing."""
+
+
 class MelMismatchWarning(UserWarning):
     """The mel does not look like the mels this voice was trained on."""

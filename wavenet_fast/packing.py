@@ -14,10 +14,10 @@ Order of the packed arrays, as sound passes through them:
 each with a bias (zeros where the model has none); those of dilated, residual and skip hold one row per layer.
 
 A matrix has rows, segments (taps, or layers) and k inputs per segment. Rows are padded with zeros to whole vectors of
-`lanes`, the tanh and the sigmoid half of a gate each on its own, whose vectors then take turns; vectors are grouped into
-blocks of `accumulators`. k is padded with zeros to whole runs of `run`. Then the order is block, segment, run, vector of
-the block, word of the run, lane, k within the word: the order in which the engine reads. `pack` neighbours in k share a
-32-bit word, the first in its lowest bits.
+`lanes`, the tanh and the sigmoid half of a gate each on its own, whose vectors then take turns; vectors are grouped
+into blocks of `accumulators`. k is padded with zeros to whole runs of `run`. Then the order is block, segment, run,
+vector of the block, word of the run, lane, k within the word: the order in which the engine reads. `pack` neighbours in
+k share a 32-bit word, the first in its lowest bits.
 
 Of the number formats, only the matrices dilated, residual, skip, head.hidden and head.out know (the `streamed` ones,
 which every sample passes); everything else stays fp32.
@@ -91,7 +91,9 @@ def rounded(weights: Weights, dtype: str) -> dict[str, NDArray[np.float32]]:
 
 def is_streamed(name: str) -> bool:
     """Whether a tensor is one of the matrices that every sample passes."""
-    return name.endswith((".dilated.weight", ".residual.weight", ".skip.weight", "head.hidden.weight", "head.out.weight"))
+    return name.endswith(
+        (".dilated.weight", ".residual.weight", ".skip.weight", "head.hidden.weight", "head.out.weight")
+    )
 
 
 def _round(name: str, weight: Array, dtype: str) -> NDArray[np.float32]:

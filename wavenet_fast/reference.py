@@ -55,7 +55,8 @@ class Reference:
     """A configuration and its weights.
 
     `dtype` other than "fp32" rounds the weights and the activations of each product as the kernels of that number
-    format do (see packing.py). `weights` maps the names of `weights.weight_shapes` to arrays or tensors; tensors that require gradients keep them.
+    format do (see packing.py). `weights` maps the names of `weights.weight_shapes` to arrays or tensors; in fp32,
+    tensors that require gradients keep them.
     """
 
     def __init__(self, config: WaveNetConfig, weights: Mapping[str, np.ndarray | Tensor], dtype: str = "fp32") -> None:

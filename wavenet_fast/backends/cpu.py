@@ -77,7 +77,7 @@ class CpuEngine:
     """A model made ready for this processor; immutable. Implements `base.Engine`.
 
     weights  the tensors of `weight_shapes(config)`, float32
-    dtype    "fp32", "bf16", "fp16" or "int8": how weights and the activations that meet them are rounded, see packing.py
+    dtype    "fp32", "bf16", "fp16" or "int8": how weights and the activations that meet them are rounded (packing.py)
     isa      an instruction set; None for `isa_in_use()`
     split    how threads share a call: "streams" gives each its own streams, "rows" gives each a share of the rows of
              every layer, "auto" chooses by model, batch and threads. No sample depends on it.
@@ -114,6 +114,12 @@ class CpuEngine:
         self.identity = {
             "format": f"wavenet_fast cpu {_STATE_VERSION}", "model": _fingerprint(config, weights), "dtype": dtype,
         }  # fmt: skip
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the packed matrices that every sample passes (dilated, residual, skip, head), padding included; int8
+        without its scales."""
+        return self._model.streamed_bytes
 
     def start(self, seeds: NDArray[np.uint64], speakers: NDArray[np.float32] | None = None) -> CpuState:
         """See `base.Engine.start`. Raises `InputError` where the model has speakers and no vectors are given."""

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from .cpu import CpuEngine
 
 _ARRAYS = (
-    "rings", "ring_scales", "inputs", "filters", "positions", "frames", "ended", "seeds", "speakers", "mel", "mel_frames",
+    "rings", "ring_scales", "inputs", "filters", "positions", "frames", "ended", "seeds", "speakers", "mel",
+    "mel_frames",
 )  # fmt: skip
 
 
@@ -165,9 +166,9 @@ class CpuState:
     def native(self) -> _engine.State:
         """The arrays as the engine takes them."""
         return _engine.State(
-            rings=self.rings.reshape(self.batch, -1), ring_scales=self.ring_scales, inputs=self.inputs, filters=self.filters,
-            positions=self.positions, seeds=self.seeds, speakers=self.speakers, received=self.frames,
-            pending=self.mel, pending_counts=self.mel_frames,
+            rings=self.rings.reshape(self.batch, -1), ring_scales=self.ring_scales, inputs=self.inputs,
+            filters=self.filters, positions=self.positions, seeds=self.seeds, speakers=self.speakers,
+            received=self.frames, pending=self.mel, pending_counts=self.mel_frames,
         )  # fmt: skip
 
     def receive(self, mel: NDArray[np.float32], frames: NDArray[np.int64]) -> None:

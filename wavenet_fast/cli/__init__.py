@@ -27,6 +27,7 @@ COMMANDS = {
     "resynth": ("vocode", "WAV → mel → WAV: what a voice makes of a recording."),
     "train": ("tools", "Train a voice from a folder of recordings (needs torch)."),
     "inspect": ("tools", "Show what is in a checkpoint directory."),
+    "bench": ("bench_command", "Measure speed against what this machine's memory allows."),
     "doctor": ("tools", "Show CPU features, backends and why each is off."),
 }
 """Name → (module, one line of help). The modules are imported only when their command runs."""
