@@ -371,8 +371,8 @@ bool generate(const Engine& m, const State& state, const py::array& mel, const p
   }
   if (streams.empty()) return true;
 
-  const Plan plan =
-      plan_call(m, static_cast<int64_t>(streams.size()), trace.is_none() ? threads : 1, split_named(split));
+  const Plan plan = plan_call(m.streamed_bytes(), static_cast<int64_t>(streams.size()), trace.is_none() ? threads : 1,
+                              split_named(split));
   Control control;
   const py::gil_scoped_release release;
   return run(m, *m.kernels, streams, plan, control, [&] {
@@ -429,15 +429,16 @@ PYBIND11_MODULE(_engine, module) {
   module.doc() =
       "The native sample loop. Use it through wavenet_fast.backends.cpu, which checks arguments in sentences.";
   module.def("isas", &describe_isas);
+  module.def("second_cache", &second_cache);
+  module.def(
+      "plan",
+      [](int64_t weight_bytes, int64_t streams, int threads, const std::string& split) {
+        const Plan plan = plan_call(weight_bytes, streams, threads, split_named(split));
+        return py::make_tuple(plan.teams, plan.size, plan.width);
+      },
+      py::arg("weight_bytes"), py::arg("streams"), py::arg("threads"), py::arg("split"));
   py::class_<Engine>(module, "Model")
       .def(py::init(&make_engine), py::arg("config"), py::arg("dtype"), py::arg("isa"), py::arg("arrays"))
-      .def(
-          "plan",
-          [](const Engine& m, int64_t streams, int threads, const std::string& split) {
-            const Plan plan = plan_call(m, streams, threads, split_named(split));
-            return py::make_tuple(plan.teams, plan.size, plan.width);
-          },
-          py::arg("streams"), py::arg("threads"), py::arg("split"))
       .def_property_readonly("streamed_bytes", &Engine::streamed_bytes)
       .def_property_readonly("ring_channels", [](const Engine& m) { return m.r_stride; })
       .def_property_readonly("lookahead_frames", [](const Engine& m) { return m.lookahead_frames; })

@@ -123,25 +123,6 @@ static void finish_columns(const Node& node, const Columns& out) {
   }
 }
 
-// One group of rows for many columns: its weights stay in the first cache meanwhile.
-struct Projection {
-  const Columns& in;
-  int64_t first, count, k;
-  const float* start;
-  float* out;
-  int64_t stride;
-
-  template <int NV>
-  void run(const float* w, int64_t step, int64_t row) const {
-    for (int64_t i = 0; i < count; ++i) {
-      Floats sum[1][NV];
-      for (int v = 0; v < NV; ++v) sum[0][v] = load(start + row + v * kLanes);
-      accumulate<Fp32, NV, 1>(sum, w, step, in.at(first + i), 0, k);
-      for (int v = 0; v < NV; ++v) store(out + i * stride + row + v * kLanes, sum[0][v]);
-    }
-  }
-};
-
 // What a sample hears: a + weight · (b − a), L rows of gate_pad each; a itself where b is null.
 struct Heard {
   const float *a, *b;
@@ -228,8 +209,17 @@ class Conditioner {
     if (from < top.first || from >= top.first + top.count || needs_more(from, top)) window(from);
     int64_t count = top.first + top.count - from;
     if (count > s_.project_capacity) count = s_.project_capacity;
-    const Projection job{top, from, count, m_.C, s_.project_start, s_.projections, m_.projected};
-    for_own([&](Range vectors) { for_rows(m_.project, m_.plain, vectors, job); });
+    // Columns take the place of streams: a group of rows is read once for several of them.
+    const Operands<Fp32> columns{top.at(from), top.stride, nullptr};
+    for_own([&](Range vectors) {
+      for (int64_t i = 0; i < count; ++i) {
+        float* out = s_.projections + i * m_.projected;
+        for (int64_t v = vectors.first; v < vectors.last; ++v)
+          store(out + v * kLanes, load(s_.project_start + v * kLanes));
+      }
+      multiply_by_vectors<Fp32>(m_.project, m_.plain, vectors, {0, 1}, columns, count,
+                                Sums{s_.projections, m_.projected});
+    });
     s_.project_first = from;
     s_.project_count = count;
   }

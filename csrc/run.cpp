@@ -14,6 +14,9 @@
 #include <system_error>
 #include <thread>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #include <unistd.h>
 
 #if defined(__x86_64__)
@@ -78,7 +81,7 @@ void Arena::allocate() {
 void Arena::Free::operator()(void* p) const { std::free(p); }
 
 void Barrier::wait() {
-  constexpr int kSpins = 4096;  // some ten microseconds
+  constexpr int kSpins = 128;  // some five microseconds: a pause takes about 140 cycles
   const uint32_t round = round_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
     arrived_.store(0, std::memory_order_relaxed);
@@ -111,9 +114,9 @@ Team::Team(const Model& m, int width) : width(width) {
   arena_.allocate();
 }
 
-// Windows of conditioning: for one stream about 256 KiB of columns and 128 KiB of projections, so that they stay in the
-// second cache, for many about four times that in all; at least two, because interpolation reads neighbours. No result
-// depends on these numbers.
+// Windows of conditioning: for one stream about 256 KiB of columns and 384 KiB of projections, for many about four
+// times that in all: large enough that the projections' weights, which no cache holds beside the layers', are read
+// rarely. At least two columns, because interpolation reads neighbours. No result depends on these numbers.
 Scratch::Scratch(const Model& m, int width) : seats(new Seat[width]) {
   const auto clamp = [](int64_t n, int64_t low, int64_t high) { return std::min(std::max(n, low), high); };
   const int64_t share = std::max(1, width / 4);
@@ -122,7 +125,7 @@ Scratch::Scratch(const Model& m, int width) : seats(new Seat[width]) {
     Seat& seat = seats[i];
     seat.columns.resize(n_columns);
     const int64_t last_stride = round_up(m.C, kChannelPad) + 2 * kGuard;
-    seat.project_capacity = clamp(32768 / m.projected / share, 2, 64);
+    seat.project_capacity = clamp(98304 / m.projected / share, 2, 64);
     seat.columns.back().capacity = std::max(seat.project_capacity, clamp(65536 / last_stride / share, 2, 512));
     seat.columns.back().stride = last_stride;
     for (size_t c = n_columns - 1; c-- > 0;) {
@@ -151,8 +154,6 @@ Scratch::Scratch(const Model& m, int width) : seats(new Seat[width]) {
 
 // --- plans -------------------------------------------------------------------------------------------------------
 
-namespace {
-
 int64_t second_cache() {
   constexpr int64_t kUnknown = int64_t{1} << 20;
 #ifdef _SC_LEVEL2_CACHE_SIZE
@@ -162,18 +163,30 @@ int64_t second_cache() {
   return kUnknown;
 }
 
-}  // namespace
+static int usable_cores() {
+#if defined(__linux__)
+  cpu_set_t cores;
+  if (sched_getaffinity(0, sizeof cores, &cores) == 0) return CPU_COUNT(&cores);
+#endif
+  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
 
-Plan plan_call(const Model& model, int64_t streams, int threads, Split split) {
-  const int available = std::max(threads, 1);
-  const int teams = static_cast<int>(std::min<int64_t>(available, std::max<int64_t>(streams, 1)));
-  const auto width = [&](int n) { return static_cast<int>(std::min<int64_t>(kMaxWidth, (streams + n - 1) / n)); };
-  // Weights that no second cache holds are read from further away, unless each thread keeps to its own rows. Where
-  // streams are many, that costs less than the meetings.
-  const bool large = model.streamed_bytes() > second_cache();
-  if (split == Split::automatic) split = large && streams < 4 * available ? Split::rows : Split::streams;
-  if (split == Split::streams) return {teams, 1, std::max(width(teams), 1)};
-  return {1, available, std::max(width(1), 1)};
+Plan plan_call(int64_t weight_bytes, int64_t streams, int threads, Split split) {
+  threads = std::max(threads, 1);
+  streams = std::max<int64_t>(streams, 1);
+  // Members of a team wait for each other many times a sample: more of them than cores would only wait.
+  const int members = split == Split::rows ? threads : std::min(threads, usable_cores());
+  // Weights that no second cache holds are read from further away, unless each thread keeps to its own rows. Where each
+  // thread has several streams of its own, that costs less than the meetings.
+  if (split == Split::automatic) {
+    split = weight_bytes > second_cache() && streams < 4 * members ? Split::rows : Split::streams;
+  }
+  const auto width = [&](int64_t teams) {
+    return static_cast<int>(std::min<int64_t>(kMaxWidth, (streams + teams - 1) / teams));
+  };
+  if (split == Split::rows) return {1, members, width(1)};
+  const int teams = static_cast<int>(std::min<int64_t>(threads, streams));
+  return {teams, 1, width(teams)};
 }
 
 bool run(const Model& model, const Kernels& kernels, const std::vector<Stream>& streams, const Plan& plan,

@@ -16,9 +16,12 @@ struct Plan {
 
 enum class Split { automatic, streams, rows };
 
-// The plan for `streams` streams on up to `threads` threads. It follows from these numbers, the model and the size of
-// this machine's second cache alone, and changes no sample.
-Plan plan_call(const Model& model, int64_t streams, int threads, Split split);
+// Bytes of one core's second cache.
+int64_t second_cache();
+
+// The plan for `streams` streams of a model with so many bytes of weights a sample, on up to `threads` threads. It
+// follows from these numbers, the second cache and the cores of this process alone, and changes no sample.
+Plan plan_call(int64_t weight_bytes, int64_t streams, int threads, Split split);
 
 // Samples that a stream has in all once `frames` frames are there: those whose conditioning is known.
 int64_t ready_samples(const Model& model, int64_t frames, bool ended);

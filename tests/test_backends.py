@@ -327,7 +327,7 @@ def only(monkeypatch):
     def set_available(*names):
         for name, b in BACKENDS.items():
             why = None if name in names else f"{name} was switched off"
-            changed = dataclasses.replace(b, why_not=lambda why=why: why, auto_dtype=lambda: "fp32")
+            changed = dataclasses.replace(b, why_not=lambda why=why: why, auto_dtype=lambda costs: "fp32")
             monkeypatch.setitem(BACKENDS, name, changed)
 
     return set_available
@@ -361,12 +361,14 @@ def test_asking_for_what_is_not_there_is_an_error(only):
         choose("reference", dtype="fp64")
 
 
-def test_number_format_follows_from_the_instruction_set(monkeypatch):
+def test_number_format_follows_from_the_instruction_set_and_the_recorded_costs(monkeypatch):
     if availability()["cpu"] is not None:
         pytest.skip(f"cpu: {availability()['cpu']}")
     import wavenet_fast.backends.cpu as cpu
 
     for isa in ("portable", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx"):
         monkeypatch.setattr(cpu, "isa_in_use", lambda isa=isa: isa)
-        assert choose("cpu")[2] == ("bf16" if isa in ("avx512bf16", "amx") else "fp32")
-    assert choose("cpu", dtype="fp32")[2] == "fp32"
+        dtype = "bf16" if isa in ("avx512bf16", "amx") else "fp32"
+        assert choose("cpu")[2] == choose("cpu", costs={})[2] == choose("cpu", costs={"int8": 0.021})[2] == dtype
+        assert choose("cpu", costs={"int8": 0.02, "bf16": 0.0})[2] == "int8"
+    assert choose("cpu", dtype="fp32", costs={"int8": 0.0})[2] == "fp32"

@@ -315,6 +315,16 @@ def test_doctor(monkeypatch):
     assert "backends" in run("doctor").stdout
     if told["backends"]["cpu"]["available"]:
         assert told["isa"]["chosen"] in told["isa"]["possible"]
+        assert told["sharing"]["plans"]["fits"]["1"] == {"teams": 1, "size": 1, "width": 1}
+
+
+def test_doctor_tells_how_threads_share_the_work(monkeypatch):
+    pytest.importorskip("wavenet_fast._engine", reason="the engine is not built")
+    monkeypatch.setenv("WAVENET_FAST_SPLIT", "rows")
+    plan = json.loads(run("doctor", "--json").stdout)["sharing"]["plans"]["fits"]["16"]
+    assert plan["teams"] == 1 and plan["size"] >= 1 and plan["width"] == 16
+    monkeypatch.setenv("WAVENET_FAST_SPLIT", "halves")
+    refused(run("demo"), "WAVENET_FAST_SPLIT is 'halves'; the cpu backend offers auto, streams, rows")
 
 
 def test_train_without_torch_names_the_extra(monkeypatch, tmp_path):

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import MISMATCHES
 
+from wavenet_fast import _engine
+from wavenet_fast.backends import usable_cores
 from wavenet_fast.backends.cpu import CpuEngine, CpuState, isas_possible
 from wavenet_fast.conditioning import context_frames, lookahead_frames
 from wavenet_fast.packing import DTYPES
@@ -187,6 +189,30 @@ def test_no_bit_depends_on_how_many_streams_and_threads_share_the_work(name: str
         np.testing.assert_array_equal(sound, expected, f"{split}, {threads} threads")
         # And so is what they remember.
         np.testing.assert_array_equal(state.rings[batch // 2], rings_after(alone, mel, lengths, vectors, batch // 2))
+
+
+def test_plans_follow_from_weights_streams_and_cores() -> None:
+    cache = _engine.second_cache()
+    assert _engine.plan(cache, 1, 8, "auto") == (1, 1, 1)
+    assert _engine.plan(cache, 20, 1, "auto") == (1, 1, 16)
+    assert _engine.plan(cache, 20, 3, "auto") == (3, 1, 7)
+    assert _engine.plan(cache, 5, 300, "auto") == (5, 1, 1)
+    assert _engine.plan(cache, 1, 3, "rows") == (1, 3, 1)
+    assert _engine.plan(cache + 1, 1, 3, "streams") == (1, 1, 1)
+    # Larger weights: no more members than cores, and no team where every thread has streams enough.
+    assert _engine.plan(cache + 1, 1, 1000, "auto") == (1, usable_cores(), 1)
+    assert _engine.plan(cache + 1, 4000, 2, "auto") == (2, 1, 16)
+
+
+def test_eight_threads_in_one_team_are_right_on_fewer_cores() -> None:
+    """They wait for each other by spinning, and give the core away where one of them has to wait for it."""
+    config, weights = MODELS["tiny"], random_weights(MODELS["tiny"])
+    mel = random_mel(config, FRAMES, 2)
+    sounds = []
+    for split, threads in (("streams", 1), ("rows", 8)):
+        engine = CpuEngine(config, weights, "fp32", None, split)
+        sounds.append(feed(engine, start(engine, [1, 2]), mel, threads=threads)[0])
+    np.testing.assert_array_equal(*sounds)
 
 
 def rings_after(engine: CpuEngine, mel: Any, lengths: Any, vectors: Any, b: int) -> Any:

@@ -10,9 +10,14 @@ def isas() -> list[dict[str, Any]]:
     """Instruction sets compiled in, best last: name, layouts, available, automatic, needs. Layouts: number format →
     (lanes, accumulators, run, pack)."""
 
+def second_cache() -> int:
+    """Bytes of one core's second cache."""
+
+def plan(weight_bytes: int, streams: int, threads: int, split: str) -> tuple[int, int, int]:
+    """How a call would use its threads: (teams, threads of a team, streams that a team makes side by side)."""
+
 class Model:
     def __init__(self, config: dict[str, Any], dtype: str, isa: str, arrays: dict[str, NDArray[Any]]) -> None: ...
-    def plan(self, streams: int, threads: int, split: str) -> tuple[int, int, int]: ...
     @property
     def streamed_bytes(self) -> int: ...
     @property

@@ -1,8 +1,8 @@
 """A voice on disk: a directory with `config.json` and `model.safetensors` (and a model card and a licence beside them).
 
     config.json        {"format": "wavenet_fast", "format_version": 1, "model": WaveNetConfig, "mel": MelSpec,
-                        "license": text, "provenance": {…}, "sampling": {"temperature": number}}, the last three
-                        optional
+                        "license": text, "provenance": {…}, "sampling": {"temperature": number},
+                        "number_formats": FormatCosts}, the last four optional
     model.safetensors  the tensors of `weights.weight_shapes`, F32, F16 or BF16, and optionally mel.mean and mel.scale
 
 Nothing here trusts a file: sizes are compared with the configuration before memory is taken, and no code that a file
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from .config import MelSpec, WaveNetConfig, decode, encode
 from .errors import CheckpointError, ConfigError
+from .format_costs import FIELD, FormatCosts, weights_fingerprint
 from .strict_json import parse
 from .tensors import MAX_HEADER_BYTES, check_values, compare_shapes, unpack, widen
 from .weights import weight_count, weight_shapes
@@ -42,7 +43,7 @@ MAX_WEIGHT_BYTES = 4 << 30
 """Of the weights as float32."""
 
 _STATISTICS = ("mel.mean", "mel.scale")
-_INFO = ("license", "provenance", "sampling")
+_INFO = ("license", "provenance", "sampling", FIELD)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Checkpoint:
     weights  name → float32 array, exactly those of `weight_shapes(config)`, and mel.mean and mel.scale (M,), the mean
              and standard deviation per band of the training mels, where the voice has them
     documents  what is in `DOCUMENTS`, name → bytes, where the voice has them
-    info     "license" (text), "provenance" (a JSON object), "sampling" ({"temperature": number}), each optional
+    info     "license" (text), "provenance" (a JSON object), "sampling" ({"temperature": number}), "number_formats" (see
+             `format_costs.FormatCosts`), each optional
     """
 
     config: WaveNetConfig
@@ -65,6 +67,20 @@ class Checkpoint:
     def temperature(self) -> float:
         """The temperature this voice sounds best at; 1 where it does not say."""
         return float(self.info.get("sampling", {}).get("temperature", 1.0))
+
+    @property
+    def recorded_costs(self) -> FormatCosts | None:
+        """What `info` records of number formats, whatever weights it was measured with. Raises `ConfigError`."""
+        recorded = self.info.get(FIELD)
+        return None if recorded is None else decode(FormatCosts, recorded, f"info.{FIELD}")
+
+    @property
+    def format_costs(self) -> dict[str, float]:
+        """Number format → its recorded cost in bits per sample; empty where none was measured with these weights."""
+        recorded = self.recorded_costs
+        if recorded is None or recorded.weights != weights_fingerprint(self.weights):
+            return {}
+        return {name: cost.cost_bits for name, cost in recorded.costs.items()}
 
 
 class _Sampling(Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,6 +97,7 @@ class _Document(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     license: str = ""
     provenance: dict[str, Any] = {}
     sampling: _Sampling = _Sampling()
+    number_formats: FormatCosts | None = None
 
 
 # --- finding ----------------------------------------------------------------------------------------------------
@@ -291,6 +308,33 @@ def save_checkpoint(
                 _replace(directory / name, checkpoint.documents[name])
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be written: {error}") from None
+
+
+def check_writable(directory: Path) -> None:
+    """Raises `CheckpointError` where `record_costs` could not write."""
+    if not (os.access(directory, os.W_OK) and os.access(directory / CONFIG, os.W_OK)):
+        raise CheckpointError(
+            f"{directory / CONFIG}: cannot be written here; save the voice to a folder of your own"
+            " (Vocoder.save_pretrained) and give that folder"
+        )
+
+
+def record_costs(directory: Path, costs: FormatCosts) -> None:
+    """Put `costs` into the directory's `config.json` in one step; what else it holds stays.
+
+    Raises `ConfigError` and `CheckpointError` where the file cannot be read or written, which is then as it was."""
+    check_writable(directory)
+    where = str(directory / CONFIG)
+    raw = parse(_read(directory, CONFIG, MAX_CONFIG_BYTES, "a voice's configuration"), where)
+    raw = {**raw, FIELD: encode(costs)} if isinstance(raw, dict) else raw
+    _document(raw, where)
+    text = (json.dumps(raw, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{where}: would have more than {MAX_CONFIG_BYTES} bytes; shorten the provenance")
+    try:
+        _replace(directory / CONFIG, text)
+    except OSError as error:
+        raise CheckpointError(f"{where}: cannot be written: {error}") from None
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -17,7 +17,7 @@ CPU_FLAGS = {
 }  # fmt: skip
 NEEDED = ("numpy", "safetensors", "soundfile", "soxr", "click", "tqdm", "msgspec")
 OPTIONAL = ("torch", "triton", "matplotlib")
-VARIABLES = ("WAVENET_FAST_ISA", "OMP_NUM_THREADS")
+VARIABLES = ("WAVENET_FAST_ISA", "WAVENET_FAST_SPLIT", "OMP_NUM_THREADS")
 
 
 def examine() -> dict[str, Any]:
@@ -27,6 +27,7 @@ def examine() -> dict[str, Any]:
         | {name: _version(name) for name in (*NEEDED, *OPTIONAL)},
         "machine": _machine(),
         "isa": _instruction_sets(),
+        "sharing": _sharing(),
         "backends": _backends(),
         "voices": _voices(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
@@ -90,14 +91,56 @@ def _instruction_sets() -> dict[str, Any]:
     return {"built": cpu.isas_built(), "possible": cpu.isas_possible(), "chosen": chosen, "problem": problem}
 
 
+_STREAMS = (1, 16)
+
+
+def _sharing() -> dict[str, Any] | None:
+    """How calls share the cores: plans of `backends.cpu.Plan` by number of streams, for weights that fit the second
+    cache and for larger ones."""
+    from .backends import usable_cores
+
+    try:
+        from . import _engine
+        from .backends.cpu import Plan, split_in_use
+
+        cache, split, threads = _engine.second_cache(), split_in_use(), usable_cores()
+    except (ImportError, WavenetFastError):
+        return None
+    sizes = {"fits": cache, "larger": cache + 1}
+    plans = {
+        name: {str(n): Plan(*_engine.plan(size, n, threads, split))._asdict() for n in _STREAMS}
+        for name, size in sizes.items()
+    }
+    return {"second_cache_bytes": cache, "split": split, "threads": threads, "plans": plans}
+
+
+def _sharing_lines(told: dict[str, Any]) -> list[str]:
+    cache = f"{told['second_cache_bytes'] / 2**20:.3g} MiB"
+    lines = [f"threads           up to {told['threads']}, split {told['split']!r}; second cache {cache} a core"]
+    for name, about in (("fits", "weights that fit it"), ("larger", "larger weights")):
+        plans = [f"{_streams(int(n))}: {_plan_text(plan)}" for n, plan in told["plans"][name].items()]
+        lines.append(f"  {about:<20}{'; '.join(plans)}")
+    return lines
+
+
+def _streams(n: int) -> str:
+    return f"{n} stream{'s' * (n > 1)}"
+
+
+def _plan_text(plan: dict[str, int]) -> str:
+    if plan["size"] > 1:
+        return f"the rows of every layer over {plan['size']} threads"
+    return f"{plan['teams']} thread{'s' * (plan['teams'] > 1)} with {_streams(plan['width'])}"
+
+
 def _backends() -> dict[str, Any]:
-    from .backends import BACKENDS
+    from .backends import BACKENDS, INT8_COST_LIMIT
 
     told = {}
     for name, backend in BACKENDS.items():
         why_not = backend.why_not()
         try:
-            auto_dtype = backend.auto_dtype() if why_not is None else None
+            auto_dtype = backend.auto_dtype({}) if why_not is None else None
         except WavenetFastError as error:
             why_not, auto_dtype = str(error), None
         told[name] = {
@@ -107,6 +150,7 @@ def _backends() -> dict[str, Any]:
             "devices": list(backend.devices),
             "dtypes": list(backend.dtypes),
             "auto_dtype": auto_dtype,
+            "auto_dtype_of_cheap_int8": backend.auto_dtype({"int8": INT8_COST_LIMIT}) if auto_dtype else None,
         }
     return told
 
@@ -130,9 +174,13 @@ def format_examination(told: dict[str, Any]) -> str:
     ]
     if isa["problem"]:
         lines.append(f"                  {isa['problem']}")
+    if told["sharing"]:
+        lines += _sharing_lines(told["sharing"])
     lines += ["", "backends"]
     for name, b in told["backends"].items():
         state = f"works, {b['auto_dtype']} by default" if b["available"] else f"off: {b['why_not']}"
+        if b["available"] and b["auto_dtype_of_cheap_int8"] != b["auto_dtype"]:
+            state += f" ({b['auto_dtype_of_cheap_int8']} for voices that record a small cost of it: wavenet-fast check)"
         lines.append(f"  {name:<16}{b['summary']}; {state}")
     lines += ["", "packages"]
     for name in NEEDED + OPTIONAL:

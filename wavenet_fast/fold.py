@@ -146,7 +146,7 @@ def vocode_in_pieces(
             progress(min(done + samples, work) * asked // work, asked)
 
         audio, ready = engine.advance(
-            state, block, new, fed == ends, temperature, threads=min(threads, len(pieces)),
+            state, block, new, fed == ends, temperature, threads=threads,
             progress=None if progress is None else tell,
         )  # fmt: skip
         for p, part, n in zip(pieces, audio, ready, strict=True):

@@ -9,6 +9,8 @@ from typing import Any
 from .checkpoint import Checkpoint
 from .conditioning import lookahead_frames
 from .config import OneHotInput, Stages, TransposedStage, WaveNetConfig, encode
+from .format_costs import weights_fingerprint
+from .packing import DTYPES
 from .weights import weight_count, weight_shapes
 
 
@@ -33,11 +35,20 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "temperature": checkpoint.temperature,
         "mel_fingerprint": checkpoint.mel.fingerprint,
         "mel_statistics": "mel.mean" in checkpoint.weights,
+        "number_formats": _number_formats(checkpoint),
         "license": checkpoint.info.get("license", ""),
         "provenance": checkpoint.info.get("provenance", {}),
         "model": encode(c),
         "mel": encode(checkpoint.mel),
     }
+
+
+def _number_formats(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The recorded costs, and whether they were measured with these weights; None where nothing is recorded."""
+    recorded = checkpoint.recorded_costs
+    if recorded is None:
+        return None
+    return {**encode(recorded), "of_these_weights": recorded.weights == weights_fingerprint(checkpoint.weights)}
 
 
 def multiply_adds(config: WaveNetConfig) -> tuple[int, int]:
@@ -115,6 +126,7 @@ def format_description(told: dict[str, Any]) -> str:
         ("real time takes", f"{told['gflops_in_real_time']:.1f} GFLOP/s"),
         ("state", f"{_bytes(told['state_bytes_per_stream'])} a stream"),
         ("temperature", f"{told['temperature']:g}"),
+        ("number formats", _costs(told["number_formats"])),
         ("mel", _mel(mel)),
         ("mel fingerprint", told["mel_fingerprint"] + (", statistics included" if told["mel_statistics"] else "")),
         ("licence", _plain(told["license"]) or "not said"),
@@ -152,6 +164,21 @@ def _conditioning(model: dict[str, Any]) -> str:
     steps += [f"conv {conv['channels']}×{conv['kernel_size']} {conv['activation']}" for conv in cond["network"]]
     stages = [f"{stage['kind']} ×{stage['scale']}" for stage in up.get("stages", [])]
     return " → ".join([*steps, *(stages or [up["kind"]])])
+
+
+def _costs(recorded: dict[str, Any] | None) -> str:
+    if recorded is None:
+        return "costs not measured; `wavenet-fast check` does"
+    if not recorded["of_these_weights"]:
+        return "costs recorded for other weights, so not used; `wavenet-fast check --write` measures them again"
+    parts = []
+    for dtype in DTYPES:
+        if cost := recorded.get(dtype):
+            error = "" if cost["standard_error"] is None else f" ± {cost['standard_error']:.5f}"
+            parts.append(f"{dtype} {cost['cost_bits']:+.5f}{error}")
+    about = f"{recorded.get('recordings', 0)} recordings, {recorded.get('seconds', 0):.1f} s"
+    measured = f"(bits per sample more than fp32; {about})"
+    return f"{', '.join(parts) or 'none but fp32'} {measured}"
 
 
 def _mel(mel: dict[str, Any]) -> str:

@@ -50,7 +50,7 @@ class Streaming:
             raise InputError(f"batch_size is {batch_size!r}; it is the number of streams, 1 or more")
         self.batch_size = int(batch_size)
         self._config, self._recipe, self._table = engine.config, recipe, table
-        self._threads, self._temperature = min(threads, self.batch_size), temperature
+        self._threads, self._temperature = threads, temperature
         self._engine: Engine | None = engine
         self._state: Any = engine.start(utterance_seeds(seed, self.batch_size), self._speakers(speaker))
         self._running = np.ones(self.batch_size, bool)

@@ -43,9 +43,12 @@ class Vocoder:
 
     backend  "auto", "cpu" or "reference": auto takes the first that works here
     device   "auto" or "cpu"
-    dtype    "auto", "fp32" or "bf16": auto is bf16 where the processor has bf16 instructions, else fp32
-    threads  at most so many threads per call, 1 … 1024; None for as many as this process may run on. Streams are
-             what is spread over threads, so one utterance uses one.
+    dtype    "auto", "fp32", "bf16", "fp16" or "int8". On the cpu backend auto is int8 where the voice records that this
+             costs at most 0.02 bits per sample (`wavenet-fast check --write`), else bf16 where the processor has bf16
+             instructions, else fp32; never decided by timing. On the reference backend it is fp32.
+    threads  at most so many threads per call, 1 … 1024; None for as many as this process may run on. On the cpu backend
+             each has streams of its own, or, where a model's weights exceed the second cache and streams are few, a
+             share of every layer; a small model uses one thread for one utterance. `doctor` shows the choice.
     strict_mel  a mel that looks like another recipe's is an `InputError` instead of a `MelMismatchWarning`
 
     Raises `BackendError` where what is asked for does not exist here.
@@ -63,7 +66,8 @@ class Vocoder:
         self._threads = _check_threads(threads)
         self._checkpoint = checkpoint
         self._recipe, self._strict_mel = Recipe(checkpoint, strict_mel), strict_mel
-        chosen, self._device, dtype = choose(backend, device, dtype)
+        costs = checkpoint.format_costs if dtype == "auto" else None
+        chosen, self._device, dtype = choose(backend, device, dtype, costs)
         weights = {name: checkpoint.weights[name] for name in weight_shapes(checkpoint.config)}
         self._engine: Engine | None = chosen.make(checkpoint.config, weights, dtype)
 
@@ -141,7 +145,7 @@ class Vocoder:
         elif counts.any():
             audio, _ = engine.advance(
                 engine.start(seeds, speakers), values, counts, np.ones(batch, bool), temperature,
-                threads=min(self.threads, batch), progress=progress,
+                threads=self.threads, progress=progress,
             )  # fmt: skip
             if audio.shape == sound.shape:
                 sound = audio
@@ -230,7 +234,7 @@ class Vocoder:
         values = inputs.prepare_mel(values, counts, form.batched)
         speakers = self._speakers(speaker, batch)
         self._recipe.check(values, counts)
-        bits = utterance_bits(engine, values, sound, speakers, min(self.threads, batch))
+        bits = utterance_bits(engine, values, sound, speakers, self.threads)
         return bits if form.batched else float(bits[0])
 
     # --- what it is -------------------------------------------------------------------------------------------------
@@ -279,7 +283,7 @@ class Vocoder:
 
     @property
     def dtype(self) -> str:
-        """Number format of the weights: fp32 or bf16."""
+        """Number format of the weights: fp32, bf16, fp16 or int8."""
         return self._open().dtype
 
     @property

@@ -1,12 +1,16 @@
 """The registry: which executions of a model there are, which of them work here, and why the others do not.
 
-`auto` decides by what is there, never by timing, in the order of the table below.
+`auto` decides by what is there, never by timing: the same voice on the same machine always gives the same samples. The
+backend is the first of the table below that works; the number format is that backend's own choice, which for `cpu` is
+int8 where the voice records (`wavenet-fast check --write`) that this costs at most `INT8_COST_LIMIT`, else bf16 where
+the processor has bf16 instructions, else fp32.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +27,11 @@ if TYPE_CHECKING:
     from .base import Engine
 
 Weights = Mapping[str, NDArray[np.float32]]
+Costs = Mapping[str, float]
+"""Number format → what it costs a voice in bits per sample, as far as the voice records it."""
+
+INT8_COST_LIMIT = 0.02
+"""Bits per sample that int8 may cost a voice for `auto` to choose it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Backend:
     dtypes: tuple[str, ...]
     why_not: Callable[[], str | None]
     """One line that says why it does not work here, or None where it does."""
-    auto_dtype: Callable[[], str]
+    auto_dtype: Callable[[Costs], str]
     """The number format chosen where none is asked for."""
     make: Callable[[WaveNetConfig, Weights, str], Engine]
     """(config, weights, dtype) → the model made ready."""
@@ -49,8 +58,11 @@ def _cpu_why_not() -> str | None:
     return None
 
 
-def _cpu_auto_dtype() -> str:
+def _cpu_auto_dtype(costs: Costs) -> str:
     from .cpu import isa_in_use
+
+    if costs.get("int8", math.inf) <= INT8_COST_LIMIT:
+        return "int8"
 
     # Where the processor multiplies bf16 itself it is the natural format. Elsewhere it is faster too, being half the
     # weights to stream, but it is for the asking: samples are then those of the weights as they are.
@@ -83,7 +95,7 @@ BACKENDS: dict[str, Backend] = {
         ),
         Backend(
             "reference", "PyTorch, slow, the truth that the others are tested against", ("cpu",), DTYPES,
-            _reference_why_not, lambda: "fp32", _make_reference,
+            _reference_why_not, lambda costs: "fp32", _make_reference,
         ),
     )
 }  # fmt: skip
@@ -102,8 +114,10 @@ def availability() -> dict[str, str | None]:
     return {name: backend.why_not() for name, backend in BACKENDS.items()}
 
 
-def choose(backend: str = "auto", device: str = "auto", dtype: str = "auto") -> tuple[Backend, str, str]:
-    """What the three words stand for on this machine: (backend, device, dtype).
+def choose(
+    backend: str = "auto", device: str = "auto", dtype: str = "auto", costs: Costs | None = None
+) -> tuple[Backend, str, str]:
+    """What the three words stand for on this machine, for a voice that records these costs: (backend, device, dtype).
 
     Raises `BackendError` for unknown words, for a backend that does not work here (with the reason), and for a device
     or number format that the backend does not have."""
@@ -119,7 +133,8 @@ def choose(backend: str = "auto", device: str = "auto", dtype: str = "auto") -> 
         raise BackendError(_wrong("device", device, chosen.devices, chosen))
     if dtype != "auto" and dtype not in chosen.dtypes:
         raise BackendError(_wrong("dtype", dtype, chosen.dtypes, chosen))
-    return chosen, chosen.devices[0] if device == "auto" else device, chosen.auto_dtype() if dtype == "auto" else dtype
+    device = chosen.devices[0] if device == "auto" else device
+    return chosen, device, chosen.auto_dtype(costs or {}) if dtype == "auto" else dtype
 
 
 def _first_available() -> Backend:

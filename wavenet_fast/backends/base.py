@@ -106,7 +106,7 @@ class Engine(Protocol):
 
     @property
     def dtype(self) -> str:
-        """Number format: "fp32" or "bf16"."""
+        """Number format: "fp32", "bf16", "fp16" or "int8"."""
 
     @property
     def isa(self) -> str: ...

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from .base import Progress
 from .cpu_state import CpuState, checked_seeds
 
 ISA_VARIABLE = "WAVENET_FAST_ISA"
+SPLIT_VARIABLE = "WAVENET_FAST_SPLIT"
 SPLITS = ("auto", "streams", "rows")
 
 _STATE_VERSION = 2
@@ -64,6 +65,26 @@ def _checked_isa(wanted: str, given: str) -> str:
     raise BackendError(f"{given} {wanted!r}, which is no instruction set of this engine. Possible here: {possible}")
 
 
+class Plan(NamedTuple):
+    """How a call uses its threads: `teams` groups of `size` threads each, which split the rows of every layer and make
+    up to `width` streams side by side."""
+
+    teams: int
+    size: int
+    width: int
+
+
+def split_in_use() -> str:
+    """What the environment variable WAVENET_FAST_SPLIT says, else "auto". Raises `BackendError` for unknown words."""
+    return _checked_split(os.environ.get(SPLIT_VARIABLE) or "auto", f"{SPLIT_VARIABLE} is")
+
+
+def _checked_split(wanted: str, given: str) -> str:
+    if wanted not in SPLITS:
+        raise BackendError(f"{given} {wanted!r}; the cpu backend offers {', '.join(SPLITS)}")
+    return wanted
+
+
 def layouts_of(isa: str) -> dict[str, Layout]:
     """Number format → how the instruction set wants its matrices."""
     described = next(i for i in _engine.isas() if i["name"] == isa)
@@ -80,7 +101,7 @@ class CpuEngine:
     dtype    "fp32", "bf16", "fp16" or "int8": how weights and the activations that meet them are rounded (packing.py)
     isa      an instruction set; None for `isa_in_use()`
     split    how threads share a call: "streams" gives each its own streams, "rows" gives each a share of the rows of
-             every layer, "auto" chooses by model, batch and threads. No sample depends on it.
+             every layer, "auto" chooses by model, batch and cores; None for `split_in_use()`. No sample depends on it.
 
     Raises `BackendError` for an unknown number format, instruction set or split and for weights that do not fit.
     """
@@ -93,12 +114,11 @@ class CpuEngine:
         weights: Mapping[str, NDArray[np.float32]],
         dtype: str = "fp32",
         isa: str | None = None,
-        split: str = "auto",
+        split: str | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise BackendError(f"dtype is {dtype!r}; the cpu backend offers {', '.join(DTYPES)}")
-        if split not in SPLITS:
-            raise BackendError(f"split is {split!r}; the cpu backend offers {', '.join(SPLITS)}")
+        split = split_in_use() if split is None else _checked_split(split, "split is")
         self.config, self.dtype, self.split = config, dtype, split
         self.isa = isa_in_use() if isa is None else _checked_isa(isa, "isa is")
         self._categorical = isinstance(config.head, CategoricalHead)
@@ -145,10 +165,9 @@ class CpuEngine:
         """Bytes of the packed matrices that every sample passes, padding included."""
         return self._model.streamed_bytes
 
-    def plan(self, batch: int, threads: int) -> tuple[int, int, int]:
-        """How a call of so many streams would use so many threads: (teams, threads of a team, streams that a team makes
-        side by side)."""
-        return self._model.plan(batch, threads, self.split)
+    def plan(self, batch: int, threads: int) -> Plan:
+        """How a call of so many streams uses so many threads."""
+        return Plan(*_engine.plan(self.streamed_bytes, batch, threads, self.split))
 
     def kept_frames(self, positions: NDArray[np.int64], frames: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many of the received frames streams at these positions still need."""

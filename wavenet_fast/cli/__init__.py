@@ -26,6 +26,7 @@ COMMANDS = {
     "mel": ("sound", "WAV → mel files, by a voice's or a preset's recipe."),
     "resynth": ("vocode", "WAV → mel → WAV: what a voice makes of a recording."),
     "train": ("tools", "Train a voice from a folder of recordings (needs torch)."),
+    "check": ("check_command", "Measure what the number formats cost a voice, on recordings."),
     "inspect": ("tools", "Show what is in a checkpoint directory."),
     "bench": ("bench_command", "Measure speed against what this machine's memory allows."),
     "doctor": ("tools", "Show CPU features, backends and why each is off."),
