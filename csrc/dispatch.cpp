@@ -7,6 +7,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 namespace wavenet {
 
@@ -30,6 +34,13 @@ namespace avx512bf16 {
 extern const Kernels kernels;
 }
 namespace amx {
+extern const Kernels kernels;
+}
+#elif defined(__aarch64__)
+namespace neon {
+extern const Kernels kernels;
+}
+namespace neondot {
 extern const Kernels kernels;
 }
 #endif
@@ -70,6 +81,14 @@ struct Cpu {
     amx = avx512bf16 && tiles && tile_bf16 && tile_int8 && may_use_tiles();
   }
 };
+#elif defined(__aarch64__)
+bool has_dot_products() {
+#if defined(__linux__)
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+  return false;
+#endif
+}
 #endif
 
 std::vector<Isa> list() {
@@ -85,6 +104,9 @@ std::vector<Isa> list() {
   all.push_back({&avx512bf16::kernels, cpu.avx512bf16, "AVX-512 F, BW, VL, DQ, VNNI, BF16", true});
   all.push_back({&amx::kernels, cpu.amx,
                  "AVX-512 BF16 and AMX tiles for bf16 and int8, and the kernel's permission to use them", true});
+#elif defined(__aarch64__)
+  all.push_back({&neon::kernels, true, "64-bit ARM", true});
+  all.push_back({&neondot::kernels, has_dot_products(), "64-bit ARM with dot products of bytes (asimddp)", true});
 #endif
   return all;
 }

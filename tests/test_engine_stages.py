@@ -105,6 +105,29 @@ def test_each_stage_equals_float64_arithmetic_on_its_own_inputs(name: str, isa: 
     close("logits", stages["logits"], oracle.product(relu(stages["hidden"]), "head.out"), limit)
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_operands_midway_are_rounded_to_even(isa: str, dtype: str) -> None:
+    """An embedding of numbers midway between two operands, which random numbers hardly ever are."""
+    config, rng = MODELS["tiny"], np.random.default_rng(0)
+    weights = random_weights(config)
+    shape = weights["input.weight"].shape
+    if dtype == "bf16":
+        words = to_bf16(rng.standard_normal(shape).astype(np.float32)).astype(np.uint32)
+        midway = (words << 16 | 0x8000).view(np.float32)
+    else:
+        midway = (rng.integers(-127, 127, shape).astype(np.float32) + np.float32(0.5)) / 64
+        midway[0] = 127 / 64  # the largest of every vector, so that a unit is 1/64
+    weights |= {"input.weight": midway, "input.bias": np.zeros(shape[0], np.float32)}
+    stages = CpuEngine(config, weights, dtype, isa).trace(
+        random_mel(config, 2), random_history(config, 2 * config.hop_length), 0, None
+    )
+    x = stages["embed"]
+    assert np.isin(x, midway).all()
+    expected = Oracle(config, weights, dtype).gate(x, stages["conditioning"], 0)
+    close("gate.0", stages["gate.0"], expected, STAGE["cpu", dtype])
+
+
 def reference_stages(config: WaveNetConfig, weights: Any, dtype: str, mel: Any, history: Any, speaker: Any) -> Any:
     """The reference's stages under the same forced history."""
     torch = pytest.importorskip("torch", reason="the reference needs PyTorch")
