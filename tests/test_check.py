@@ -205,7 +205,7 @@ def test_what_is_written_is_loaded_saved_and_followed(data, voice, tmp_path):
     voc.save_pretrained(tmp_path / "copy")
     assert json.loads((tmp_path / "copy" / CONFIG).read_text()) == before | {FIELD: field}
     text = CliRunner().invoke(cli, ["inspect", str(voice)]).stdout
-    assert f"int8 {field['int8']['cost_bits']:+.5f}" in text and "3 recordings" in text
+    assert f"int8 {field['int8']['cost_bits']:+.6f}" in text and "3 recordings" in text
 
 
 @pytest.mark.parametrize(("cost", "small"), [(0.02, True), (-0.001, True), (0.0200001, False), (3.0, False)])
@@ -239,7 +239,7 @@ def test_costs_of_other_weights_are_not_followed(voice, make_checkpoint, tmp_pat
     assert other.format_costs == {} and Vocoder(other, "cpu").dtype != "int8"
     save_checkpoint(tmp_path / "other", other)
     assert FIELD in json.loads((tmp_path / "other" / CONFIG).read_text())
-    for path, words in ((tmp_path / "other", "other weights"), (voice, "int8 +0.00100")):
+    for path, words in ((tmp_path / "other", "other weights"), (voice, "int8 +0.001000")):
         assert words in CliRunner().invoke(cli, ["inspect", str(path)]).stdout
         told = json.loads(CliRunner().invoke(cli, ["inspect", str(path), "--json"]).stdout)
         assert told[FIELD]["of_these_weights"] == (path == voice)

@@ -310,6 +310,12 @@ def test_doctor(monkeypatch):
     assert set(told["backends"]) >= {"cpu", "reference"}
     for backend in told["backends"].values():
         assert backend["available"] == (backend["why_not"] is None)
+    cpu, reference = told["backends"]["cpu"], told["backends"]["reference"]
+    assert cpu["auto_dtype"] in ("fp32", "bf16", None) and reference["auto_dtype"] in ("fp32", None)
+    if cpu["available"]:
+        assert cpu["auto_dtype_where_int8_is_cheap"] == "int8" and "int8 for voices" in run("doctor").stdout
+    if reference["available"]:
+        assert reference["auto_dtype_where_int8_is_cheap"] == "fp32"
     assert told["versions"]["numpy"] == np.__version__
     assert told["machine"]["usable_cores"] >= 1
     assert "backends" in run("doctor").stdout

@@ -238,8 +238,8 @@ def _cost_table(outcome: Outcome) -> Iterator[str]:
     yield f"{'format':8}{'bits':>10}{'cost':>11}{'standard error':>17}"
     for dtype in outcome.formats:
         cost = outcome.cost(dtype)
-        error = "–" if cost.standard_error is None or dtype == "fp32" else f"{cost.standard_error:.5f}"
-        costs = "–" if dtype == "fp32" else f"{cost.cost_bits:+.5f}"
+        error = "–" if cost.standard_error is None or dtype == "fp32" else f"{cost.standard_error:.6f}"
+        costs = "–" if dtype == "fp32" else f"{cost.cost_bits:+.6f}"
         yield f"{dtype:8}{outcome.bits(dtype):>10.4f}{costs:>11}{error:>17}"
     for dtype, why in outcome.problems.items():
         yield f"{dtype:8}{why}"

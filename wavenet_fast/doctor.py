@@ -150,7 +150,7 @@ def _backends() -> dict[str, Any]:
             "devices": list(backend.devices),
             "dtypes": list(backend.dtypes),
             "auto_dtype": auto_dtype,
-            "auto_dtype_of_cheap_int8": backend.auto_dtype({"int8": INT8_COST_LIMIT}) if auto_dtype else None,
+            "auto_dtype_where_int8_is_cheap": backend.auto_dtype({"int8": INT8_COST_LIMIT}) if auto_dtype else None,
         }
     return told
 
@@ -179,8 +179,9 @@ def format_examination(told: dict[str, Any]) -> str:
     lines += ["", "backends"]
     for name, b in told["backends"].items():
         state = f"works, {b['auto_dtype']} by default" if b["available"] else f"off: {b['why_not']}"
-        if b["available"] and b["auto_dtype_of_cheap_int8"] != b["auto_dtype"]:
-            state += f" ({b['auto_dtype_of_cheap_int8']} for voices that record a small cost of it: wavenet-fast check)"
+        cheap = b["auto_dtype_where_int8_is_cheap"]
+        if b["available"] and cheap != b["auto_dtype"]:
+            state += f" ({cheap} for voices that record a small cost of it: wavenet-fast check)"
         lines.append(f"  {name:<16}{b['summary']}; {state}")
     lines += ["", "packages"]
     for name in NEEDED + OPTIONAL:

@@ -174,8 +174,8 @@ def _costs(recorded: dict[str, Any] | None) -> str:
     parts = []
     for dtype in DTYPES:
         if cost := recorded.get(dtype):
-            error = "" if cost["standard_error"] is None else f" ± {cost['standard_error']:.5f}"
-            parts.append(f"{dtype} {cost['cost_bits']:+.5f}{error}")
+            error = "" if cost["standard_error"] is None else f" ± {cost['standard_error']:.6f}"
+            parts.append(f"{dtype} {cost['cost_bits']:+.6f}{error}")
     about = f"{recorded.get('recordings', 0)} recordings, {recorded.get('seconds', 0):.1f} s"
     measured = f"(bits per sample more than fp32; {about})"
     return f"{', '.join(parts) or 'none but fp32'} {measured}"
