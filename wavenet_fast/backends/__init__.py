@@ -61,12 +61,14 @@ def _cpu_why_not() -> str | None:
 def _cpu_auto_dtype(costs: Costs) -> str:
     from .cpu import isa_in_use
 
-    if costs.get("int8", math.inf) <= INT8_COST_LIMIT:
+    isa = isa_in_use()
+    # The portable sets have no way of their own to multiply bytes: int8 would be slower than fp32 there.
+    if costs.get("int8", math.inf) <= INT8_COST_LIMIT and not isa.startswith("portable"):
         return "int8"
 
     # Where the processor multiplies bf16 itself it is the natural format. Elsewhere it is faster too, being half the
     # weights to stream, but it is for the asking: samples are then those of the weights as they are.
-    return "bf16" if isa_in_use() in ("avx512bf16", "amx") else "fp32"
+    return "bf16" if isa in ("avx512bf16", "amx") else "fp32"
 
 
 def _make_cpu(config: WaveNetConfig, weights: Weights, dtype: str) -> Engine:
