@@ -44,8 +44,9 @@ class Vocoder:
     backend  "auto", "cpu" or "reference": auto takes the first that works here
     device   "auto" or "cpu"
     dtype    "auto", "fp32", "bf16", "fp16" or "int8". On the cpu backend auto is int8 where the voice records that this
-             costs at most 0.02 bits per sample (`wavenet-fast check --write`; not on portable code), else bf16 where the processor has bf16
-             instructions, else fp32; never decided by timing. On the reference backend it is fp32.
+             costs at most 0.02 bits per sample (`wavenet-fast check --write`) and the code is not the portable one,
+             else bf16 where the processor has bf16 instructions, else fp32; never decided by timing. On the reference
+             backend it is fp32.
     threads  at most so many threads per call, 1 … 1024; None for as many as this process may run on. On the cpu backend
              each has streams of its own, or, where a model's weights exceed the second cache and streams are few, a
              share of every layer; a small model uses one thread for one utterance. `doctor` shows the choice.
