@@ -33,7 +33,7 @@ def close(name: str, ours: Any, theirs: Any, limit: float) -> None:
 def quantise_operands(x: Any) -> Any:
     """x · (127 / max|x|) to the nearest integer, in float32 as the engine does it."""
     largest = np.abs(x).max(axis=-1, keepdims=True)
-    factor = np.where(largest > 1e-30, np.float32(127) / largest, np.float32(0)).astype(np.float32)
+    factor = np.where(largest > 1e-30, np.float32(127) / np.maximum(largest, np.float32(1e-30)), np.float32(0))
     return np.rint(x * factor).astype(np.float64), largest
 
 

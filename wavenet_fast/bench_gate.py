@@ -87,7 +87,7 @@ class Gate:
 
     def _torch_logits(self, dtype: str) -> NDArray[np.float32]:
         """In a process of its own: what torch takes of memory and threads stays out of what is measured."""
-        home = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+        home = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path(__file__).parents[1])]))
         with tempfile.TemporaryDirectory() as room:
             question: dict[str, Any] = {f"weights/{name}": tensor for name, tensor in self.weights.items()}
             question["config"] = np.frombuffer(json.dumps(encode(self.config)).encode(), np.uint8)
