@@ -66,6 +66,16 @@ static WAVENET_INLINE void store_operand(float* p, Floats a) { store(p, a); }
 static WAVENET_INLINE void store_operand(uint16_t* p, Floats a) { store_bf16(p, a); }
 static WAVENET_INLINE void store_operand(int8_t*, Floats) {}  // never called: int8 rounds whole vectors, see below
 
+// Channels c … c + kLanes − 1 of n; those beyond become zero, so that what stands there never meets a weight.
+template <class Operand>
+static WAVENET_INLINE void store_part(Operand* operands, int64_t c, int64_t n, Floats a) {
+  if (c + kLanes <= n) {
+    store_operand(operands + c, a);
+  } else {
+    store_operand(operands + c, first(n - c, a));
+  }
+}
+
 // `read(i)` (n numbers) → operands; those of the last vector beyond n become zero, so that what stands there never
 // meets a weight.
 template <class Operand, class Read>

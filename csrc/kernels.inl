@@ -14,9 +14,8 @@
 //   store_bf16               rounded to nearest, ties to even
 //   dot_pair(acc, w, x)      acc + the products of both bf16 halves of w and x, in an order of the ISA's own
 //   Quads, splat_quad        four int8 operands in every lane, made ready for:
-//   dot_quad(acc, w, x)      acc + the four products of the int8 bytes of w and x, exact in int32; where
-//   kUnsignedQuads,
-//                            of w and x + 128, so that sums begin at −128 · Σ w
+//   dot_quad(acc, w, x)      acc + the four products of the int8 bytes of w and x, exact in int32
+//   kUnsignedQuads           whether dot_quad takes x + 128 for x, so that sums must begin at −128 · Σ w
 //   kAccumulators, kStreams  vectors of rows that one stream keeps in registers; streams worked on together, with half
 //                            as many vectors each
 //

@@ -46,7 +46,7 @@ static WAVENET_INLINE void accumulate(typename F::Sum (&sum)[NB][NV], const type
   }
 }
 
-// A product of whole vectors of rows `rows` … of a block that begins at `block` and is `width` vectors wide.
+// Vectors `first` … `first` + `width` − 1 of a matrix, packed together; `step` as in `accumulate`.
 template <class F>
 struct Block {
   const typename F::Weight* weights;

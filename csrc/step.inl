@@ -79,6 +79,7 @@ class Loop {
   Operand* gates(int64_t l, int b) const {
     return operands(team_.gates, s_.gates) + (b * m_.L + l) * m_.operands(m_.half);
   }
+
   // --- who is where ---------------------------------------------------------------------------------------------
 
   // Streams that are done leave, others take their places; the places stay without gaps.
@@ -236,12 +237,7 @@ class Loop {
       next.template call_for<kBlend>(2 * c + kLanes);
       const Floats g = gate(at(2 * c), at(2 * c + kLanes));
       if (floats) store(out + c, g);
-      if (kWhole) continue;
-      if (c + kLanes <= half) {
-        store_operand(operands + c, g);
-      } else {
-        store_operand(operands + c, first(half - c, g));
-      }
+      if (!kWhole) store_part(operands, c, half, g);
     }
   }
 
@@ -325,12 +321,7 @@ class Loop {
     for (int64_t c = rows.first * kLanes; c < rows.last * kLanes; c += kLanes) {
       const Floats done = mul(add(load(x + c), load(bias + c)), scale);
       store(x + c, done);
-      if (kWhole) continue;
-      if (c + kLanes <= R) {
-        store_operand(operands + c, done);
-      } else {
-        store_operand(operands + c, first(R - c, done));
-      }
+      if (!kWhole) store_part(operands, c, R, done);
     }
   }
 

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+from cli_result import refused
 from click.testing import CliRunner, Result
 
 from wavenet_fast import _engine, bench_gate, stopwatch
@@ -43,13 +44,6 @@ def without_torch(monkeypatch, request) -> None:
 
 def run(*args: object) -> Result:
     return CliRunner().invoke(cli, ["bench", *map(str, args)])
-
-
-def refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 2 and isinstance(result.exception, SystemExit), result.output
-    assert "Traceback" not in result.output
-    for word in words:
-        assert word in result.stderr, result.stderr
 
 
 def check_relations(told: dict) -> None:

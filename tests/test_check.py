@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_result import refused
 from click.testing import CliRunner, Result
 from tolerances import TRACE_MAX, TRACE_RMS
 
@@ -57,14 +58,6 @@ def voice(tmp_path, make_checkpoint) -> Path:
 
 def run(*args: object) -> Result:
     return CliRunner().invoke(cli, ["check", *map(str, args)])
-
-
-def refused(result: Result, *words: str, code: int = 2) -> None:
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    assert "Traceback" not in result.output
-    for word in words:
-        assert word in result.stderr, result.stderr
 
 
 def edit(voice: Path, **fields: Any) -> None:

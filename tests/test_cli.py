@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from cli_result import refused
 from click.testing import CliRunner, Result
 
 from wavenet_fast import Vocoder
@@ -42,15 +43,6 @@ def mels(tmp_path) -> Path:
 
 def run(*args: object, stdin: bytes | None = None) -> Result:
     return CliRunner().invoke(cli, [str(a) for a in args], input=stdin)
-
-
-def refused(result: Result, *words: str, code: int = 2) -> None:
-    """Exit code and a sentence with the words in it, without a traceback."""
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    assert "Traceback" not in result.output
-    for word in words:
-        assert word in result.stderr, result.stderr
 
 
 def sound(path: Path) -> tuple[int, np.ndarray]:

@@ -160,14 +160,9 @@ class CpuEngine:
             raise InputError("a speaker vector holds NaN or infinity; give finite numbers")
         return np.ascontiguousarray(vectors)
 
-    @property
-    def streamed_bytes(self) -> int:
-        """Bytes of the packed matrices that every sample passes, padding included."""
-        return self._model.streamed_bytes
-
     def plan(self, batch: int, threads: int) -> Plan:
         """How a call of so many streams uses so many threads."""
-        return Plan(*_engine.plan(self.streamed_bytes, batch, threads, self.split))
+        return Plan(*_engine.plan(self.weight_bytes, batch, threads, self.split))
 
     def kept_frames(self, positions: NDArray[np.int64], frames: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many of the received frames streams at these positions still need."""
