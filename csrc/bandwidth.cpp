@@ -1,12 +1,8 @@
 #include "bandwidth.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstdlib>
-#include <new>
 #include <stdexcept>
 #include <thread>
 #include <vector>
@@ -37,20 +33,10 @@ void check_threads(int threads) {
 
 }  // namespace
 
-void ReadProbe::Free::operator()(void* p) const { std::free(p); }
-
 ReadProbe::ReadProbe(int64_t bytes, int threads) : bytes_(bytes), threads_(threads) {
   check_threads(threads);
   if (bytes < 1 || bytes > (int64_t{1} << 40)) throw std::invalid_argument("give 1 … 2^40 bytes to read");
-  // Whole huge pages if the system has them, as Model::load asks for its weights.
-  constexpr int64_t kHugePage = int64_t{2} << 20;
-  const int64_t room = round_up(bytes, kHugePage);
-  block_.reset(static_cast<char*>(std::aligned_alloc(kHugePage, room)));
-  if (!block_) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-  madvise(block_.get(), room, MADV_HUGEPAGE);
-#endif
-  // Written, not only zeroed: pages that were never written may all be one page of zeros.
+  block_ = zeros(bytes);
   for (int64_t i = 0; i < bytes; ++i) block_.get()[i] = static_cast<char>(i * 7 + 1);
 }
 

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 
+#include "memory.h"
 #include "stream.h"
 
 namespace wavenet {
@@ -22,10 +22,7 @@ class ReadProbe {
   Reading run(ReadLoop read, int64_t times) const;
 
  private:
-  struct Free {
-    void operator()(void* p) const;
-  };
-  std::unique_ptr<char, Free> block_;
+  Memory block_;
   int64_t bytes_;
   int threads_;
 };

@@ -194,6 +194,8 @@ std::unique_ptr<Engine> make_engine(const py::dict& config, const std::string& d
   m->number = number_named(dtype);
   m->layout = m->kernels->layouts[static_cast<int>(m->number)];
   m->plain = m->kernels->layouts[static_cast<int>(Number::fp32)];
+  m->hearing = m->number == Number::bf16 || m->number == Number::int8 ? Number::bf16 : Number::fp32;
+  m->hearing_layout = m->kernels->layouts[static_cast<int>(m->hearing)];
   const Fields c(config, "");
   read_shape(*m, c);
   read_head(*m, c);
@@ -423,6 +425,15 @@ py::list describe_isas() {
   return all;
 }
 
+py::array_t<uint8_t> zero_bytes(int64_t bytes) {
+  if (bytes < 0) throw std::invalid_argument("give 0 bytes or more");
+  Memory memory = zeros(bytes);
+  auto* first = reinterpret_cast<uint8_t*>(memory.get());
+  const py::capsule owner(memory.get(), [](void* p) { FreeMemory()(p); });
+  memory.release();
+  return py::array_t<uint8_t>(bytes, first, owner);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_engine, module) {
@@ -430,6 +441,7 @@ PYBIND11_MODULE(_engine, module) {
       "The native sample loop. Use it through wavenet_fast.backends.cpu, which checks arguments in sentences.";
   module.def("isas", &describe_isas);
   module.def("second_cache", &second_cache);
+  module.def("zeros", &zero_bytes, py::arg("bytes"));
   module.def(
       "plan",
       [](int64_t weight_bytes, int64_t streams, int threads, const std::string& split) {

@@ -123,29 +123,38 @@ static void finish_columns(const Node& node, const Columns& out) {
   }
 }
 
-// What a sample hears: a + weight · (b − a), L rows of gate_pad each; a itself where b is null.
+// How a sample hears its conditioning: one column as it is; two neighbours, interpolated; or, in number formats whose
+// operands are short, two neighbours rounded to bf16 and interpolated in 256ths, which is one instruction where the
+// set has bf16 and half the memory.
+enum class Hearing { held, blended, paired };
+
+// What a sample hears: L rows of gate_pad.
 struct Heard {
-  const float *a, *b;
-  Floats weight;
-  template <bool kBlend>
-  WAVENET_INLINE Floats at(int64_t row) const {
+  const float *a, *b;  // columns; b, the one to the right, where they are blended; where they are paired, a holds words
+  Floats weight;       // of b
+  uint32_t weights;    // of a pair
+  // z + what is heard.
+  template <Hearing kHow>
+  WAVENET_INLINE Floats onto(Floats z, int64_t row) const {
+    if constexpr (kHow == Hearing::paired) return dot_pair(z, load_words(a + row), splat_word(weights));
     const Floats left = load(a + row);
-    return kBlend ? fma(sub(load(b + row), left), weight, left) : left;
+    return add(z, kHow == Hearing::blended ? fma(sub(load(b + row), left), weight, left) : left);
   }
-  template <bool kBlend>
+  template <Hearing kHow>
   WAVENET_INLINE void call_for(int64_t row) const {
     __builtin_prefetch(a + row);
-    if (kBlend) __builtin_prefetch(b + row);
+    if (kHow == Hearing::blended) __builtin_prefetch(b + row);
   }
   // From row `row` on.
-  Heard layer(int64_t row) const { return {a + row, b ? b + row : nullptr, weight}; }
+  Heard layer(int64_t row) const { return {a + row, b ? b + row : nullptr, weight, weights}; }
 };
 
 // For the stream in one seat, and the rows that this thread will read: `own` vectors of each layer.
 class Conditioner {
  public:
-  Conditioner(const Model& model, Scratch::Seat& seat, Range own, const std::atomic<bool>& stop)
-      : m_(model), stream_(*seat.stream), s_(seat), own_(own), stop_(stop) {
+  Conditioner(const Model& model, Scratch::Seat& seat, uint16_t* operands, Range own, Tiles& tiles,
+              const std::atomic<bool>& stop)
+      : m_(model), stream_(*seat.stream), s_(seat), operands_(operands), own_(own), tiles_(tiles), stop_(stop) {
     end_ = right_of(stream_.position + stream_.samples - 1) + 1;
   }
 
@@ -162,23 +171,27 @@ class Conditioner {
     });
   }
 
-  // What sample t hears; anything once `stop` is set.
+  // What sample t hears; anything once `stop` is set. May leave the tiles in another shape.
   Heard at(int64_t t) {
     const int64_t left = left_of(t), right = right_of(t);
     if (left < s_.project_first || right >= s_.project_first + s_.project_count) project(left);
-    Heard heard_now{s_.projections + (left - s_.project_first) * m_.projected, nullptr, splat(0.f)};
-    if (m_.upsampling == Upsampling::linear) {
-      heard_now.b = s_.projections + (right - s_.project_first) * m_.projected;
-      heard_now.weight = splat(m_.fraction[heard(t) % m_.hop]);
+    Heard found{s_.projections + (left - s_.project_first) * m_.projected_stride, nullptr, splat(0.f), 0};
+    if (m_.hears_pairs()) {
+      found.weights = m_.fraction_pair[right > left ? heard(t) % m_.hop : m_.hop];
+    } else if (m_.upsampling == Upsampling::linear) {
+      found.b = s_.projections + (right - s_.project_first) * m_.projected_stride;
+      found.weight = splat(m_.fraction[heard(t) % m_.hop]);
     }
-    return heard_now;
+    return found;
   }
 
  private:
   const Model& m_;
   const Stream& stream_;
   Scratch::Seat& s_;
+  uint16_t* operands_;
   Range own_;
+  Tiles& tiles_;
   const std::atomic<bool>& stop_;
   int64_t end_;  // columns that the call needs
 
@@ -210,18 +223,43 @@ class Conditioner {
     int64_t count = top.first + top.count - from;
     if (count > s_.project_capacity) count = s_.project_capacity;
     // Columns take the place of streams: a group of rows is read once for several of them.
-    const Operands<Fp32> columns{top.at(from), top.stride, nullptr};
-    for_own([&](Range vectors) {
-      for (int64_t i = 0; i < count; ++i) {
-        float* out = s_.projections + i * m_.projected;
-        for (int64_t v = vectors.first; v < vectors.last; ++v)
-          store(out + v * kLanes, load(s_.project_start + v * kLanes));
-      }
-      multiply_by_vectors<Fp32>(m_.project, m_.plain, vectors, {0, 1}, columns, count,
-                                Sums{s_.projections, m_.projected});
-    });
+    if (m_.hearing == Number::fp32) {
+      const Operands<Fp32> columns{top.at(from), top.stride, nullptr};
+      const Sums sums{s_.projections, m_.projected_stride, s_.project_start};
+      for_own(
+          [&](Range vectors) { multiply<Fp32>(m_.project, m_.hearing_layout, vectors, {0, 1}, columns, count, sums); });
+    } else {
+      project_short(top, from, count);
+    }
     s_.project_first = from;
     s_.project_count = count;
+  }
+
+  void project_short(const Columns& top, int64_t from, int64_t count) {
+    const int64_t stride = round_up(m_.C, kOperandPad / 2);
+    for (int64_t i = 0; i < count; ++i) {
+      const float* column = top.at(from + i);
+      to_operands([column](int64_t c) { return load(column + c); }, m_.C, operands_ + i * stride, nullptr);
+    }
+    for (int64_t i = 0; i < count; i += kMaxWidth) {
+      const int64_t n = count - i < kMaxWidth ? count - i : kMaxWidth;
+      tiles_.serve(static_cast<int>(n));
+      const Operands<Bf16> columns{operands_ + i * stride, stride, nullptr};
+      const Sums sums{s_.projections + i * m_.projected_stride, m_.projected_stride, s_.project_start};
+      for_own([&](Range vectors) { multiply<Bf16>(m_.project, m_.hearing_layout, vectors, {0, 1}, columns, n, sums); });
+    }
+    if (m_.hears_pairs()) for_own([&](Range vectors) { pair_columns(vectors, count); });
+  }
+
+  // Columns → words of a column and its neighbour to the right. The last has none and is only heard by itself.
+  void pair_columns(Range vectors, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      float* left = s_.projections + i * m_.projected_stride;
+      const float* right = i + 1 < count ? left + m_.projected_stride : left;
+      for (int64_t row = vectors.first * kLanes; row < vectors.last * kLanes; row += kLanes) {
+        store(left + row, floats(bf16_pair(load(left + row), load(right + row))));
+      }
+    }
   }
 
   // Interpolation wants two neighbours in one projected block.

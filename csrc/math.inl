@@ -60,6 +60,16 @@ static WAVENET_INLINE Floats relu(Floats a) { return max(a, splat(0.f)); }
 
 static WAVENET_INLINE Floats magnitude(Floats a) { return floats(bit_and(bits(a), splat_word(0x7FFFFFFF))); }
 
+// The upper 16 bits of finite numbers are their bf16, rounded to nearest, ties to even; below them stands what is left.
+static WAVENET_INLINE Words rounded_to_bf16(Floats a) {
+  return add(bits(a), add(bit_and(shift_right<16>(bits(a)), splat_word(1)), splat_word(0x7FFF)));
+}
+
+// Words of two bf16.
+static WAVENET_INLINE Words bf16_pair(Floats low, Floats high) {
+  return add(shift_right<16>(rounded_to_bf16(low)), bit_and(rounded_to_bf16(high), splat_word(0xFFFF0000u)));
+}
+
 // |a| < 2^22 → the nearest integer, ties to even, as int32: adding 1.5·2^23 leaves it in the low bits.
 static WAVENET_INLINE Words nearest(Floats a) {
   return add(bits(add(a, splat(12582912.f))), splat_word(0u - 0x4B400000u));

@@ -1,10 +1,7 @@
 #include "model.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <stdexcept>
@@ -36,6 +33,7 @@ void Model::derive() {
   half_pad = pad(half);
   gate_pad = 2 * half_pad;
   projected = checked_mul(L, gate_pad);
+  projected_stride = projected + 16;
   x_stride = round_up(R, kChannelPad);
   r_stride = operands(R);
   ring_first.clear();
@@ -80,30 +78,34 @@ void Model::derive_conditioning() {
   lookahead_frames = std::max<int64_t>(0, needed.last - 1);
 }
 
+// n/256 in bf16, n ≤ 256.
+static uint32_t bf16_bits(uint32_t n) {
+  const float value = static_cast<float>(n) / 256.f;
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits >> 16;
+}
+
 void Model::derive_tables() {
   fraction.assign(hop, 0.f);
+  fraction_pair.assign(hop + 1, bf16_bits(256));
   shift.assign(hop, 0);
   for (int64_t r = 0; r < hop && upsampling == Upsampling::linear; ++r) {
     const double within = static_cast<double>(r) / hop - frame_centre;
     shift[r] = within < 0 ? -1 : 0;
     fraction[r] = static_cast<float>(within - shift[r]);
+    // In 256ths bf16 holds both weights exactly, and they add up to 1.
+    const auto right = static_cast<uint32_t>(std::lround(256.0 * (within - shift[r])));
+    fraction_pair[r] = bf16_bits(right) << 16 | bf16_bits(256 - right);
   }
 }
 
 // --- weights ---------------------------------------------------------------------------------------------------------
 
-Model::~Model() { std::free(block_); }
-
 void Model::load(const Find& find) {
   visit(find, false);  // sizes, so that the block is allocated once and only for arrays that fit
   capacity_ = used_;
-  // Whole huge pages: the weights are streamed once per sample, and a page walk in that stream costs.
-  constexpr int64_t kHugePage = int64_t{2} << 20;
-  block_ = static_cast<char*>(std::aligned_alloc(kHugePage, round_up(std::max<int64_t>(capacity_, 1), kHugePage)));
-  if (block_ == nullptr) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-  madvise(block_, round_up(std::max<int64_t>(capacity_, 1), kHugePage), MADV_HUGEPAGE);
-#endif
+  block_ = zeros(capacity_);
   used_ = 0;
   visit(find, true);
 }
@@ -116,32 +118,33 @@ const void* Model::take(const Find& find, bool copy, const std::string& name, in
                                 std::to_string(bytes) + " are needed");
   }
   const int64_t size = checked_mul(elements, bytes);
-  char* to = copy ? block_ + used_ : nullptr;
+  char* to = copy ? block_.get() + used_ : nullptr;
   used_ += round_up(size, 64);
   checked_mul(used_, 1);
   if (copy) std::memcpy(to, array.data, static_cast<size_t>(size));
   return to;
 }
 
-// A matrix that stays fp32.
 Matrix Model::take_matrix(const Find& find, bool copy, const std::string& name, int64_t rows, int64_t segments,
-                          int64_t k) {
+                          int64_t k, Number format, const Layout& layout) {
   Matrix m;
-  m.vectors = rows / plain.lanes;
+  m.vectors = rows / layout.lanes;
   m.segments = segments;
-  m.k = k;
-  m.data = take(find, copy, name, checked_mul(checked_mul(rows, segments), m.k), 4);
+  m.k = round_up(k, layout.run);
+  m.data = take(find, copy, name, checked_mul(checked_mul(rows, segments), m.k), weight_bytes(format));
   return m;
+}
+
+// A matrix that stays fp32.
+Matrix Model::take_plain(const Find& find, bool copy, const std::string& name, int64_t rows, int64_t segments,
+                         int64_t k) {
+  return take_matrix(find, copy, name, rows, segments, k, Number::fp32, plain);
 }
 
 // A matrix in the model's number format.
 Matrix Model::take_streamed(const Find& find, bool copy, const std::string& name, int64_t rows, int64_t segments,
                             int64_t k) {
-  Matrix m;
-  m.vectors = rows / layout.lanes;
-  m.segments = segments;
-  m.k = round_up(k, layout.run);
-  m.data = take(find, copy, name, checked_mul(checked_mul(rows, segments), m.k), weight_bytes());
+  Matrix m = take_matrix(find, copy, name, rows, segments, k, number, layout);
   if (number != Number::int8) return m;
   m.scale = static_cast<const float*>(take(find, copy, name + ".scale", checked_mul(rows, segments), 4));
   m.offset = take_offsets(m, copy);
@@ -151,7 +154,7 @@ Matrix Model::take_streamed(const Find& find, bool copy, const std::string& name
 // −128 · Σ of each row's weights, by segment: where a set multiplies unsigned operands, they are 128 more than meant.
 const int32_t* Model::take_offsets(const Matrix& m, bool copy) {
   const int64_t rows = m.vectors * layout.lanes, bytes = checked_mul(rows * m.segments, 4);
-  auto* offset = copy ? reinterpret_cast<int32_t*>(block_ + used_) : nullptr;
+  auto* offset = copy ? reinterpret_cast<int32_t*>(block_.get() + used_) : nullptr;
   used_ += round_up(bytes, 64);
   if (!copy) return nullptr;
   std::memset(offset, 0, static_cast<size_t>(bytes));
@@ -183,7 +186,7 @@ int64_t Model::streamed_bytes() const {
   add(skip);
   add(hidden);
   add(out);
-  return elements * weight_bytes();
+  return elements * weight_bytes(number);
 }
 
 void Model::visit(const Find& find, bool copy) {
@@ -203,14 +206,14 @@ void Model::visit(const Find& find, bool copy) {
       n.kernel = floats(name + ".weight", checked_mul(n.freq_taps, n.taps));
       n.bias = floats(name + ".bias", 1);
     } else {
-      n.weight = take_matrix(find, copy, name + ".weight", pad(n.out), n.taps, n.in);
+      n.weight = take_plain(find, copy, name + ".weight", pad(n.out), n.taps, n.in);
       n.bias = floats(name + ".bias", pad(n.out));
     }
   }
-  project = take_matrix(find, copy, "conditioning.weight", projected, 1, C);
+  project = take_matrix(find, copy, "conditioning.weight", projected, 1, C, hearing, hearing_layout);
   project_bias = floats("conditioning.bias", projected);
   if (P) {
-    speaker = take_matrix(find, copy, "speaker.weight", projected, 1, P);
+    speaker = take_plain(find, copy, "speaker.weight", projected, 1, P);
     speaker_bias = floats("speaker.bias", projected);
   }
   input = floats("input.weight", checked_mul(checked_mul(in_taps, in_channels), x_stride));

@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "memory.h"
+
 namespace wavenet {
 
 // Format of the matrices that every sample passes, and of the activations that meet them: see formats.inl.
@@ -82,7 +84,10 @@ struct Model {
   std::vector<int64_t> dilations;
   Number number = Number::fp32;
   Layout layout{};  // of the matrices in `number`
-  Layout plain{};   // of those that stay fp32: the conditioning's
+  Layout plain{};   // of those that stay fp32: the conditioning network's
+  // What the layers hear of the conditioning is projected in bf16 where their own operands are short, else in fp32.
+  Number hearing = Number::fp32;
+  Layout hearing_layout{};
 
   float residual_scale, skip_scale;
   bool running_skip, one_hot, input_tanh;
@@ -101,8 +106,11 @@ struct Model {
   Upsampling upsampling;
   int64_t offset;
   double frame_centre;
-  std::vector<float> fraction;  // linear: weight of the right frame by position within the hop
-  std::vector<int32_t> shift;   // linear: 0 or −1, frame to the left of that position
+  // Linear, by position within the hop: the weight of the right frame, and as bf16 that of the left frame and of the
+  // right one side by side; one entry more for a frame that is heard alone.
+  std::vector<float> fraction;
+  std::vector<uint32_t> fraction_pair;
+  std::vector<int32_t> shift;  // linear: 0 or −1, frame to the left of that position
   std::vector<Node> nodes;
   int64_t n_frame_nodes = 0;  // the first nodes, which run at frame rate
   int64_t lookahead_frames, context_frames;
@@ -115,6 +123,7 @@ struct Model {
   int64_t ring_slots;
   std::vector<int64_t> ring_first, ring_depth;  // slots of each layer
   int64_t projected;                            // L · gate_pad: one projected conditioning column
+  int64_t projected_stride;                     // floats from one to the next: pages apart they would share cache lines
 
   // Weights.
   const float *mel_mean = nullptr, *mel_scale = nullptr;
@@ -131,7 +140,9 @@ struct Model {
 
   int64_t pad(int64_t rows) const { return round_up(rows, layout.lanes); }
   int64_t operand_bytes() const { return number == Number::bf16 ? 2 : number == Number::int8 ? 1 : 4; }
-  int64_t weight_bytes() const { return number == Number::fp32 ? 4 : number == Number::int8 ? 1 : 2; }
+  // Whether the layers hear their conditioning as pairs of bf16, that of a column and that of the next.
+  bool hears_pairs() const { return upsampling == Upsampling::linear && hearing == Number::bf16; }
+  static int64_t weight_bytes(Number number) { return number == Number::fp32 ? 4 : number == Number::int8 ? 1 : 2; }
   // Operands of a vector of n channels.
   int64_t operands(int64_t n) const { return round_up(n * operand_bytes(), kOperandPad) / operand_bytes(); }
   // What the sampler needs for a draw: a weight for every class, in sixteens, and a sum for each sixteen.
@@ -140,7 +151,6 @@ struct Model {
   int64_t streamed_bytes() const;
 
   Model() = default;
-  ~Model();
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
@@ -158,11 +168,13 @@ struct Model {
   void load(const Find& find);
 
  private:
-  char* block_ = nullptr;
+  Memory block_;
   int64_t used_ = 0, capacity_ = 0;
   void visit(const Find& find, bool copy);
   const void* take(const Find& find, bool copy, const std::string& name, int64_t elements, int64_t bytes);
-  Matrix take_matrix(const Find& find, bool copy, const std::string& name, int64_t rows, int64_t segments, int64_t k);
+  Matrix take_matrix(const Find& find, bool copy, const std::string& name, int64_t rows, int64_t segments, int64_t k,
+                     Number format, const Layout& layout);
+  Matrix take_plain(const Find& find, bool copy, const std::string& name, int64_t rows, int64_t segments, int64_t k);
   Matrix take_streamed(const Find& find, bool copy, const std::string& name, int64_t rows, int64_t segments, int64_t k);
   const int32_t* take_offsets(const Matrix& m, bool copy);
   void derive_conditioning();

@@ -14,11 +14,12 @@ struct Operands {
   int64_t segment = 0, scale_segment = 0;
 };
 
-// The sums of n streams: row r of stream b at out + b·stride + r. What stands there is added to, unless `fresh`.
+// The sums of n streams: row r of stream b at out + b·stride + r. They begin at start[r] for every stream, a bias, or
+// without one at what stands there.
 struct Sums {
   float* out;
   int64_t stride;
-  bool fresh = false;
+  const float* start = nullptr;
 };
 
 // sum[b][v] += Σ_k w[k][v] · x[b][k] for NV vectors of rows and NB streams. `step` is how far apart in memory the
@@ -62,7 +63,8 @@ static void multiply_block(const Matrix& m, const Block<F>& block, int64_t vecto
   if constexpr (F::kNumber != Number::int8) {
     Floats sum[NB][NV];
     for (int b = 0; b < NB; ++b) {
-      for (int v = 0; v < NV; ++v) sum[b][v] = out.fresh ? splat(0.f) : load(first + b * out.stride + v * kLanes);
+      const float* from = out.start ? out.start + row : first + b * out.stride;
+      for (int v = 0; v < NV; ++v) sum[b][v] = load(from + v * kLanes);
     }
     for (int64_t s = segments.first; s < segments.last; ++s) {
       accumulate<F, NV, NB>(sum, w + s * segment_size, block.step, x.x + s * x.segment, x.stride, m.k);
@@ -83,8 +85,8 @@ static void multiply_block(const Matrix& m, const Block<F>& block, int64_t vecto
         const Floats unit = splat(x.scale[b * x.scale_stride + s * x.scale_segment]);
         for (int v = 0; v < NV; ++v) {
           float* at = first + b * out.stride + v * kLanes;
-          const Floats before = out.fresh && s == segments.first ? splat(0.f) : load(at);
-          store(at, scaled_sum(sum[b][v], load(m.scale + s * rows + row + v * kLanes), unit, before));
+          const float* before = out.start && s == segments.first ? out.start + row + v * kLanes : at;
+          store(at, scaled_sum(sum[b][v], load(m.scale + s * rows + row + v * kLanes), unit, load(before)));
         }
       }
     }

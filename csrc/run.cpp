@@ -72,38 +72,41 @@ double multiply_adds(const Model& m, int64_t samples) {
 // --- memory and meetings -----------------------------------------------------------------------------------------
 
 void Arena::allocate() {
-  block_.reset(static_cast<char*>(std::aligned_alloc(64, std::max<int64_t>(used_, 64))));
-  if (!block_) throw std::bad_alloc();
-  std::memset(block_.get(), 0, static_cast<size_t>(used_));
+  block_ = zeros(used_);
   for (const Piece& piece : pieces_) *piece.where = block_.get() + piece.at;
 }
 
-void Arena::Free::operator()(void* p) const { std::free(p); }
-
-void Barrier::wait() {
-  constexpr int kSpins = 128;  // some five microseconds: a pause takes about 140 cycles
-  const uint32_t round = round_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    round_.store(round + 1, std::memory_order_release);
-    return;
-  }
-  for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-    if (spins >= kSpins) {
-      std::this_thread::yield();
-    } else {
+// After the `looks`th look in vain.
+static void wait_a_little(int looks) {
+  constexpr int kEager = 64;    // the others come within tenths of a microsecond, a pause takes about 140 cycles
+  constexpr int kPauses = 128;  // some five microseconds
+  if (looks < kEager) return;
+  if (looks >= kEager + kPauses) {
+    std::this_thread::yield();
+  } else {
 #if defined(__x86_64__)
-      _mm_pause();
+    _mm_pause();
 #elif defined(__aarch64__)
-      __asm__ volatile("yield");
+    __asm__ volatile("yield");
 #endif
+  }
+}
+
+void Barrier::wait(int rank) {
+  const uint32_t times = come_[rank].times.load(std::memory_order_relaxed) + 1;
+  come_[rank].times.store(times, std::memory_order_release);
+  int looks = 0;
+  for (int other = 0; other < size_; ++other) {
+    // Another may have come once more already.
+    while (other != rank && come_[other].times.load(std::memory_order_acquire) - times > UINT32_MAX / 2) {
+      wait_a_little(looks++);
     }
   }
 }
 
-Team::Team(const Model& m, int width) : width(width) {
+Team::Team(const Model& m, int width, int most_threads) : width(width), barrier(most_threads) {
   arena_.reserve(&x, checked_mul(width, m.x_stride));
-  arena_.reserve(&gate, checked_mul(width, m.half_pad));
+  arena_.reserve(&gate, checked_mul(2 * width, m.half_pad));
   arena_.reserve(&skip, checked_mul(width, m.pad(m.S)));
   arena_.reserve(&hidden, checked_mul(width, m.pad(m.H)));
   arena_.reserve(&logits, checked_mul(width, m.pad(m.A)));
@@ -125,7 +128,9 @@ Scratch::Scratch(const Model& m, int width) : seats(new Seat[width]) {
     Seat& seat = seats[i];
     seat.columns.resize(n_columns);
     const int64_t last_stride = round_up(m.C, kChannelPad) + 2 * kGuard;
-    seat.project_capacity = clamp(98304 / m.projected / share, 2, 64);
+    // A column for each sample had better fill tiles.
+    const int64_t fewest = m.upsampling == Upsampling::stages && m.hearing == Number::bf16 ? kMaxWidth : 2;
+    seat.project_capacity = clamp(98304 / m.projected / share, fewest, 64);
     seat.columns.back().capacity = std::max(seat.project_capacity, clamp(65536 / last_stride / share, 2, 512));
     seat.columns.back().stride = last_stride;
     for (size_t c = n_columns - 1; c-- > 0;) {
@@ -134,10 +139,13 @@ Scratch::Scratch(const Model& m, int width) : seats(new Seat[width]) {
       seat.columns[c].stride = m.nodes[c].stride_in();
     }
     for (Columns& c : seat.columns) arena_.reserve(&c.data, checked_mul(c.capacity, c.stride));
-    arena_.reserve(&seat.projections, checked_mul(seat.project_capacity, m.projected));
+    arena_.reserve(&seat.projections, checked_mul(seat.project_capacity, m.projected_stride));
     arena_.reserve(&seat.project_start, m.projected);
     arena_.reserve(&seat.now, m.L);
   }
+  const int64_t columns = m.hearing == Number::bf16 ? seats[0].project_capacity : 0;
+  arena_.reserve(&heard, checked_mul(columns, round_up(m.C, kOperandPad / 2)));
+  arena_.reserve(&x, checked_mul(width, m.x_stride));
   arena_.reserve(&z, checked_mul(width, m.gate_pad));
   const auto operands = [&](void** where, float** scales, int64_t vectors, int64_t channels) {
     const int64_t n = checked_mul(width, vectors);
@@ -145,7 +153,7 @@ Scratch::Scratch(const Model& m, int width) : seats(new Seat[width]) {
     arena_.reserve(scales, n);
   };
   const bool whole = m.number == Number::int8;
-  operands(&taps, &tap_scales, whole ? 2 * m.K : 0, m.R);
+  operands(&taps, &tap_scales, 2 * m.K, m.R);
   operands(&gates, &gate_scales, whole ? m.L : 0, m.half);
   operands(&skip_operand, &skip_scale, 1, m.S);
   operands(&hidden_operand, &hidden_scale, 1, m.H);
@@ -202,7 +210,7 @@ bool run(const Model& model, const Kernels& kernels, const std::vector<Stream>& 
   // All memory before the first thread: a member that failed alone would leave its team waiting.
   std::vector<std::unique_ptr<Team>> teams;
   std::vector<std::unique_ptr<Scratch>> scratch;
-  for (int i = 0; i < plan.teams; ++i) teams.push_back(std::make_unique<Team>(model, plan.width));
+  for (int i = 0; i < plan.teams; ++i) teams.push_back(std::make_unique<Team>(model, plan.width, plan.size));
   for (int i = 0; i < plan.teams * plan.size; ++i) scratch.push_back(std::make_unique<Scratch>(model, plan.width));
 
   const auto work = [&](int team, int rank, Scratch& own) {

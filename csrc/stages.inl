@@ -53,10 +53,7 @@ class Stages {
 
   // out = bias + Σ_s W[s]·x[s]
   void product(const Matrix& m, const float* bias, Range segments, const Operands<F>& x, float* out, int64_t stride) {
-    for (int b = 0; b < r_.n; ++b) {
-      for (int64_t row = 0; row < stride; row += kLanes) store(out + b * stride + row, load(bias + row));
-    }
-    multiply<F>(m, m_.layout, {0, m.vectors}, segments, x, r_.n, Sums{out, stride});
+    multiply<F>(m, m_.layout, {0, m.vectors}, segments, x, r_.n, Sums{out, stride, bias});
   }
 
   // x → the operands of tap k

@@ -2,8 +2,9 @@
 // embed → per layer: dilated, gate, residual → skip → head → sample; no call leaves native code.
 //
 // Every thread owns some rows of every matrix, whose weights stay in its own cache, and the threads meet after each
-// stage; what is made of whole vectors (operands, draws) each does for itself. With one thread no meeting takes time.
-// No sum depends on how many threads or streams there are.
+// stage; what is made of whole vectors (operands, draws) each does for itself, and so are small residual products,
+// which take less time than a meeting. With one thread no meeting takes time. No sum depends on how many threads or
+// streams there are.
 
 template <class F>
 class Loop {
@@ -14,24 +15,18 @@ class Loop {
         s_(scratch),
         control_(control),
         rank_(rank),
+        own_x_(team.size > 1 && m_.L > 1 && own_x_is_faster()),
         gate_rows_(pairs(share(m_.dilated[0].vectors / 2))),
-        x_rows_(share(m_.L > 1 ? m_.residual[0].vectors : 0)),
+        x_rows_(own_x_ ? Range{0, m_.residual[0].vectors} : share(m_.L > 1 ? m_.residual[0].vectors : 0)),
         skip_rows_(share(m_.skip.vectors)),
         hidden_rows_(share(m_.hidden.vectors)),
         out_rows_(share(m_.out.vectors)) {}
 
   void run() {
     for (;;) {
-      if (rank_ == 0) {
-        fill_places();
-        for (int b = 0; b < team_.n; ++b) {
-          embed(b);
-          if (!kWhole) round(x(b), m_.R, newest(0, b), nullptr);
-        }
-      }
-      team_.meet();
+      if (rank_ == 0) fill_places();
+      team_.meet(rank_);
       if (team_.leave) return;
-      tiles_.serve(team_.n);
       step();
     }
   }
@@ -47,6 +42,7 @@ class Loop {
   Scratch& s_;
   Control& control_;
   const int rank_;
+  const bool own_x_;  // whether each thread makes the whole of x for itself
   const Range gate_rows_, x_rows_, skip_rows_, hidden_rows_, out_rows_;  // vectors that this thread owns
   Tiles tiles_;
   // Of the stream in each place: what it hears, its rings, and t mod depth of each layer.
@@ -60,24 +56,34 @@ class Loop {
 
   const Stream& stream(int b) const { return *team_.places[b].stream; }
   Scratch::Seat& seat(int b) const { return s_.seats[team_.places[b].seat]; }
-  // Rows of team memory.
-  float* x(int b) const { return team_.x + b * m_.x_stride; }
-  float* gate_row(int b) const { return team_.gate + b * m_.half_pad; }
+  // Reading another thread's residual weights, for every stream of a set without tiles, against a meeting and the
+  // journey of x from core to core: measured as long as 16 to 24 KiB.
+  bool own_x_is_faster() const {
+    const int64_t others = m_.residual[0].vectors * (team_.size - 1) / team_.size;  // the same number for every rank
+    const int64_t bytes = others * kLanes * m_.residual[0].k * static_cast<int64_t>(sizeof(typename F::Weight));
+    return bytes * (kTiled<F> ? 1 : team_.width) <= 16384;
+  }
+
+  // Rows of team memory, but for an x of one's own. A thread may be at the gate of a layer while another is still
+  // reading that of the layer below.
+  float* x(int b) const { return (own_x_ ? s_.x : team_.x) + b * m_.x_stride; }
+  float* gate_row(int64_t l, int b) const { return team_.gate + (l % 2 * team_.width + b) * m_.half_pad; }
   float* skip(int b) const { return team_.skip + b * m_.pad(m_.S); }
   float* hidden(int b) const { return team_.hidden + b * m_.pad(m_.H); }
   float* logits(int b) const { return team_.logits + b * m_.pad(m_.A); }
   float* z(int b) const { return s_.z + b * m_.gate_pad; }
   // Rows of operands: shared where threads round their own parts. Taps of a layer, oldest first, the newest last; and
   // what a unit of each is worth.
-  static Operand* operands(void* shared, void* own) { return static_cast<Operand*>(kWhole ? own : shared); }
+  bool own_taps() const { return kWhole || own_x_; }
   // Those of a layer and of the next stand side by side.
   Operand* taps(int64_t l, int b) const {
-    return operands(team_.taps, s_.taps) + (l % 2 * team_.width + b) * m_.K * m_.r_stride;
+    auto* first = static_cast<Operand*>(own_taps() ? s_.taps : team_.taps);
+    return first + (l % 2 * team_.width + b) * m_.K * m_.r_stride;
   }
   float* tap_scales(int64_t l, int b) const { return s_.tap_scales + (l % 2 * team_.width + b) * m_.K; }
   Operand* newest(int64_t l, int b) const { return taps(l, b) + (m_.K - 1) * m_.r_stride; }
   Operand* gates(int64_t l, int b) const {
-    return operands(team_.gates, s_.gates) + (b * m_.L + l) * m_.operands(m_.half);
+    return static_cast<Operand*>(kWhole ? s_.gates : team_.gates) + (b * m_.L + l) * m_.operands(m_.half);
   }
 
   // --- who is where ---------------------------------------------------------------------------------------------
@@ -113,11 +119,15 @@ class Loop {
   }
   bool started_ = false;
 
+  Conditioner conditioner(Scratch::Seat& seat) {
+    return Conditioner(m_, seat, s_.heard, gate_rows_, tiles_, control_.stop);
+  }
+
   // A stream sits down.
   void begin(Scratch::Seat& seat, const Stream& stream) {
     seat.stream = &stream;
     for (int64_t l = 0; l < m_.L; ++l) seat.now[l] = stream.position % m_.ring_depth[l];
-    Conditioner(m_, seat, gate_rows_, control_.stop).begin();
+    conditioner(seat).begin();
   }
 
   // --- one sample -----------------------------------------------------------------------------------------------
@@ -126,13 +136,17 @@ class Loop {
     for (int b = 0; b < team_.n; ++b) {
       const Team::Place& place = team_.places[b];
       if (seat(b).stream != place.stream) begin(seat(b), *place.stream);
-      heard_[b] = Conditioner(m_, seat(b), gate_rows_, control_.stop).at(place.stream->position + place.made);
+      heard_[b] = conditioner(seat(b)).at(place.stream->position + place.made);
       rings_[b] = static_cast<Operand*>(place.stream->rings);
       now_[b] = seat(b).now;
       recall(0, b);
+      if (!own_x_ && rank_ != 0) continue;
+      embed(b);
+      if (!kWhole) round(x(b), m_.R, newest(0, b), nullptr);
     }
+    tiles_.serve(team_.n);
     traced_ = stream(0).trace != nullptr;
-    team_.meet();
+    if (!own_x_) team_.meet(rank_);
     keep_stage(&Trace::embed, x(0), m_.R);
     for (int64_t l = 0; l < m_.L; ++l) layer(l);
     head();
@@ -140,7 +154,7 @@ class Loop {
       feed(b, draw(m_, logits(b), uniforms(stream(b).seed, static_cast<uint64_t>(now(b))), stream(b).temperature,
                    team_.weights + b * m_.sampler_floats()));
     }
-    team_.meet();
+    team_.meet(rank_);
     if (rank_ != 0) return;
     for (int b = 0; b < team_.n; ++b) ++team_.places[b].made;
     control_.done.fetch_add(team_.n, std::memory_order_relaxed);
@@ -175,7 +189,7 @@ class Loop {
     }
     const int64_t stride = m_.K * m_.r_stride;
     const Operands<F> inputs{taps(l, 0), stride, tap_scales(l, 0), m_.K, m_.r_stride, 1};
-    const Sums sums{z(0), m_.gate_pad, true};
+    const Sums sums{z(0), m_.gate_pad, m_.dilated_bias + l * m_.gate_pad};
     // A group of rows passes the gate while the next one is multiplied.
     Range before{gate_rows_.first, gate_rows_.first};
     for (int64_t v = gate_rows_.first; v < gate_rows_.last; v += kGroup) {
@@ -185,16 +199,16 @@ class Loop {
       before = group;
     }
     pass_gate(l, before);
-    team_.meet();
+    team_.meet(rank_);
     if (kWhole) {
-      for (int b = 0; b < team_.n; ++b) round(gate_row(b), m_.half, gates(l, b), gate_scales(l, b));
+      for (int b = 0; b < team_.n; ++b) round(gate_row(l, b), m_.half, gates(l, b), gate_scales(l, b));
     }
     if (more) residual(l);
     remember(l);
     if (more) {
       for (int b = 0; b < team_.n; ++b) recall(l + 1, b);
       finish_x(l);
-      team_.meet();
+      if (!own_x_) team_.meet(rank_);
     }
     if (traced_) keep_layer(l);
   }
@@ -209,33 +223,32 @@ class Loop {
     return {gates(l, 0), m_.L * stride, gate_scales(l, 0), m_.L, stride, 1};
   }
 
-  // z + conditioning + bias → gates, and their operands where each is rounded by itself.
+  // z + conditioning → gates, and their operands where each is rounded by itself.
   void pass_gate(int64_t l, Range rows) {
-    const float* bias = m_.dilated_bias + l * m_.gate_pad;
     const int n = team_.n;
     for (int b = 0; b < n; ++b) {
       const Heard heard = heard_[b].layer(l * m_.gate_pad);
       const Heard next = heard_[b + 1 < n ? b + 1 : 0].layer(l * m_.gate_pad);
-      if (heard.b) {
-        pass_gate<true>(z(b), heard, next, bias, gate_row(b), gates(l, b), rows);
-      } else {
-        pass_gate<false>(z(b), heard, next, bias, gate_row(b), gates(l, b), rows);
-      }
+      hear([&](auto how) { pass_gate<how()>(z(b), heard, next, gate_row(l, b), gates(l, b), rows); });
     }
   }
-  template <bool kBlend>
-  WAVENET_INLINE void pass_gate(const float* z, const Heard heard, const Heard next, const float* bias, float* out,
-                                Operand* operands, Range rows) const {
+  // job(how), how() being the model's Hearing.
+  template <class Job>
+  WAVENET_INLINE void hear(const Job& job) const {
+    if (m_.upsampling != Upsampling::linear) return job(std::integral_constant<Hearing, Hearing::held>());
+    job(std::integral_constant<Hearing, F::kPack == 1 ? Hearing::blended : Hearing::paired>());
+  }
+  template <Hearing kHow>
+  WAVENET_INLINE void pass_gate(const float* z, const Heard heard, const Heard next, float* out, Operand* operands,
+                                Range rows) const {
     const int64_t half = m_.half, last = rows.last / 2 * kLanes;
     const bool floats = kWhole || traced_;
-    const auto at = [&](int64_t row) {
-      return add(load(z + row), add(heard.template at<kBlend>(row), load(bias + row)));
-    };
     for (int64_t c = rows.first / 2 * kLanes; c < last; c += kLanes) {
       // What the next stream hears is called for just ahead: the first cache forgets it while weights pass through.
-      next.template call_for<kBlend>(2 * c);
-      next.template call_for<kBlend>(2 * c + kLanes);
-      const Floats g = gate(at(2 * c), at(2 * c + kLanes));
+      next.template call_for<kHow>(2 * c);
+      next.template call_for<kHow>(2 * c + kLanes);
+      const Floats g = gate(heard.template onto<kHow>(load(z + 2 * c), 2 * c),
+                            heard.template onto<kHow>(load(z + 2 * c + kLanes), 2 * c + kLanes));
       if (floats) store(out + c, g);
       if (!kWhole) store_part(operands, c, half, g);
     }
@@ -266,7 +279,7 @@ class Loop {
     constexpr int64_t kLine = kOperandPad / static_cast<int64_t>(sizeof(Operand));
     const int64_t n = m_.r_stride, older = m_.K - 1;
     for (int b = 0; b < team_.n; ++b) {
-      if (!kWhole && !mine(b)) continue;
+      if (!own_taps() && !mine(b)) continue;
       const Ring from = ring(l, b);
       for (int64_t k = 0; k < older; ++k) {
         for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(from.slots + from.tap(k) * n + i, 1);
@@ -288,7 +301,7 @@ class Loop {
 
   // The older taps of layer l are brought together: the operands of a product lie in one piece.
   void recall(int64_t l, int b) {
-    if (!kWhole && !mine(b)) return;
+    if (!own_taps() && !mine(b)) return;
     const int64_t n = m_.r_stride, older = m_.K - 1;
     const Ring from = ring(l, b);
     Operand* to = taps(l, b);
@@ -329,35 +342,18 @@ class Loop {
     to_operands([from](int64_t i) { return load(from + i); }, n, to, scale);
   }
 
-  // change(row, c) in place of channel c of every stream.
-  template <class Change>
-  void change_rows(float* rows, int64_t stride, Range vectors, const Change& change) {
-    const int64_t n = team_.n, first = vectors.first * kLanes, last = vectors.last * kLanes;
-    for (int64_t b = 0; b < n; ++b, rows += stride) {
-      for (int64_t c = first; c < last; c += kLanes) store(rows + c, change(rows, c));
-    }
-  }
-  void scale_rows(float* rows, int64_t stride, Range vectors, float scale) {
-    change_rows(rows, stride, vectors,
-                [scale](const float* row, int64_t c) { return mul(load(row + c), splat(scale)); });
-  }
-  void add_bias(float* rows, int64_t stride, Range vectors, const float* bias) {
-    change_rows(rows, stride, vectors,
-                [bias](const float* row, int64_t c) { return add(load(row + c), load(bias + c)); });
-  }
-
   // All gates → skip → hidden → logits.
   void head() {
     skip_sum();
-    team_.meet();
+    team_.meet(rank_);
     keep_stage(&Trace::skip, skip(0), m_.S);
-    dense(skip(0), m_.pad(m_.S), m_.S, s_.skip_operand, s_.skip_scale, m_.hidden, hidden_rows_, m_.hidden_bias,
-          Sums{hidden(0), m_.pad(m_.H)});
-    team_.meet();
+    dense(skip(0), m_.pad(m_.S), m_.S, s_.skip_operand, s_.skip_scale, m_.hidden, hidden_rows_,
+          Sums{hidden(0), m_.pad(m_.H), m_.hidden_bias});
+    team_.meet(rank_);
     keep_stage(&Trace::hidden, hidden(0), m_.H);
-    dense(hidden(0), m_.pad(m_.H), m_.H, s_.hidden_operand, s_.hidden_scale, m_.out, out_rows_, m_.out_bias,
-          Sums{logits(0), m_.pad(m_.A)});
-    team_.meet();
+    dense(hidden(0), m_.pad(m_.H), m_.H, s_.hidden_operand, s_.hidden_scale, m_.out, out_rows_,
+          Sums{logits(0), m_.pad(m_.A), m_.out_bias});
+    team_.meet(rank_);
     keep_stage(&Trace::logits, logits(0), m_.A);
   }
 
@@ -365,33 +361,43 @@ class Loop {
   // running: total = (total + W[l]·g[l] + bias[l])·skip_scale at every layer but the first.
   void skip_sum() {
     const int64_t rows = m_.pad(m_.S);
-    Sums sums{skip(0), rows, true};
     if (!m_.running_skip) {
+      const Sums sums{skip(0), rows, m_.skip_bias_sum.data()};
       multiply<F>(m_.skip, m_.layout, skip_rows_, {0, m_.L}, gates_from(0), team_.n, sums);
-      add_bias(skip(0), rows, skip_rows_, m_.skip_bias_sum.data());
-      if (m_.skip_scale != 1.f) scale_rows(skip(0), rows, skip_rows_, m_.skip_scale);
+      if (m_.skip_scale != 1.f) {
+        change_skip([this](Floats sum, int64_t) { return mul(sum, splat(m_.skip_scale)); });
+      }
       return;
     }
-    for (int64_t l = 0; l < m_.L; ++l) {
-      sums.fresh = l == 0;
-      multiply<F>(m_.skip, m_.layout, skip_rows_, {l, l + 1}, gates_from(0), team_.n, sums);
-      add_bias(skip(0), rows, skip_rows_, m_.skip_bias + l * rows);
-      if (l > 0) scale_rows(skip(0), rows, skip_rows_, m_.skip_scale);
+    multiply<F>(m_.skip, m_.layout, skip_rows_, {0, 1}, gates_from(0), team_.n, Sums{skip(0), rows, m_.skip_bias});
+    for (int64_t l = 1; l < m_.L; ++l) {
+      multiply<F>(m_.skip, m_.layout, skip_rows_, {l, l + 1}, gates_from(0), team_.n, Sums{skip(0), rows});
+      const float* bias = m_.skip_bias + l * rows;
+      change_skip([&](Floats sum, int64_t c) { return mul(add(sum, load(bias + c)), splat(m_.skip_scale)); });
+    }
+  }
+
+  // change(vector, c) in place of the skip sums of channels c on, of every stream.
+  template <class Change>
+  void change_skip(const Change& change) {
+    for (int b = 0; b < team_.n; ++b) {
+      float* sums = skip(b);
+      for (int64_t c = skip_rows_.first * kLanes; c < skip_rows_.last * kLanes; c += kLanes) {
+        store(sums + c, change(load(sums + c), c));
+      }
     }
   }
 
   // out = bias + W·relu(from)
   void dense(const float* from, int64_t stride, int64_t n, void* operands, float* scales, const Matrix& m, Range rows,
-             const float* bias, Sums out) {
+             Sums out) {
     const int64_t operand_stride = m_.operands(n);
     auto* to = static_cast<Operand*>(operands);
     for (int b = 0; b < team_.n; ++b) {
       const float* row = from + b * stride;
       to_operands([row](int64_t i) { return relu(load(row + i)); }, n, to + b * operand_stride, scales + b);
     }
-    out.fresh = true;
     multiply<F>(m, m_.layout, rows, {0, 1}, Operands<F>{to, operand_stride, scales}, team_.n, out);
-    add_bias(out.out, out.stride, rows, bias);
   }
 
   // The draw becomes sound and, unless the history is forced, the newest input.
@@ -429,7 +435,7 @@ class Loop {
   void keep_layer(int64_t l) const {
     const Trace& trace = *stream(0).trace;
     const int64_t i = team_.places[0].made;
-    keep(trace.gate, i * m_.L + l, gate_row(0), m_.half);
+    keep(trace.gate, i * m_.L + l, gate_row(l, 0), m_.half);
     if (l + 1 < m_.L) keep(trace.x, i * (m_.L - 1) + l, x(0), m_.R);
     if (!trace.conditioning) return;
     float* to = trace.conditioning + (i * m_.L + l) * m_.G;
@@ -437,7 +443,7 @@ class Loop {
       float pair[2 * kLanes];
       const int64_t row = l * m_.gate_pad + 2 * c;
       for (const int64_t i : {int64_t{0}, int64_t{kLanes}}) {
-        store(pair + i, heard_[0].b ? heard_[0].template at<true>(row + i) : heard_[0].template at<false>(row + i));
+        hear([&](auto how) { store(pair + i, heard_[0].template onto<how()>(splat(0.f), row + i)); });
       }
       for (int64_t i = 0; i < kLanes && c + i < m_.half; ++i) {
         to[c + i] = pair[i];

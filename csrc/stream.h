@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "memory.h"
 #include "model.h"
 
 namespace wavenet {
@@ -60,15 +61,21 @@ struct Control {
 
 // Where the threads of a team meet: each leaves `wait` when all have come. Spins, for the others are microseconds away;
 // after a while it gives the core away at every look, for then one of them is probably waiting for it.
+//
+// Each thread writes on lines of its own how often it has come, and looks at those of the others: a meeting takes one
+// journey of a line from core to core, where a common counter takes three, one after the other.
 class Barrier {
  public:
+  explicit Barrier(int most) : come_(new Come[most]) {}
   void set_size(int size) { size_ = size; }
-  void wait();
+  void wait(int rank);
 
  private:
+  struct alignas(128) Come {  // two lines, which are fetched together
+    std::atomic<uint32_t> times{0};
+  };
   int size_ = 1;
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<uint32_t> round_{0};
+  std::unique_ptr<Come[]> come_;
 };
 
 // One aligned block of memory, handed out in pieces: reserve all, allocate, then read the addresses. Zero at first.
@@ -88,24 +95,21 @@ class Arena {
     void** where;
     int64_t at;
   };
-  struct Free {
-    void operator()(void* p) const;
-  };
   std::vector<Piece> pieces_;
   int64_t used_ = 0;
-  std::unique_ptr<char, Free> block_;
+  Memory block_;
 };
 
 // The threads that share the rows of every layer, and the streams that they make side by side. What all of them see:
 // activations in fp32, row n of each array belonging to the stream in place n.
 struct Team {
-  Team(const Model& model, int width);
+  Team(const Model& model, int width, int most_threads);
 
   const int width;  // streams at most
   int size = 1;     // threads
   Barrier barrier;
-  void meet() {
-    if (size > 1) barrier.wait();
+  void meet(int rank) {
+    if (size > 1) barrier.wait(rank);
   }
 
   // Places 0 … n − 1 are taken; changed by rank 0 alone, between two barriers.
@@ -118,7 +122,7 @@ struct Team {
   int n = 0;
   bool leave = false;
 
-  float *x, *gate, *skip, *hidden, *logits;  // (width, x_stride) (width, half_pad) (width, pad(S)) (… H) (… A)
+  float *x, *gate, *skip, *hidden, *logits;  // (width, x_stride) (2, width, half_pad) (width, pad(S)) (… H) (… A)
   float* weights;                            // (width, A and a sixteenth more): the sampler's
   void *taps, *gates;                        // operands, but not in int8: (2, width, K, r_stride), (width, L, …)
 
@@ -140,14 +144,18 @@ struct Scratch {
     const Stream* stream = nullptr;
     std::vector<Columns> columns;  // input of node 0, then the output of each node; the last is what layers read
     int64_t project_capacity = 0, project_first = 0, project_count = 0;
-    float* projections;    // (project_capacity, L · gate_pad)
+    // (project_capacity, projected_stride): columns in fp32; or words, a column's bf16 in the lower halves and the next
+    // column's in the upper ones.
+    float* projections;
     float* project_start;  // L · gate_pad: conditioning bias + speaker's share
     int64_t* now;          // L: t mod depth
   };
   std::unique_ptr<Seat[]> seats;
 
-  float* z;  // (width, gate_pad)
-  // Operands, the first two in int8 alone; and in int8 what a unit of each vector is worth.
+  uint16_t* heard;  // columns as operands of a projection in bf16: (project_capacity of a seat, operands of C)
+  float *x, *z;     // (width, x_stride), where a thread makes the whole of x for itself; (width, gate_pad)
+  // Operands, taps where x is the thread's own or in int8, gates in int8 alone; and in int8 what a unit of each vector
+  // is worth.
   void *taps, *gates, *skip_operand, *hidden_operand;  // (2, width, K, r_stride) (width, L, …) (width, …) (width, …)
   float *tap_scales, *gate_scales, *skip_scale, *hidden_scale;  // (2, width, K) (width, L) (width) (width)
 

@@ -100,11 +100,9 @@ static WAVENET_INLINE void multiply_tiles(const Matrix& m, const Block<F>& block
          : add_segment0<F, NV>(w + s * runs * step, step, operands, x_stride, runs);
   };
   if constexpr (F::kNumber == Number::bf16) {
-    if (out.fresh) {
-      PAIR ? zero_sums1<NV>() : zero_sums0<NV>();
-    } else {
-      PAIR ? load_sums1<NV>(first, out.stride * 4) : load_sums0<NV>(first, out.stride * 4);
-    }
+    const float* from = out.start ? out.start + row : first;
+    const int64_t from_stride = out.start ? 0 : out.stride * 4;
+    PAIR ? load_sums1<NV>(from, from_stride) : load_sums0<NV>(from, from_stride);
     for (int64_t s = segments.first; s < segments.last; ++s) add(s);
     PAIR ? store_sums1<NV>(first, out.stride * 4) : store_sums0<NV>(first, out.stride * 4);
   } else {
@@ -119,8 +117,8 @@ static WAVENET_INLINE void multiply_tiles(const Matrix& m, const Block<F>& block
         for (int v = 0; v < NV; ++v) {
           float* at = first + b * out.stride + v * kLanes;
           const Floats scale = load(m.scale + s * rows + row + v * kLanes);
-          const Floats before = out.fresh && s == segments.first ? splat(0.f) : load(at);
-          store(at, scaled_sum(load_words(sums + (b * NV + v) * 16), scale, unit, before));
+          const float* before = out.start && s == segments.first ? out.start + row + v * kLanes : at;
+          store(at, scaled_sum(load_words(sums + (b * NV + v) * 16), scale, unit, load(before)));
         }
       }
     }
@@ -131,7 +129,7 @@ static WAVENET_INLINE void multiply_tiles(const Matrix& m, const Block<F>& block
 // way through memory, and the sums, being exact, are the same. Even and odd words of a run have sums of their own.
 template <int NV>
 static WAVENET_INLINE void multiply_quads(const Matrix& m, const Block<Int8>& block, int64_t vector, Range segments,
-                                          const Operands<Int8>& x, float* out) {
+                                          const Operands<Int8>& x, Sums out) {
   const int64_t runs = m.k / kTileRow, step = block.width * kTileBytes, row = vector * kLanes,
                 rows = m.vectors * kLanes;
   for (int64_t s = segments.first; s < segments.last; ++s) {
@@ -154,9 +152,10 @@ static WAVENET_INLINE void multiply_quads(const Matrix& m, const Block<Int8>& bl
     }
     const Floats unit = splat(x.scale[s * x.scale_segment]);
     for (int v = 0; v < NV; ++v) {
-      float* at = out + row + v * kLanes;
+      float* at = out.out + row + v * kLanes;
+      const float* before = out.start && s == segments.first ? out.start + row + v * kLanes : at;
       const Floats scale = load(m.scale + s * rows + row + v * kLanes);
-      store(at, scaled_sum(add(sum[0][v], sum[1][v]), scale, unit, load(at)));
+      store(at, scaled_sum(add(sum[0][v], sum[1][v]), scale, unit, load(before)));
     }
   }
 }
@@ -164,13 +163,10 @@ static WAVENET_INLINE void multiply_quads(const Matrix& m, const Block<Int8>& bl
 static void multiply_by_quads(const Matrix& m, const Layout& layout, Range vectors, Range segments,
                               const Operands<Int8>& x, Sums out) {
   for_blocks<Int8>(m, layout, vectors, [&](const Block<Int8>& block, Range part) {
-    if (out.fresh) {
-      for (int64_t v = part.first; v < part.last; ++v) store(out.out + v * kLanes, splat(0.f));
-    }
     if (part.size() == 2) {
-      multiply_quads<2>(m, block, part.first, segments, x, out.out);
+      multiply_quads<2>(m, block, part.first, segments, x, out);
     } else {
-      multiply_quads<1>(m, block, part.first, segments, x, out.out);
+      multiply_quads<1>(m, block, part.first, segments, x, out);
     }
   });
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_models import MODELS, SMALL, random_history, random_mel, random_weights, speaker_vectors
+from engine_models import MODELS, SMALL, random_history, random_mel, random_weights, small, speaker_vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import MISMATCHES
@@ -189,6 +189,19 @@ def test_no_bit_depends_on_how_many_streams_and_threads_share_the_work(name: str
         np.testing.assert_array_equal(sound, expected, f"{split}, {threads} threads")
         # And so is what they remember.
         np.testing.assert_array_equal(state.rings[batch // 2], rings_after(alone, mel, lengths, vectors, batch // 2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", isas_possible())
+def test_threads_that_meet_for_a_wide_x_make_the_same_samples(isa: str, dtype: str) -> None:
+    """A residual product too large for each thread to make it all by itself, as those of small models are made."""
+    config = small(residual_channels=200, gate_channels=394, dilations=(1, 2, 4))
+    weights, mel = random_weights(config), random_mel(config, 2, 3)
+    lengths, sounds = np.array([2, 1, 2]), []
+    for split, threads in (("streams", 1), ("rows", 2), ("rows", 3)):
+        engine = CpuEngine(config, weights, dtype, isa, split)
+        sounds.append(feed(engine, start(engine, [1, 2, 3], None), mel, lengths, threads=threads)[0])
+    assert (sounds[0] == sounds[1]).all() and (sounds[0] == sounds[2]).all() and sounds[0].any()
 
 
 def test_plans_follow_from_weights_streams_and_cores() -> None:

@@ -38,7 +38,8 @@ def test_unpacking_gives_back_what_was_packed(name: str, layouts: str, dtype: st
     for tensor, values in rounded(weights, dtype).items():
         np.testing.assert_array_equal(back[tensor], values, tensor)
         assert back[tensor].dtype == np.float32
-        assert dtype == "fp32" or (values != weights[tensor]).any() == tensor.endswith(STREAMED)
+        heard_short = dtype in ("bf16", "int8") and tensor.endswith(".conditioning.weight")
+        assert dtype == "fp32" or (values != weights[tensor]).any() == (tensor.endswith(STREAMED) or heard_short)
 
 
 def test_the_documented_order() -> None:

@@ -274,7 +274,10 @@ def test_receptive_field_is_what_the_configuration_says(make_config, make_weight
 def test_bf16_rounds_weights_and_activations_and_nothing_else(make_config, make_weights):
     config = make_config()
     weights = make_weights(config)
-    products = (".dilated.weight", ".residual.weight", ".skip.weight", "head.hidden.weight", "head.out.weight")
+    products = (
+        ".conditioning.weight", ".dilated.weight", ".residual.weight", ".skip.weight", "head.hidden.weight",
+        "head.out.weight",
+    )  # fmt: skip
     rounded = {
         name: round_to_bf16(torch.tensor(w)).numpy() if name.endswith(products) else w for name, w in weights.items()
     }
@@ -285,7 +288,8 @@ def test_bf16_rounds_weights_and_activations_and_nothing_else(make_config, make_
         np.testing.assert_array_equal(given[name], again[name])
     full = run(config, weights, mel, None, history, "fp32")
     np.testing.assert_array_equal(given["embed"], full["embed"])
-    np.testing.assert_array_equal(given["conditioning"], full["conditioning"])
+    error = np.abs(given["conditioning"] - full["conditioning"]).max() / np.abs(full["conditioning"]).max()
+    assert 1e-4 < error < 0.02
     error = np.abs(given["logits"] - full["logits"]).max() / np.abs(full["logits"]).max()
     assert 1e-4 < error < 0.1
 

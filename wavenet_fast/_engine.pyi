@@ -13,6 +13,9 @@ def isas() -> list[dict[str, Any]]:
 def second_cache() -> int:
     """Bytes of one core's second cache."""
 
+def zeros(bytes: int) -> NDArray[np.uint8]:
+    """Memory as the engine likes it: on a cache line and, where it is large, on huge pages. Raises `MemoryError`."""
+
 def plan(weight_bytes: int, streams: int, threads: int, split: str) -> tuple[int, int, int]:
     """How a call would use its threads: (teams, threads of a team, streams that a team makes side by side)."""
 

@@ -19,8 +19,9 @@ into blocks of `accumulators`. k is padded with zeros to whole runs of `run`. Th
 vector of the block, word of the run, lane, k within the word: the order in which the engine reads. `pack` neighbours in
 k share a 32-bit word, the first in its lowest bits.
 
-Of the number formats, only the matrices dilated, residual, skip, head.hidden and head.out know (the `streamed` ones,
-which every sample passes); everything else stays fp32.
+The number format is that of the matrices dilated, residual, skip, head.hidden and head.out (the `streamed` ones, which
+every sample passes). In bf16 and in int8 the matrix `conditioning` and what it multiplies are bf16. Everything else
+stays fp32.
 
     fp32  as they are
     bf16  rounded to nearest, ties to even, and so are the activations that meet them
@@ -83,10 +84,16 @@ def quantise(rows: Array) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
 
 
 def rounded(weights: Weights, dtype: str) -> dict[str, NDArray[np.float32]]:
-    """The weights that a number format really multiplies: streamed matrices rounded, everything else as it is.
+    """The weights that a number format really multiplies: streamed matrices and the projection of the conditioning
+    rounded, everything else as it is.
 
     Raises `BackendError` where a weight is too large for fp16."""
-    return {name: _round(name, w, dtype) if is_streamed(name) else w for name, w in weights.items()}
+    return {name: _round(name, w, _format_of(name, dtype)) for name, w in weights.items()}
+
+
+def hearing_format(dtype: str) -> str:
+    """In which format conditioning meets its projection, `layers.*.conditioning.weight`."""
+    return "bf16" if dtype in ("bf16", "int8") else "fp32"
 
 
 def is_streamed(name: str) -> bool:
@@ -94,6 +101,12 @@ def is_streamed(name: str) -> bool:
     return name.endswith(
         (".dilated.weight", ".residual.weight", ".skip.weight", "head.hidden.weight", "head.out.weight")
     )
+
+
+def _format_of(name: str, dtype: str) -> str:
+    if name.endswith(".conditioning.weight"):
+        return hearing_format(dtype)
+    return dtype if is_streamed(name) else "fp32"
 
 
 def _round(name: str, weight: Array, dtype: str) -> NDArray[np.float32]:
@@ -326,7 +339,8 @@ def _entries(config: WaveNetConfig, dtype: str) -> Iterator[_Entry]:
         return tuple(f"layers.{i}.{part}" if present else None for i in range(count))
 
     G, C = c.gate_channels, c.conditioning_channels
-    yield _Matrix("conditioning.weight", each("conditioning.weight"), (G, 1, C), halves=2)
+    conditioning = each("conditioning.weight")
+    yield _Matrix("conditioning.weight", conditioning, (G, 1, C), halves=2, dtype=hearing_format(dtype))
     yield _Bias("conditioning.bias", each("conditioning.bias", b.conditioning), G, halves=2)
     if P:
         yield _Matrix("speaker.weight", each("speaker.weight"), (G, 1, P), halves=2)

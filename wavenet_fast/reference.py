@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .config import FrameConv, Linear, OneHotInput, RepeatStage, Stages, TransposedStage, WaveNetConfig
 from .errors import InputError
-from .packing import is_streamed, rounded
+from .packing import hearing_format, rounded
 from .weights import weight_shapes
 
 Trace = dict[str, Tensor]
@@ -63,9 +63,10 @@ class Reference:
         self.config = config
         self.weights = {name: torch.as_tensor(weights[name]) for name in weight_shapes(config)}
         if dtype != "fp32":
-            streamed = {name: w.numpy() for name, w in self.weights.items() if is_streamed(name)}
-            self.weights |= {name: torch.from_numpy(w) for name, w in rounded(streamed, dtype).items()}
+            whole = {name: w.numpy() for name, w in self.weights.items()}
+            self.weights = {name: torch.from_numpy(w) for name, w in rounded(whole, dtype).items()}
         self._operand = OPERANDS[dtype]
+        self._hearing = hearing_format(dtype)
 
     # --- mel → conditioning -------------------------------------------------------------------------------------
 
@@ -88,7 +89,8 @@ class Reference:
         """What samples start … stop−1 hear: (B, M, F) → (B, T, L, G), everything that `dilated` is added to.
 
         `speaker` (B, P) where the model has speakers. The projections run at frame rate, and are then held or
-        interpolated; after learned stages they run at sample rate."""
+        interpolated; after learned stages they run at sample rate. What is interpolated in bf16 is rounded to it, and
+        the weights to 256ths, which bf16 holds exactly."""
         c = self.config
         hop, up = c.hop_length, c.conditioning.upsampling
         n_frames = mel.shape[-1]
@@ -105,11 +107,14 @@ class Reference:
         weight = (position - left).to(torch.float32)[:, None, None]
         a = projected[:, left.long().clamp(0, n_frames - 1)]
         b = projected[:, (left.long() + 1).clamp(0, n_frames - 1)]
+        if self._hearing == "bf16":
+            a, b, weight = round_to_bf16(a), round_to_bf16(b), (weight * 256 + 0.5).floor() / 256
         return a + weight * (b - a)
 
     def _project(self, rows: Tensor, speaker: Tensor | None) -> Tensor:
         """(B, N, C) → (B, N, L, G): the per-layer 1×1 convolutions, with the speaker's share added."""
         layers = range(self.config.n_layers)
+        rows = OPERANDS[self._hearing](rows)
         out = torch.stack([self._linear(rows, f"layers.{i}.conditioning") for i in layers], dim=2)
         if self.config.speakers.channels:
             if speaker is None:

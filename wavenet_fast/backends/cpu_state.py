@@ -40,11 +40,12 @@ class CpuState:
         self.engine = engine
         self._busy = threading.Lock()
         shape = (batch, engine.ring_slots, engine.ring_channels)
+        size = math.prod(shape) * engine.ring_dtype.itemsize
         try:
-            self.rings = np.zeros(shape, engine.ring_dtype)
+            self.rings = _engine.zeros(size).view(engine.ring_dtype).reshape(shape)
         except MemoryError:
-            size = math.prod(shape) * engine.ring_dtype.itemsize / 2**30
-            raise InputError(f"{batch} streams need {size:.1f} GiB of history, which is not there; use fewer") from None
+            need = f"{batch} streams need {size / 2**30:.1f} GiB of history, which is not there; use fewer"
+            raise InputError(need) from None
         self.ring_scales = np.zeros((batch, engine.scale_slots), np.float32)
         self.inputs = np.empty((batch, c.input.kernel_size), np.float32)
         self.filters = np.zeros(batch, np.float32)
