@@ -6,12 +6,12 @@
 //   add sub mul div fma      fma(a, b, c) = a·b + c
 //   quotient                 a / b to within 1e-7 of it, for 1 ≤ b < 1e38
 //   max, min                 max(a, b) = a > b ? a : b, so that a NaN in `a` yields b
-//   highest                  the largest lane
+//   highest, sum             the largest lane; all lanes added, halves onto halves
 //   bit_and, shift_left<n>, shift_right<n>, add (Words)
 //   convert                  Words as int32 → Floats
 //   load_halves              kLanes fp16 numbers → Floats, exactly
 //   store_low_halves, store_low_bytes   the low 16 or 8 bits of every word, in order
-//   store_bf16               rounded to nearest, ties to even
+//   store_bf16               rounded to nearest, ties to even; only where WAVENET_DPBF16 says that the set can itself
 //   dot_pair(acc, w, x)      acc + the products of both bf16 halves of w and x, in an order of the ISA's own
 //   Quads, splat_quad        four int8 operands in every lane, made ready for:
 //   dot_quad(acc, w, x)      acc + the four products of the int8 bytes of w and x, exact in int32
@@ -23,6 +23,9 @@
 // No STL code that stays out of line is instantiated below: a template of the standard library compiled in a target
 // region would carry its instructions into code shared with other ISAs.
 
+#ifndef WAVENET_DPBF16
+#define WAVENET_DPBF16 0
+#endif
 #ifndef WAVENET_TILES
 #define WAVENET_TILES 0
 #endif

@@ -65,6 +65,12 @@ static WAVENET_INLINE Words rounded_to_bf16(Floats a) {
   return add(bits(a), add(bit_and(shift_right<16>(bits(a)), splat_word(1)), splat_word(0x7FFF)));
 }
 
+#if !WAVENET_DPBF16
+static WAVENET_INLINE void store_bf16(uint16_t* p, Floats a) {
+  store_low_halves(p, shift_right<16>(rounded_to_bf16(a)));
+}
+#endif
+
 // Words of two bf16.
 static WAVENET_INLINE Words bf16_pair(Floats low, Floats high) {
   return add(shift_right<16>(rounded_to_bf16(low)), bit_and(rounded_to_bf16(high), splat_word(0xFFFF0000u)));
@@ -85,12 +91,8 @@ constexpr float kSmallest = 1e-30f;
 
 // Sixteen numbers, added in a tree: halves onto halves.
 static WAVENET_INLINE float sum_of_16(const float* p) {
-  float part[16];
-  __builtin_memcpy(part, p, sizeof part);
-  for (int n = 8; n > 0; n /= 2) {
-    for (int i = 0; i < n; ++i) part[i] += part[i + n];
-  }
-  return part[0];
+  if constexpr (kLanes == 16) return sum(load(p));
+  return sum(add(load(p), load(p + 8)));
 }
 
 static void gate_array(const float* a, const float* b, float* out, int64_t n) {

@@ -10,12 +10,9 @@ static int64_t choose(const float* logits, int64_t n, float u, float temperature
   for (int64_t i = n; i < padded; ++i) weights[i] = -HUGE_VALF;
   Floats top = load(weights);
   for (int64_t i = kLanes; i < padded; i += kLanes) top = max(top, load(weights + i));
-  float lanes[kLanes];
-  store(lanes, top);
-  float highest = lanes[0];
-  for (int i = 1; i < kLanes; ++i) highest = lanes[i] > highest ? lanes[i] : highest;
+  const Floats most = splat(highest(top));
   for (int64_t i = 0; i < padded; i += kLanes) {
-    const Floats below = sub(load(weights + i), splat(highest));
+    const Floats below = sub(load(weights + i), most);
     store(weights + i, exponential(temperature == 1.f ? below : div(below, splat(temperature))));
   }
   float total = 0;

@@ -53,6 +53,11 @@ static WAVENET_INLINE float highest(Floats a) {
   const __m128 quarter = _mm_max_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_max_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
 }
+static WAVENET_INLINE float sum(Floats a) {
+  const __m128 half = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  const __m128 quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
+}
 static WAVENET_INLINE Floats convert(Words a) { return {_mm256_cvtepi32_ps(a.v)}; }
 static WAVENET_INLINE Floats load_halves(const uint16_t* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
@@ -61,11 +66,6 @@ static WAVENET_INLINE void store_low_bytes(int8_t* p, Words a) {
   const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(a.v, a.v), _mm256_setzero_si256());
   const __m256i ordered = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 0, 0, 0, 0, 0, 0));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(ordered));
-}
-// To nearest, ties to even.
-static WAVENET_INLINE void store_bf16(uint16_t* p, Floats a) {
-  const Words u = bits(a), odd = bit_and(shift_right<16>(u), splat_word(1));
-  store_low_halves(p, shift_right<16>(add(u, add(odd, splat_word(0x7FFF)))));
 }
 // vpmaddubsw multiplies unsigned by signed bytes and adds two products with saturation, which |x| ≤ 127 and |w| ≤ 127
 // cannot reach: the signs of x go to w.

@@ -62,6 +62,14 @@ static WAVENET_INLINE float highest(Floats a) {
   v = _mm512_maskz_max_ps(0xFFFF, v, _mm512_maskz_permute_ps(0xFFFF, v, 0xB1));
   return _mm512_cvtss_f32(v);
 }
+static WAVENET_INLINE float sum(Floats a) {
+  __m512 v = a.v;
+  v = _mm512_add_ps(v, _mm512_maskz_shuffle_f32x4(0xFFFF, v, v, 0x4E));
+  v = _mm512_add_ps(v, _mm512_maskz_shuffle_f32x4(0xFFFF, v, v, 0xB1));
+  v = _mm512_add_ps(v, _mm512_maskz_permute_ps(0xFFFF, v, 0x4E));
+  v = _mm512_add_ps(v, _mm512_maskz_permute_ps(0xFFFF, v, 0xB1));
+  return _mm512_cvtss_f32(v);
+}
 static WAVENET_INLINE Floats convert(Words a) { return {_mm512_maskz_cvtepi32_ps(0xFFFF, a.v)}; }
 static WAVENET_INLINE Floats load_halves(const uint16_t* p) {
   return {_mm512_maskz_cvtph_ps(0xFFFF, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
@@ -72,12 +80,6 @@ static WAVENET_INLINE void store_low_bytes(int8_t* p, Words a) {
 #if WAVENET_DPBF16
 static WAVENET_INLINE void store_bf16(uint16_t* p, Floats a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(a.v));
-}
-#else
-// To nearest, ties to even.
-static WAVENET_INLINE void store_bf16(uint16_t* p, Floats a) {
-  const Words u = bits(a), odd = bit_and(shift_right<16>(u), splat_word(1));
-  store_low_halves(p, shift_right<16>(add(u, add(odd, splat_word(0x7FFF)))));
 }
 #endif
 #if WAVENET_VNNI

@@ -57,6 +57,11 @@ static WAVENET_INLINE Words shift_right(Words x) {
 }
 static WAVENET_INLINE Floats quotient(Floats x, Floats y) { return div(x, y); }
 static WAVENET_INLINE float highest(Floats x) { return vmaxvq_f32(vmaxq_f32(x.a, x.b)); }
+static WAVENET_INLINE float sum(Floats x) {
+  const float32x4_t four = vaddq_f32(x.a, x.b);
+  const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+  return vget_lane_f32(vpadd_f32(two, two), 0);
+}
 static WAVENET_INLINE Floats convert(Words x) {
   return {vcvtq_f32_s32(vreinterpretq_s32_u32(x.a)), vcvtq_f32_s32(vreinterpretq_s32_u32(x.b))};
 }
@@ -71,11 +76,6 @@ static WAVENET_INLINE Floats dot_pair(Floats acc, Words w, Words x) {
   const Words high = splat_word(0xFFFF0000u);
   acc = fma(floats(shift_left<16>(w)), floats(shift_left<16>(x)), acc);
   return fma(floats(bit_and(w, high)), floats(bit_and(x, high)), acc);
-}
-// To nearest, ties to even.
-static WAVENET_INLINE void store_bf16(uint16_t* p, Floats x) {
-  const Words u = bits(x), odd = bit_and(shift_right<16>(u), splat_word(1));
-  store_low_halves(p, shift_right<16>(add(u, add(odd, splat_word(0x7FFF)))));
 }
 static WAVENET_INLINE void store_low_bytes(int8_t* p, Words x) {
   const uint16x8_t halves = vuzp1q_u16(vreinterpretq_u16_u32(x.a), vreinterpretq_u16_u32(x.b));

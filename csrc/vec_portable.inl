@@ -138,6 +138,14 @@ static WAVENET_INLINE float highest(Floats a) {
   }
   return lanes[0];
 }
+static WAVENET_INLINE float sum(Floats a) {
+  float lanes[kLanes];
+  std::memcpy(lanes, &a, sizeof lanes);
+  for (int n = kLanes / 2; n > 0; n /= 2) {
+    for (int i = 0; i < n; ++i) lanes[i] += lanes[i + n];
+  }
+  return lanes[0];
+}
 static WAVENET_INLINE Floats convert(Words a) {
   Floats r;
   for (int i = 0; i < kQuarters; ++i) {
@@ -162,11 +170,6 @@ static WAVENET_INLINE Floats load_halves(const uint16_t* p) {
 }
 static WAVENET_INLINE void store_low_bytes(int8_t* p, Words a) {
   for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(a.q[i / 4][i % 4]);
-}
-// To nearest, ties to even.
-static WAVENET_INLINE void store_bf16(uint16_t* p, Floats a) {
-  const Words u = bits(a), odd = bit_and(shift_right<16>(u), splat_word(1));
-  store_low_halves(p, shift_right<16>(add(u, add(odd, splat_word(0x7FFF)))));
 }
 struct Quads {
   int32_t x[4];
