@@ -194,8 +194,8 @@ std::unique_ptr<Engine> make_engine(const py::dict& config, const std::string& d
   m->number = number_named(dtype);
   m->layout = m->kernels->layouts[static_cast<int>(m->number)];
   m->plain = m->kernels->layouts[static_cast<int>(Number::fp32)];
-  m->hearing = m->number == Number::bf16 || m->number == Number::int8 ? Number::bf16 : Number::fp32;
-  m->hearing_layout = m->kernels->layouts[static_cast<int>(m->hearing)];
+  m->projection_number = projection_of(m->number);
+  m->projection_layout = m->kernels->layouts[static_cast<int>(m->projection_number)];
   const Fields c(config, "");
   read_shape(*m, c);
   read_head(*m, c);
@@ -426,8 +426,12 @@ py::list describe_isas() {
 }
 
 py::array_t<uint8_t> zero_bytes(int64_t bytes) {
-  if (bytes < 0) throw std::invalid_argument("give 0 bytes or more");
-  Memory memory = zeros(bytes);
+  if (bytes < 0) refuse("cannot give " + std::to_string(bytes) + " bytes");
+  Memory memory;
+  {
+    const py::gil_scoped_release release;
+    memory = zeros(bytes);
+  }
   auto* first = reinterpret_cast<uint8_t*>(memory.get());
   const py::capsule owner(memory.get(), [](void* p) { FreeMemory()(p); });
   memory.release();

@@ -132,11 +132,11 @@ enum class Hearing { held, blended, paired };
 struct Heard {
   const float *a, *b;  // columns; b, the one to the right, where they are blended; where they are paired, a holds words
   Floats weight;       // of b
-  uint32_t weights;    // of a pair
+  uint32_t pair_weights;
   // z + what is heard.
   template <Hearing kHow>
   WAVENET_INLINE Floats onto(Floats z, int64_t row) const {
-    if constexpr (kHow == Hearing::paired) return dot_pair(z, load_words(a + row), splat_word(weights));
+    if constexpr (kHow == Hearing::paired) return dot_pair(z, load_words(a + row), splat_word(pair_weights));
     const Floats left = load(a + row);
     return add(z, kHow == Hearing::blended ? fma(sub(load(b + row), left), weight, left) : left);
   }
@@ -146,7 +146,7 @@ struct Heard {
     if (kHow == Hearing::blended) __builtin_prefetch(b + row);
   }
   // From row `row` on.
-  Heard layer(int64_t row) const { return {a + row, b ? b + row : nullptr, weight, weights}; }
+  Heard layer(int64_t row) const { return {a + row, b ? b + row : nullptr, weight, pair_weights}; }
 };
 
 // For the stream in one seat, and the rows that this thread will read: `own` vectors of each layer.
@@ -177,7 +177,7 @@ class Conditioner {
     if (left < s_.project_first || right >= s_.project_first + s_.project_count) project(left);
     Heard found{s_.projections + (left - s_.project_first) * m_.projected_stride, nullptr, splat(0.f), 0};
     if (m_.hears_pairs()) {
-      found.weights = m_.fraction_pair[right > left ? heard(t) % m_.hop : m_.hop];
+      found.pair_weights = m_.fraction_pair[right > left ? heard(t) % m_.hop : m_.hop];
     } else if (m_.upsampling == Upsampling::linear) {
       found.b = s_.projections + (right - s_.project_first) * m_.projected_stride;
       found.weight = splat(m_.fraction[heard(t) % m_.hop]);
@@ -223,11 +223,12 @@ class Conditioner {
     int64_t count = top.first + top.count - from;
     if (count > s_.project_capacity) count = s_.project_capacity;
     // Columns take the place of streams: a group of rows is read once for several of them.
-    if (m_.hearing == Number::fp32) {
+    if (m_.projection_number == Number::fp32) {
       const Operands<Fp32> columns{top.at(from), top.stride, nullptr};
       const Sums sums{s_.projections, m_.projected_stride, s_.project_start};
-      for_own(
-          [&](Range vectors) { multiply<Fp32>(m_.project, m_.hearing_layout, vectors, {0, 1}, columns, count, sums); });
+      for_own([&](Range vectors) {
+        multiply<Fp32>(m_.project, m_.projection_layout, vectors, {0, 1}, columns, count, sums);
+      });
     } else {
       project_short(top, from, count);
     }
@@ -236,7 +237,7 @@ class Conditioner {
   }
 
   void project_short(const Columns& top, int64_t from, int64_t count) {
-    const int64_t stride = round_up(m_.C, kOperandPad / 2);
+    const int64_t stride = m_.column_stride;
     for (int64_t i = 0; i < count; ++i) {
       const float* column = top.at(from + i);
       to_operands([column](int64_t c) { return load(column + c); }, m_.C, operands_ + i * stride, nullptr);
@@ -246,18 +247,25 @@ class Conditioner {
       tiles_.serve(static_cast<int>(n));
       const Operands<Bf16> columns{operands_ + i * stride, stride, nullptr};
       const Sums sums{s_.projections + i * m_.projected_stride, m_.projected_stride, s_.project_start};
-      for_own([&](Range vectors) { multiply<Bf16>(m_.project, m_.hearing_layout, vectors, {0, 1}, columns, n, sums); });
+      for_own(
+          [&](Range vectors) { multiply<Bf16>(m_.project, m_.projection_layout, vectors, {0, 1}, columns, n, sums); });
     }
     if (m_.hears_pairs()) for_own([&](Range vectors) { pair_columns(vectors, count); });
   }
 
-  // Columns → words of a column and its neighbour to the right. The last has none and is only heard by itself.
+  // Columns → words of a column and its neighbour to the right, in ascending order, for the neighbour must still be as
+  // it was projected. The last of a block has none and is only heard by itself. Nothing infinite is kept: times a
+  // weight of zero it would reach samples that do not hear it.
   void pair_columns(Range vectors, int64_t count) {
+    const auto bounded = [](Floats a) {
+      constexpr float kLargest = 0x1.FEp127f;  // in bf16
+      return min(max(a, splat(-kLargest)), splat(kLargest));
+    };
     for (int64_t i = 0; i < count; ++i) {
       float* left = s_.projections + i * m_.projected_stride;
       const float* right = i + 1 < count ? left + m_.projected_stride : left;
       for (int64_t row = vectors.first * kLanes; row < vectors.last * kLanes; row += kLanes) {
-        store(left + row, floats(bf16_pair(load(left + row), load(right + row))));
+        store(left + row, floats(bf16_pair(bounded(load(left + row)), bounded(load(right + row)))));
       }
     }
   }

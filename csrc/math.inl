@@ -91,8 +91,11 @@ constexpr float kSmallest = 1e-30f;
 
 // Sixteen numbers, added in a tree: halves onto halves.
 static WAVENET_INLINE float sum_of_16(const float* p) {
-  if constexpr (kLanes == 16) return sum(load(p));
-  return sum(add(load(p), load(p + 8)));
+  if constexpr (kLanes == 16) {
+    return sum(load(p));
+  } else {
+    return sum(add(load(p), load(p + 8)));
+  }
 }
 
 static void gate_array(const float* a, const float* b, float* out, int64_t n) {

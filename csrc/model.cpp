@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <new>
 #include <stdexcept>
 
 namespace wavenet {
@@ -33,7 +32,8 @@ void Model::derive() {
   half_pad = pad(half);
   gate_pad = 2 * half_pad;
   projected = checked_mul(L, gate_pad);
-  projected_stride = projected + 16;
+  projected_stride = projected + kLineFloats;
+  column_stride = round_up(C, kOperandPad / 2);
   x_stride = round_up(R, kChannelPad);
   r_stride = operands(R);
   ring_first.clear();
@@ -79,7 +79,7 @@ void Model::derive_conditioning() {
 }
 
 // n/256 in bf16, n ≤ 256.
-static uint32_t bf16_bits(uint32_t n) {
+static uint32_t bf16_of_256ths(uint32_t n) {
   const float value = static_cast<float>(n) / 256.f;
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
@@ -88,7 +88,7 @@ static uint32_t bf16_bits(uint32_t n) {
 
 void Model::derive_tables() {
   fraction.assign(hop, 0.f);
-  fraction_pair.assign(hop + 1, bf16_bits(256));
+  fraction_pair.assign(hop + 1, bf16_of_256ths(256));
   shift.assign(hop, 0);
   for (int64_t r = 0; r < hop && upsampling == Upsampling::linear; ++r) {
     const double within = static_cast<double>(r) / hop - frame_centre;
@@ -96,7 +96,7 @@ void Model::derive_tables() {
     fraction[r] = static_cast<float>(within - shift[r]);
     // In 256ths bf16 holds both weights exactly, and they add up to 1.
     const auto right = static_cast<uint32_t>(std::lround(256.0 * (within - shift[r])));
-    fraction_pair[r] = bf16_bits(right) << 16 | bf16_bits(256 - right);
+    fraction_pair[r] = bf16_of_256ths(right) << 16 | bf16_of_256ths(256 - right);
   }
 }
 
@@ -210,7 +210,7 @@ void Model::visit(const Find& find, bool copy) {
       n.bias = floats(name + ".bias", pad(n.out));
     }
   }
-  project = take_matrix(find, copy, "conditioning.weight", projected, 1, C, hearing, hearing_layout);
+  project = take_matrix(find, copy, "conditioning.weight", projected, 1, C, projection_number, projection_layout);
   project_bias = floats("conditioning.bias", projected);
   if (P) {
     speaker = take_plain(find, copy, "speaker.weight", projected, 1, P);

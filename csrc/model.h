@@ -18,6 +18,10 @@ namespace wavenet {
 // Format of the matrices that every sample passes, and of the activations that meet them: see formats.inl.
 enum class Number { fp32, bf16, fp16, int8 };
 constexpr int kNumbers = 4;
+// Conditioning is projected in bf16 where the operands of the layers are short.
+constexpr Number projection_of(Number number) {
+  return number == Number::bf16 || number == Number::int8 ? Number::bf16 : Number::fp32;
+}
 enum class Activation { none, relu, leaky_relu, tanh };
 enum class HeadKind { categorical, logistic, gaussian };
 enum class Upsampling { hold, linear, stages };
@@ -27,6 +31,8 @@ enum class NodeKind { frame_conv, transposed, repeat };
 constexpr int64_t kChannelPad = 16;
 // Vectors of operands, ring slots among them, are padded to so many bytes: one row of a tile.
 constexpr int64_t kOperandPad = 64;
+// Floats of a cache line.
+constexpr int64_t kLineFloats = 16;
 // Zeroed floats on both sides of every conditioning column: a picture kernel of up to 63 bands may look past the edge.
 constexpr int64_t kGuard = 32;
 constexpr int kMaxAccumulators = 8;
@@ -83,11 +89,10 @@ struct Model {
   int64_t in_channels, in_taps;
   std::vector<int64_t> dilations;
   Number number = Number::fp32;
-  Layout layout{};  // of the matrices in `number`
-  Layout plain{};   // of those that stay fp32: the conditioning network's
-  // What the layers hear of the conditioning is projected in bf16 where their own operands are short, else in fp32.
-  Number hearing = Number::fp32;
-  Layout hearing_layout{};
+  Layout layout{};                          // of the matrices in `number`
+  Layout plain{};                           // of those that stay fp32: the conditioning network's and the speakers'
+  Number projection_number = Number::fp32;  // of what the layers hear of the conditioning
+  Layout projection_layout{};
 
   float residual_scale, skip_scale;
   bool running_skip, one_hot, input_tanh;
@@ -123,7 +128,8 @@ struct Model {
   int64_t ring_slots;
   std::vector<int64_t> ring_first, ring_depth;  // slots of each layer
   int64_t projected;                            // L · gate_pad: one projected conditioning column
-  int64_t projected_stride;                     // floats from one to the next: pages apart they would share cache lines
+  int64_t projected_stride;  // floats from one to the next: whole pages apart they would crowd into few cache sets
+  int64_t column_stride;     // operands of a conditioning column in bf16
 
   // Weights.
   const float *mel_mean = nullptr, *mel_scale = nullptr;
@@ -141,7 +147,7 @@ struct Model {
   int64_t pad(int64_t rows) const { return round_up(rows, layout.lanes); }
   int64_t operand_bytes() const { return number == Number::bf16 ? 2 : number == Number::int8 ? 1 : 4; }
   // Whether the layers hear their conditioning as pairs of bf16, that of a column and that of the next.
-  bool hears_pairs() const { return upsampling == Upsampling::linear && hearing == Number::bf16; }
+  bool hears_pairs() const { return upsampling == Upsampling::linear && projection_number == Number::bf16; }
   static int64_t weight_bytes(Number number) { return number == Number::fp32 ? 4 : number == Number::int8 ? 1 : 2; }
   // Operands of a vector of n channels.
   int64_t operands(int64_t n) const { return round_up(n * operand_bytes(), kOperandPad) / operand_bytes(); }

@@ -5,11 +5,8 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
-#include <cstdlib>
-#include <cstring>
 #include <exception>
 #include <mutex>
-#include <new>
 #include <stdexcept>
 #include <system_error>
 #include <thread>
@@ -93,12 +90,12 @@ static void wait_a_little(int looks) {
 }
 
 void Barrier::wait(int rank) {
-  const uint32_t times = come_[rank].times.load(std::memory_order_relaxed) + 1;
-  come_[rank].times.store(times, std::memory_order_release);
+  const uint32_t times = arrivals_[rank].count.load(std::memory_order_relaxed) + 1;
+  arrivals_[rank].count.store(times, std::memory_order_release);
   int looks = 0;
   for (int other = 0; other < size_; ++other) {
     // Another may have come once more already.
-    while (other != rank && come_[other].times.load(std::memory_order_acquire) - times > UINT32_MAX / 2) {
+    while (other != rank && arrivals_[other].count.load(std::memory_order_acquire) - times > UINT32_MAX / 2) {
       wait_a_little(looks++);
     }
   }
@@ -119,7 +116,8 @@ Team::Team(const Model& m, int width, int most_threads) : width(width), barrier(
 
 // Windows of conditioning: for one stream about 256 KiB of columns and 384 KiB of projections, for many about four
 // times that in all: large enough that the projections' weights, which no cache holds beside the layers', are read
-// rarely. At least two columns, because interpolation reads neighbours. No result depends on these numbers.
+// rarely. At least two columns, because interpolation reads neighbours, and after learned stages, where every sample
+// has a column of its own, up to a tile of them within 1 MiB. No result depends on these numbers.
 Scratch::Scratch(const Model& m, int width) : seats(new Seat[width]) {
   const auto clamp = [](int64_t n, int64_t low, int64_t high) { return std::min(std::max(n, low), high); };
   const int64_t share = std::max(1, width / 4);
@@ -128,8 +126,8 @@ Scratch::Scratch(const Model& m, int width) : seats(new Seat[width]) {
     Seat& seat = seats[i];
     seat.columns.resize(n_columns);
     const int64_t last_stride = round_up(m.C, kChannelPad) + 2 * kGuard;
-    // A column for each sample had better fill tiles.
-    const int64_t fewest = m.upsampling == Upsampling::stages && m.hearing == Number::bf16 ? kMaxWidth : 2;
+    const bool tiled = m.upsampling == Upsampling::stages && m.projection_number == Number::bf16;
+    const int64_t fewest = tiled ? clamp(262144 / m.projected, 2, kMaxWidth) : 2;
     seat.project_capacity = clamp(98304 / m.projected / share, fewest, 64);
     seat.columns.back().capacity = std::max(seat.project_capacity, clamp(65536 / last_stride / share, 2, 512));
     seat.columns.back().stride = last_stride;
@@ -143,8 +141,8 @@ Scratch::Scratch(const Model& m, int width) : seats(new Seat[width]) {
     arena_.reserve(&seat.project_start, m.projected);
     arena_.reserve(&seat.now, m.L);
   }
-  const int64_t columns = m.hearing == Number::bf16 ? seats[0].project_capacity : 0;
-  arena_.reserve(&heard, checked_mul(columns, round_up(m.C, kOperandPad / 2)));
+  const int64_t columns = m.projection_number == Number::bf16 ? seats[0].project_capacity : 0;
+  arena_.reserve(&column_operands, checked_mul(columns, m.column_stride));
   arena_.reserve(&x, checked_mul(width, m.x_stride));
   arena_.reserve(&z, checked_mul(width, m.gate_pad));
   const auto operands = [&](void** where, float** scales, int64_t vectors, int64_t channels) {

@@ -72,10 +72,10 @@ class Loop {
   float* hidden(int b) const { return team_.hidden + b * m_.pad(m_.H); }
   float* logits(int b) const { return team_.logits + b * m_.pad(m_.A); }
   float* z(int b) const { return s_.z + b * m_.gate_pad; }
-  // Rows of operands: shared where threads round their own parts. Taps of a layer, oldest first, the newest last; and
-  // what a unit of each is worth.
+  // Operands are shared where threads round their own parts.
   bool own_taps() const { return kWhole || own_x_; }
-  // Those of a layer and of the next stand side by side.
+  // Taps of a layer, oldest first, the newest last, and what a unit of each is worth. Those of a layer and of the next
+  // stand side by side.
   Operand* taps(int64_t l, int b) const {
     auto* first = static_cast<Operand*>(own_taps() ? s_.taps : team_.taps);
     return first + (l % 2 * team_.width + b) * m_.K * m_.r_stride;
@@ -120,7 +120,7 @@ class Loop {
   bool started_ = false;
 
   Conditioner conditioner(Scratch::Seat& seat) {
-    return Conditioner(m_, seat, s_.heard, gate_rows_, tiles_, control_.stop);
+    return Conditioner(m_, seat, s_.column_operands, gate_rows_, tiles_, control_.stop);
   }
 
   // A stream sits down.
@@ -236,7 +236,8 @@ class Loop {
   template <class Job>
   WAVENET_INLINE void hear(const Job& job) const {
     if (m_.upsampling != Upsampling::linear) return job(std::integral_constant<Hearing, Hearing::held>());
-    job(std::integral_constant<Hearing, F::kPack == 1 ? Hearing::blended : Hearing::paired>());
+    job(std::integral_constant<Hearing,
+                               projection_of(F::kNumber) == Number::fp32 ? Hearing::blended : Hearing::paired>());
   }
   template <Hearing kHow>
   WAVENET_INLINE void pass_gate(const float* z, const Heard heard, const Heard next, float* out, Operand* operands,
@@ -282,7 +283,7 @@ class Loop {
       if (!own_taps() && !mine(b)) continue;
       const Ring from = ring(l, b);
       for (int64_t k = 0; k < older; ++k) {
-        for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(from.slots + from.tap(k) * n + i, 1);
+        for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(from.slots + from.tap(k) * n + i);
       }
     }
   }

@@ -66,16 +66,16 @@ struct Control {
 // journey of a line from core to core, where a common counter takes three, one after the other.
 class Barrier {
  public:
-  explicit Barrier(int most) : come_(new Come[most]) {}
+  explicit Barrier(int most) : arrivals_(new Arrivals[most]) {}
   void set_size(int size) { size_ = size; }
   void wait(int rank);
 
  private:
-  struct alignas(128) Come {  // two lines, which are fetched together
-    std::atomic<uint32_t> times{0};
+  struct alignas(128) Arrivals {  // two lines, which are fetched together
+    std::atomic<uint32_t> count{0};
   };
   int size_ = 1;
-  std::unique_ptr<Come[]> come_;
+  std::unique_ptr<Arrivals[]> arrivals_;
 };
 
 // One aligned block of memory, handed out in pieces: reserve all, allocate, then read the addresses. Zero at first.
@@ -152,8 +152,8 @@ struct Scratch {
   };
   std::unique_ptr<Seat[]> seats;
 
-  uint16_t* heard;  // columns as operands of a projection in bf16: (project_capacity of a seat, operands of C)
-  float *x, *z;     // (width, x_stride), where a thread makes the whole of x for itself; (width, gate_pad)
+  uint16_t* column_operands;  // of a projection in bf16: (project_capacity of a seat, column_stride)
+  float *x, *z;               // (width, x_stride), where a thread makes the whole of x for itself; (width, gate_pad)
   // Operands, taps where x is the thread's own or in int8, gates in int8 alone; and in int8 what a unit of each vector
   // is worth.
   void *taps, *gates, *skip_operand, *hidden_operand;  // (2, width, K, r_stride) (width, L, …) (width, …) (width, …)

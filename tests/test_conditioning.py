@@ -9,6 +9,7 @@ import pytest
 from engine_models import MODELS, random_history, random_mel, random_weights, small, speaker_vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tolerances import HEARD, HEARD_OTHER_SIDE, HEARD_ROUNDED, HEARD_ROUNDED_RMS, HEARD_UNIT
 
 from wavenet_fast.backends.cpu import CpuEngine, isas_possible
 from wavenet_fast.conditioning import context_frames, lookahead_frames, ready_samples
@@ -138,11 +139,12 @@ def test_conditioning_in_bf16(name: str, isa: str, dtype: str) -> None:
     theirs = reference(config, weights, dtype).conditioning(torch.from_numpy(mel[None]), given)[0].numpy()
     size = np.abs(theirs).max()
     error = np.abs(ours - theirs)
-    assert (error > 1e-5 * max(1.0, theirs.std())).mean() <= 0.02
-    assert error.max() <= size / 128
+    assert (error > HEARD * max(1.0, theirs.std())).mean() <= HEARD_OTHER_SIDE
+    assert error.max() <= HEARD_UNIT * size
     exact = oracle(config, weights, mel, speaker)
-    assert 1e-4 * size < np.abs(theirs - exact).max() < 0.02 * size
-    assert np.sqrt(((theirs - exact) ** 2).mean()) < 2**-8 * exact.std()
+    least, most = HEARD_ROUNDED
+    assert least * size < np.abs(theirs - exact).max() < most * size
+    assert np.sqrt(((theirs - exact) ** 2).mean()) < HEARD_ROUNDED_RMS * exact.std()
 
 
 ACTIVATIONS = st.sampled_from(["none", "relu", "leaky_relu", "tanh"])

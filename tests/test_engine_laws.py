@@ -17,6 +17,7 @@ from wavenet_fast import _engine
 from wavenet_fast.backends import usable_cores
 from wavenet_fast.backends.cpu import CpuEngine, CpuState, isas_possible
 from wavenet_fast.conditioning import context_frames, lookahead_frames
+from wavenet_fast.config import Conditioning, Linear
 from wavenet_fast.packing import DTYPES
 from wavenet_fast.rng import uniforms
 from wavenet_fast.sampling import sample
@@ -127,12 +128,13 @@ def test_any_chunking_equals_one_shot(name: str, sizes: list[int]) -> None:
     np.testing.assert_array_equal(in_chunks(engine_of(name), sizes), one_shot(name))
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("isa", isas_possible())
-@pytest.mark.parametrize("name", ["odd", "logistic", "gaussian", "gaussian-mixture"])
-def test_conditioning_windows_change_no_bit(name: str, isa: str) -> None:
+@pytest.mark.parametrize("name", ["odd", "logistic", "gaussian", "gaussian-mixture", "scalar-categorical", "no-bias"])
+def test_conditioning_windows_change_no_bit(name: str, isa: str, dtype: str) -> None:
     """One call over many frames works in windows, of up to 512 frames; frame by frame, each call has windows of its
     own."""
-    engine = engine_of(name, "fp32", isa)
+    engine = engine_of(name, dtype, isa)
     config, frames = engine.config, 1100
     mel = random_mel(config, frames, 1)
     whole = feed(engine, start(engine, [4]), mel)[0][0]
@@ -140,6 +142,21 @@ def test_conditioning_windows_change_no_bit(name: str, isa: str) -> None:
     for f in range(frames):
         pieces.append(feed(engine, state, mel[:, :, f : f + 1], ended=f == frames - 1)[0][0])
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("at", [1, 4])
+@pytest.mark.parametrize("size", [3e38, -3e38])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_frame_beyond_all_measure_changes_no_sample_before(name: str, size: float, at: int, dtype: str) -> None:
+    engine = engine_of(name, dtype)
+    c = engine.config
+    mel = random_mel(c, 6, 1)
+    mel[..., at] = size
+    whole = feed(engine, start(engine, [4]), mel)[0][0]
+    alone = feed(engine, start(engine, [4]), mel[..., :at], ended=False)[0][0]
+    assert len(alone) == max(0, at - lookahead_frames(c)) * c.hop_length
+    np.testing.assert_array_equal(whole[: len(alone)], alone)
 
 
 # --- 3: batch, slot, threads ------------------------------------------------------------------------------------
@@ -193,15 +210,25 @@ def test_no_bit_depends_on_how_many_streams_and_threads_share_the_work(name: str
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", isas_possible())
-def test_threads_that_meet_for_a_wide_x_make_the_same_samples(isa: str, dtype: str) -> None:
-    """A residual product too large for each thread to make it all by itself, as those of small models are made."""
-    config = small(residual_channels=200, gate_channels=394, dilations=(1, 2, 4))
-    weights, mel = random_weights(config), random_mel(config, 2, 3)
-    lengths, sounds = np.array([2, 1, 2]), []
+@pytest.mark.parametrize("dilations", [(1,), (1, 2), (1, 2, 4)])
+def test_threads_of_a_team_make_the_same_samples_from_a_wide_x(dilations: Any, isa: str, dtype: str) -> None:
+    """A residual product too large for each thread to make it all by itself, as those of small models are made; and
+    more streams than a team makes side by side, of which some end early."""
+    config = small(
+        residual_channels=200, gate_channels=394, dilations=dilations, conditioning=Conditioning(upsampling=Linear())
+    )
+    weights, batch = random_weights(config), 19
+    mel, seeds = random_mel(config, 2, batch), list(range(batch))
+    lengths = np.array([b % 3 for b in range(batch)])
+    found = []
     for split, threads in (("streams", 1), ("rows", 2), ("rows", 3)):
         engine = CpuEngine(config, weights, dtype, isa, split)
-        sounds.append(feed(engine, start(engine, [1, 2, 3], None), mel, lengths, threads=threads)[0])
-    assert (sounds[0] == sounds[1]).all() and (sounds[0] == sounds[2]).all() and sounds[0].any()
+        state = start(engine, seeds, None)
+        found.append((feed(engine, state, mel, lengths, threads=threads)[0], state.rings.copy()))
+    assert found[0][0].any()
+    for sound, rings in found[1:]:
+        np.testing.assert_array_equal(sound, found[0][0])
+        np.testing.assert_array_equal(rings, found[0][1])
 
 
 def test_plans_follow_from_weights_streams_and_cores() -> None:

@@ -13,9 +13,17 @@ In bf16 the edges of a peaked distribution move as far as the difference of the 
 on the bundled voice: up to 8e-3); there the limit is computed from those logits, and `TRACE_MAX` bounds them. In int8,
 where an activation that falls on the other side of a boundary moves by 1/127 of the vector's largest, the number of
 draws that may differ is computed from the logits too: the chance that two distributions answer one uniform differently.
+
+`HEARD_*`: conditioning in bf16 and int8, whose projection and interpolation are in bf16. Engine against reference: all
+but a share `HEARD_OTHER_SIDE` of the values within `HEARD`, and those within 2^-7 of the largest: one unit of bf16, an
+operand's or a neighbour's, where a sum in another order fell on the other side of a boundary. Reference against
+unrounded float64: an error of a few 2^-9, which must be there.
 """
 
 from __future__ import annotations
+
+HEARD, HEARD_OTHER_SIDE, HEARD_UNIT = 1e-5, 0.02, 2**-7
+HEARD_ROUNDED, HEARD_ROUNDED_RMS = (1e-4, 0.02), 2**-8
 
 STAGE = {("cpu", "fp32"): 1e-5, ("cpu", "bf16"): 1e-5, ("cpu", "fp16"): 1e-5, ("cpu", "int8"): 1e-5}
 TRACE_MAX = {("cpu", "fp32"): 2e-5, ("cpu", "bf16"): 5e-2, ("cpu", "fp16"): 2e-5, ("cpu", "int8"): 1.5e-1}
