@@ -57,7 +57,7 @@ template <class F>
 static void multiply(const Matrix& m, const Layout& layout, Range vectors, Range segments, const Operands<F>& x,
                      int64_t n, Sums out) {
 #if WAVENET_TILES
-  if constexpr (kTiled<F>) return multiply_by_tiles<F>(m, layout, vectors, segments, x, n, out);
+  if constexpr (kTiled<F>) return multiply_by_tiles(m, layout, vectors, segments, x, n, out);
 #endif
   multiply_by_vectors<F>(m, layout, vectors, segments, x, n, out);
 }

@@ -84,46 +84,93 @@ class Tiles {
 WAVENET_TILE_SUMS(0, 0, 1)
 WAVENET_TILE_SUMS(1, 2, 3)
 
-// NV vectors of rows of one block.
+// NV vectors of rows of one block, whose sums are in tiles of PAIR: one segment is added to them.
 template <class F, int NV, int PAIR>
-static WAVENET_INLINE void multiply_tiles(const Matrix& m, const Block<F>& block, int64_t vector, Range segments,
-                                          const Operands<F>& x, int64_t n, Sums out) {
+static WAVENET_INLINE void add_segment(const Matrix& m, const Block<F>& block, int64_t vector, int64_t segment,
+                                       const Operands<F>& x) {
   using Operand = typename F::Operand;
   constexpr int64_t kRun = kTileRow / static_cast<int64_t>(sizeof(Operand));
-  const int64_t runs = m.k / kRun, step = block.width * kTileBytes, row = vector * kLanes;
+  const int64_t runs = m.k / kRun, step = block.width * kTileBytes;
   const char* w = reinterpret_cast<const char*>(block.weights) + (vector - block.first) * kTileBytes;
+  const char* operands = reinterpret_cast<const char*>(x.x + segment * x.segment);
   const int64_t x_stride = x.stride * static_cast<int64_t>(sizeof(Operand));
-  float* first = out.out + row;
-  const auto add = [&](int64_t s) __attribute__((always_inline)) {
-    const char* operands = reinterpret_cast<const char*>(x.x + s * x.segment);
-    PAIR ? add_segment1<F, NV>(w + s * runs * step, step, operands, x_stride, runs)
-         : add_segment0<F, NV>(w + s * runs * step, step, operands, x_stride, runs);
+  w += segment * runs * step;
+  PAIR ? add_segment1<F, NV>(w, step, operands, x_stride, runs)
+       : add_segment0<F, NV>(w, step, operands, x_stride, runs);
+}
+
+template <int NV, int PAIR>
+static WAVENET_INLINE void multiply_tiles(const Matrix& m, const Block<Bf16>& block, int64_t vector, Range segments,
+                                          const Operands<Bf16>& x, Sums out) {
+  const int64_t row = vector * kLanes;
+  const float* from = (out.start ? out.start : out.out) + row;
+  const int64_t from_stride = out.start ? 0 : out.stride * 4;
+  PAIR ? load_sums1<NV>(from, from_stride) : load_sums0<NV>(from, from_stride);
+  for (int64_t s = segments.first; s < segments.last; ++s) add_segment<Bf16, NV, PAIR>(m, block, vector, s, x);
+  PAIR ? store_sums1<NV>(out.out + row, out.stride * 4) : store_sums0<NV>(out.out + row, out.stride * 4);
+}
+
+// In int8 the sums of each segment of a few rows are numbers of their own, which are scaled and added while the tiles
+// are busy with the next: what a tile has stored cannot be read at once.
+class SegmentSums {
+ public:
+  SegmentSums(const Matrix& m, Range segments, const Operands<Int8>& x, int64_t n, Sums out)
+      : m_(m), x_(x), n_(n), out_(out), first_(segments.first) {}
+  ~SegmentSums() {
+    if (made_) scale(made_ - 1);
+  }
+
+  template <int NV>
+  void make(const Block<Int8>& block, int64_t vector, int64_t segment) {
+    made_ % 2 ? make<NV, 1>(block, vector, segment) : make<NV, 0>(block, vector, segment);
+    rows_[made_ % 2] = {vector * kLanes, segment, NV};
+    if (made_) scale(made_ - 1);
+    ++made_;
+  }
+
+ private:
+  struct Rows {
+    int64_t row, segment;
+    int vectors;
   };
-  if constexpr (F::kNumber == Number::bf16) {
-    const float* from = out.start ? out.start + row : first;
-    const int64_t from_stride = out.start ? 0 : out.stride * 4;
-    PAIR ? load_sums1<NV>(from, from_stride) : load_sums0<NV>(from, from_stride);
-    for (int64_t s = segments.first; s < segments.last; ++s) add(s);
-    PAIR ? store_sums1<NV>(first, out.stride * 4) : store_sums0<NV>(first, out.stride * 4);
-  } else {
-    alignas(64) int32_t sums[kMaxWidth * NV * 16];
-    const int64_t rows = m.vectors * kLanes;
-    for (int64_t s = segments.first; s < segments.last; ++s) {
-      PAIR ? zero_sums1<NV>() : zero_sums0<NV>();
-      add(s);
-      PAIR ? store_sums1<NV>(sums, NV * 64) : store_sums0<NV>(sums, NV * 64);
-      for (int64_t b = 0; b < n; ++b) {
-        const Floats unit = splat(x.scale[b * x.scale_stride + s * x.scale_segment]);
-        for (int v = 0; v < NV; ++v) {
-          float* at = first + b * out.stride + v * kLanes;
-          const Floats scale = load(m.scale + s * rows + row + v * kLanes);
-          const float* before = out.start && s == segments.first ? out.start + row + v * kLanes : at;
-          store(at, scaled_sum(load_words(sums + (b * NV + v) * 16), scale, unit, load(before)));
-        }
+  const Matrix& m_;
+  const Operands<Int8>& x_;
+  const int64_t n_;
+  const Sums out_;
+  const int64_t first_;  // segment
+  int64_t made_ = 0;
+  Rows rows_[2];
+  alignas(64) int32_t sums_[2][kMaxWidth * kTileVectors * 16];
+
+  template <int NV, int PAIR>
+  WAVENET_INLINE void make(const Block<Int8>& block, int64_t vector, int64_t segment) {
+    PAIR ? zero_sums1<NV>() : zero_sums0<NV>();
+    add_segment<Int8, NV, PAIR>(m_, block, vector, segment, x_);
+    PAIR ? store_sums1<NV>(sums_[1], NV * 64) : store_sums0<NV>(sums_[0], NV * 64);
+  }
+
+  void scale(int64_t which) {
+    rows_[which % 2].vectors == 2 ? scale<2>(rows_[which % 2], sums_[which % 2])
+                                  : scale<1>(rows_[which % 2], sums_[which % 2]);
+  }
+  template <int NV>
+  WAVENET_INLINE void scale(const Rows rows, const int32_t* sums) {
+    const bool start = out_.start && rows.segment == first_;
+    const float* from = (start ? out_.start : out_.out) + rows.row;
+    const int64_t from_stride = start ? 0 : out_.stride;
+    const float* scales = m_.scale + rows.segment * m_.vectors * kLanes + rows.row;
+    Floats scale[NV];
+    for (int v = 0; v < NV; ++v) scale[v] = load(scales + v * kLanes);
+    float* to = out_.out + rows.row;
+    for (int64_t b = 0; b < n_; ++b, to += out_.stride, from += from_stride, sums += NV * 16) {
+      const Floats unit = splat(x_.scale[b * x_.scale_stride + rows.segment * x_.scale_segment]);
+      for (int v = 0; v < NV; ++v) {
+        const Floats before = load(from + v * kLanes);
+        store(to + v * kLanes, scaled_sum(load_words(sums + v * 16), scale[v], unit, before));
       }
     }
   }
-}
+};
 
 // One stream in int8 by vectors: a product and its scaling from registers are faster than a tile with one row and the
 // way through memory, and the sums, being exact, are the same. Even and odd words of a run have sums of their own.
@@ -171,20 +218,27 @@ static void multiply_by_quads(const Matrix& m, const Layout& layout, Range vecto
   });
 }
 
-template <class F>
 static void multiply_by_tiles(const Matrix& m, const Layout& layout, Range vectors, Range segments,
-                              const Operands<F>& x, int64_t n, Sums out) {
-  if constexpr (F::kNumber == Number::int8) {
-    if (n == 1) return multiply_by_quads(m, layout, vectors, segments, x, out);
-  }
+                              const Operands<Int8>& x, int64_t n, Sums out) {
+  if (n == 1) return multiply_by_quads(m, layout, vectors, segments, x, out);
+  SegmentSums sums(m, segments, x, n, out);
+  for_blocks<Int8>(m, layout, vectors, [&](const Block<Int8>& block, Range part) {
+    for (int64_t s = segments.first; s < segments.last; ++s) {
+      part.size() == 2 ? sums.make<2>(block, part.first, s) : sums.make<1>(block, part.first, s);
+    }
+  });
+}
+
+static void multiply_by_tiles(const Matrix& m, const Layout& layout, Range vectors, Range segments,
+                              const Operands<Bf16>& x, int64_t, Sums out) {
   bool odd = false;
-  for_blocks<F>(m, layout, vectors, [&](const Block<F>& block, Range part) {
+  for_blocks<Bf16>(m, layout, vectors, [&](const Block<Bf16>& block, Range part) {
     if (part.size() == 1) {
-      multiply_tiles<F, 1, 0>(m, block, part.first, segments, x, n, out);
+      multiply_tiles<1, 0>(m, block, part.first, segments, x, out);
     } else if (odd) {
-      multiply_tiles<F, 2, 1>(m, block, part.first, segments, x, n, out);
+      multiply_tiles<2, 1>(m, block, part.first, segments, x, out);
     } else {
-      multiply_tiles<F, 2, 0>(m, block, part.first, segments, x, n, out);
+      multiply_tiles<2, 0>(m, block, part.first, segments, x, out);
     }
     odd = !odd;
   });
