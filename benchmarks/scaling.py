@@ -196,16 +196,12 @@ def plot_rates(axis: Any, lines: dict[str, list[dict[str, Any]]], what: str) -> 
         axis.set_xticks(x, [f"{n:g}" for n in x])
         axis.minorticks_off()
     else:  # models, by size
-        for row in rows:
-            axis.annotate(
-                row["case"],
-                (row["x"], row["samples_per_s"]),
-                (-4, -4),
-                textcoords="offset points",
-                fontsize=7,
-                ha="right",
-                va="top",
-            )
+        for i, row in enumerate(rows):  # names by turns below and above, for some models are of nearly one size
+            side = {"xytext": (4, 4), "ha": "left", "va": "bottom"} if i % 2 else {
+                "xytext": (-4, -4), "ha": "right", "va": "top",
+            }  # fmt: skip
+            axis.annotate(row["case"], (row["x"], row["samples_per_s"]), textcoords="offset points", fontsize=7, **side)
+        axis.set_xlim(min(x) / 3, max(x) * 4)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, frameon=False)
 
