@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import threading
 import wave
 import zipfile
 from pathlib import Path
@@ -18,6 +20,7 @@ from wavenet_fast import Vocoder
 from wavenet_fast.audio import read_mel, write_mel
 from wavenet_fast.checkpoint import save_checkpoint
 from wavenet_fast.cli import COMMANDS, cli
+from wavenet_fast.fileio import replacing
 from wavenet_fast.mel import MEL_PRESETS
 
 HOP, BANDS, RATE = 6, 5, 8000
@@ -322,7 +325,25 @@ def test_doctor_tells_how_threads_share_the_work(monkeypatch):
     plan = json.loads(run("doctor", "--json").stdout)["sharing"]["plans"]["fits"]["16"]
     assert plan["teams"] == 1 and plan["size"] >= 1 and plan["width"] == 16
     monkeypatch.setenv("WAVENET_FAST_SPLIT", "halves")
-    refused(run("demo"), "WAVENET_FAST_SPLIT is 'halves'; the cpu backend offers auto, streams, rows")
+    problem = "WAVENET_FAST_SPLIT is 'halves'; the cpu backend offers auto, streams, rows"
+    refused(run("demo"), problem)
+    told = run("doctor").stdout
+    assert f"threads           {problem}" in told and "WAVENET_FAST_SPLIT  halves" in told
+
+
+def test_what_is_written_into_a_pipe_leaves_it_a_pipe(tmp_path):
+    """And so do devices: a file that took their place would be all that is left of them."""
+    pipe = tmp_path / "told.json"
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("there are no named pipes here")
+    os.mkfifo(pipe)
+    found = []
+    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
+    reader.start()
+    with replacing(pipe) as file:
+        file.write(b"{}")
+    reader.join()
+    assert found == [b"{}"] and stat.S_ISFIFO(os.stat(pipe).st_mode) and list(tmp_path.iterdir()) == [pipe]
 
 
 def test_train_without_torch_names_the_extra(monkeypatch, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import struct
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from .config import MAX_RATE, MIN_RATE
 from .errors import AudioError, InputError, ShapeError
-from .fileio import Opened, Replacement, Source, opened, sentences, write_all
+from .fileio import Opened, Replacement, Source, is_special, opened, sentences, write_all
 from .melfile import MelFile as MelFile
 from .melfile import read_mel as read_mel
 from .melfile import write_mel as write_mel
@@ -189,8 +188,8 @@ class WavWriter:
             raise
 
     def _open_path(self, name: str) -> BinaryIO:
-        with sentences(name, "written"):
-            if os.path.exists(name) and not stat.S_ISREG(os.stat(name).st_mode) and not os.path.isdir(name):
+        if is_special(name):
+            with sentences(name, "written"):
                 return open(name, "wb", buffering=0)
         self._replacement = Replacement(name)
         return self._replacement.file

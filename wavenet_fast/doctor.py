@@ -104,8 +104,10 @@ def _sharing() -> dict[str, Any] | None:
         from .backends.cpu import Plan, split_in_use
 
         cache, split, threads = _engine.second_cache(), split_in_use(), usable_cores()
-    except (ImportError, WavenetFastError):
+    except ImportError:
         return None
+    except WavenetFastError as error:
+        return {"problem": str(error)}
     sizes = {"fits": cache, "larger": cache + 1}
     plans = {
         name: {str(n): Plan(*_engine.plan(size, n, threads, split))._asdict() for n in _STREAMS}
@@ -115,6 +117,8 @@ def _sharing() -> dict[str, Any] | None:
 
 
 def _sharing_lines(told: dict[str, Any]) -> list[str]:
+    if "problem" in told:
+        return [f"threads           {told['problem']}"]
     cache = f"{told['second_cache_bytes'] / 2**20:.3g} MiB"
     lines = [f"threads           up to {told['threads']}, split {told['split']!r}; second cache {cache} a core"]
     for name, about in (("fits", "weights that fit it"), ("larger", "larger weights")):
@@ -188,5 +192,5 @@ def format_examination(told: dict[str, Any]) -> str:
         missing = "not installed (optional)" if name in OPTIONAL else "missing: reinstall wavenet-fast"
         lines.append(f"  {name:<16}{told['versions'][name] or missing}")
     lines += ["", f"voices            {', '.join(told['voices']) or 'none bundled'}"]
-    lines += [f"{name:<18}{value}" for name, value in told["environment"].items()]
+    lines += [f"{name:<20}{value}" for name, value in told["environment"].items()]
     return "\n".join(lines)

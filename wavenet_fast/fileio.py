@@ -118,9 +118,23 @@ class Replacement:
             self.path.unlink()
 
 
+def is_special(target: str | os.PathLike[str]) -> bool:
+    """Whether something is there that is neither a regular file nor a folder: a pipe, a socket or a device."""
+    try:
+        mode = os.stat(target).st_mode
+    except (OSError, ValueError):
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
 @contextmanager
 def replacing(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write all of `target` into; it takes its place when the block ends, and is gone where it fails."""
+    """A file to write all of `target` into; it takes its place when the block ends, and is gone where it fails. Into a
+    pipe or a device it is written as it comes: neither can be replaced without being lost."""
+    if is_special(target):
+        with sentences(os.fspath(target), "written"), open(target, "wb", buffering=0) as file:
+            yield file
+        return
     new = Replacement(target)
     try:
         with sentences(os.fspath(target), "written"):

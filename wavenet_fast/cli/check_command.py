@@ -64,7 +64,11 @@ def check_command(voice: str, data: str, write: bool, speaker: str | None, json_
         costs = outcome.record()
         record_costs(directory, costs)
         small = costs.int8 is not None and costs.int8.cost_bits <= INT8_COST_LIMIT
-        chosen = "int8 for this voice, as that costs" if small else "not int8 for this voice, as that does not cost"
+        chosen = (
+            "int8 for this voice (except on portable code), as that costs"
+            if small
+            else "not int8 for this voice, as that does not cost"
+        )
         click.echo(
             f"\nrecorded in {directory / 'config.json'}; `auto` is {chosen} at most {INT8_COST_LIMIT} bits per sample"
         )

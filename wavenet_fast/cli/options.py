@@ -62,7 +62,8 @@ engine_options = _decorated(
             default="auto",
             show_default=True,
             help="Number format: fp32, bf16, fp16, int8, or auto: int8 where the voice records (see check) that this "
-            "costs at most 0.02 bits per sample, else bf16 where the processor has it, else fp32.",
+            "costs at most 0.02 bits per sample and the code is not portable, else bf16 where the processor has it, "
+            "else fp32.",
         ),
         click.option(
             "--threads",
