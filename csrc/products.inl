@@ -20,6 +20,10 @@ struct Sums {
   float* out;
   int64_t stride;
   const float* start = nullptr;
+  // Where the sums of a stream begin, from a row on; those of its later segments stand in `out`.
+  WAVENET_INLINE const float* from(int64_t b, int64_t row, bool first = true) const {
+    return start && first ? start + row : out + b * stride + row;
+  }
 };
 
 // sum[b][v] += Σ_k w[k][v] · x[b][k] for NV vectors of rows and NB streams. `step` is how far apart in memory the
@@ -63,7 +67,7 @@ static void multiply_block(const Matrix& m, const Block<F>& block, int64_t vecto
   if constexpr (F::kNumber != Number::int8) {
     Floats sum[NB][NV];
     for (int b = 0; b < NB; ++b) {
-      const float* from = out.start ? out.start + row : first + b * out.stride;
+      const float* from = out.from(b, row);
       for (int v = 0; v < NV; ++v) sum[b][v] = load(from + v * kLanes);
     }
     for (int64_t s = segments.first; s < segments.last; ++s) {
@@ -85,7 +89,7 @@ static void multiply_block(const Matrix& m, const Block<F>& block, int64_t vecto
         const Floats unit = splat(x.scale[b * x.scale_stride + s * x.scale_segment]);
         for (int v = 0; v < NV; ++v) {
           float* at = first + b * out.stride + v * kLanes;
-          const float* before = out.start && s == segments.first ? out.start + row + v * kLanes : at;
+          const float* before = out.from(b, row + v * kLanes, s == segments.first);
           store(at, scaled_sum(sum[b][v], load(m.scale + s * rows + row + v * kLanes), unit, load(before)));
         }
       }

@@ -89,11 +89,11 @@ static void wait_a_little(int looks) {
   }
 }
 
-void Barrier::wait(int rank) {
+void Barrier::wait(int rank, int size) {
   const uint32_t times = arrivals_[rank].count.load(std::memory_order_relaxed) + 1;
   arrivals_[rank].count.store(times, std::memory_order_release);
   int looks = 0;
-  for (int other = 0; other < size_; ++other) {
+  for (int other = 0; other < size; ++other) {
     // Another may have come once more already.
     while (other != rank && arrivals_[other].count.load(std::memory_order_acquire) - times > UINT32_MAX / 2) {
       wait_a_little(looks++);
@@ -248,7 +248,6 @@ bool run(const Model& model, const Kernels& kernels, const std::vector<Stream>& 
       try {
         workers.emplace_back(work, team, rank, std::ref(*scratch[workers.size()]));
         teams[team]->size = rank + 1;
-        teams[team]->barrier.set_size(rank + 1);
       } catch (...) {  // no more threads, or no memory for one: those that run do the work
         no_thread = std::current_exception();
         break;

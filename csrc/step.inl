@@ -56,8 +56,8 @@ class Loop {
 
   const Stream& stream(int b) const { return *team_.places[b].stream; }
   Scratch::Seat& seat(int b) const { return s_.seats[team_.places[b].seat]; }
-  // Reading another thread's residual weights, for every stream of a set without tiles, against a meeting and the
-  // journey of x from core to core: measured as long as 16 to 24 KiB.
+  // Reading the other threads' residual weights, for every stream of a set without tiles, against a meeting and the
+  // journey of x from core to core: with four lines 0.24 to 0.28 µs, measured, in which a core reads 16 KiB at 60 GB/s.
   bool own_x_is_faster() const {
     const int64_t others = m_.residual[0].vectors * (team_.size - 1) / team_.size;  // the same number for every rank
     const int64_t bytes = others * kLanes * m_.residual[0].k * static_cast<int64_t>(sizeof(typename F::Weight));

@@ -67,14 +67,12 @@ struct Control {
 class Barrier {
  public:
   explicit Barrier(int most) : arrivals_(new Arrivals[most]) {}
-  void set_size(int size) { size_ = size; }
-  void wait(int rank);
+  void wait(int rank, int size);
 
  private:
   struct alignas(128) Arrivals {  // two lines, which are fetched together
     std::atomic<uint32_t> count{0};
   };
-  int size_ = 1;
   std::unique_ptr<Arrivals[]> arrivals_;
 };
 
@@ -109,7 +107,7 @@ struct Team {
   int size = 1;     // threads
   Barrier barrier;
   void meet(int rank) {
-    if (size > 1) barrier.wait(rank);
+    if (size > 1) barrier.wait(rank, size);
   }
 
   // Places 0 … n − 1 are taken; changed by rank 0 alone, between two barriers.

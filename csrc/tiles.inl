@@ -103,7 +103,7 @@ template <int NV, int PAIR>
 static WAVENET_INLINE void multiply_tiles(const Matrix& m, const Block<Bf16>& block, int64_t vector, Range segments,
                                           const Operands<Bf16>& x, Sums out) {
   const int64_t row = vector * kLanes;
-  const float* from = (out.start ? out.start : out.out) + row;
+  const float* from = out.from(0, row);
   const int64_t from_stride = out.start ? 0 : out.stride * 4;
   PAIR ? load_sums1<NV>(from, from_stride) : load_sums0<NV>(from, from_stride);
   for (int64_t s = segments.first; s < segments.last; ++s) add_segment<Bf16, NV, PAIR>(m, block, vector, s, x);
@@ -156,7 +156,7 @@ class SegmentSums {
   template <int NV>
   WAVENET_INLINE void scale(const Rows rows, const int32_t* sums) {
     const bool start = out_.start && rows.segment == first_;
-    const float* from = (start ? out_.start : out_.out) + rows.row;
+    const float* from = out_.from(0, rows.row, start);
     const int64_t from_stride = start ? 0 : out_.stride;
     const float* scales = m_.scale + rows.segment * m_.vectors * kLanes + rows.row;
     Floats scale[NV];
@@ -200,7 +200,7 @@ static WAVENET_INLINE void multiply_quads(const Matrix& m, const Block<Int8>& bl
     const Floats unit = splat(x.scale[s * x.scale_segment]);
     for (int v = 0; v < NV; ++v) {
       float* at = out.out + row + v * kLanes;
-      const float* before = out.start && s == segments.first ? out.start + row + v * kLanes : at;
+      const float* before = out.from(0, row + v * kLanes, s == segments.first);
       const Floats scale = load(m.scale + s * rows + row + v * kLanes);
       store(at, scaled_sum(add(sum[0][v], sum[1][v]), scale, unit, load(before)));
     }

@@ -128,15 +128,16 @@ def test_conditioning_equals_plain_arithmetic(name: str, frames: int, isa: str) 
 def test_conditioning_in_bf16(name: str, isa: str, dtype: str) -> None:
     """The engine rounds what the reference rounds, and that is all that parts both from plain arithmetic. Where a sum
     in another order falls on the other side of a boundary, it is off by one unit of bf16."""
-    torch = pytest.importorskip("torch")
-    reference = pytest.importorskip("wavenet_fast.reference").Reference
+    torch = pytest.importorskip("torch", reason="the reference needs PyTorch")
+    from wavenet_fast.reference import Reference
+
     config = MODELS[name]
     weights, mel, speakers = random_weights(config, 0), random_mel(config, 13), speaker_vectors(config, 1)
     speaker = None if speakers is None else speakers[0]
     history = random_history(config, 13 * config.hop_length)
     ours = CpuEngine(config, weights, dtype, isa).trace(mel, history, 0, speaker)["conditioning"]
     given = None if speakers is None else torch.from_numpy(speakers)
-    theirs = reference(config, weights, dtype).conditioning(torch.from_numpy(mel[None]), given)[0].numpy()
+    theirs = Reference(config, weights, dtype).conditioning(torch.from_numpy(mel[None]), given)[0].numpy()
     size = np.abs(theirs).max()
     error = np.abs(ours - theirs)
     assert (error > HEARD * max(1.0, theirs.std())).mean() <= HEARD_OTHER_SIDE

@@ -55,19 +55,22 @@ class CpuState:
         self.seeds, self.speakers = seeds.copy(), speakers.copy()
         self.mel = np.zeros((batch, engine.kept, c.n_mels), np.float32)
         self.mel_frames = np.zeros(batch, np.int64)
-        self._start(np.ones(batch, bool))
+        self._forget_inputs(np.ones(batch, bool))  # all else is zero
 
     @property
     def batch(self) -> int:
         """B."""
         return len(self.seeds)
 
-    def _start(self, mask: NDArray[np.bool_]) -> None:
+    def _forget_inputs(self, mask: NDArray[np.bool_]) -> None:
         c = self.engine.config
-        self.rings[mask] = 0
-        self.ring_scales[mask] = 0
         self.inputs[mask, :-1] = -1 if isinstance(c.input, OneHotInput) else 0
         self.inputs[mask, -1] = c.start
+
+    def _start(self, mask: NDArray[np.bool_]) -> None:
+        self.rings[mask] = 0
+        self.ring_scales[mask] = 0
+        self._forget_inputs(mask)
         for array in (self.filters, self.positions, self.frames, self.ended, self.mel, self.mel_frames):
             array[mask] = 0
 

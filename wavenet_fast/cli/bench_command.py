@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import click
 
 from ..errors import InputError
 from .options import default_voice, engine_options
+from .places import check_place, write_json
 
 
 @click.command(name="bench")
@@ -29,21 +29,16 @@ def bench_command(
     Of a named case, or of a voice; the bundled one where neither is named. One thread unless --threads says otherwise.
     The correctness gate runs first: nothing is timed that computes something else."""
     from ..bench import case_subject, format_bench, measure, voice_subject
-    from ..fileio import replacing, write_all
 
     if case is not None and voice is not None:
         raise InputError("both --case and --voice are given; give one of them")
     if json_path is not None and json_path != "-":  # said before the measurement, not after
-        path = Path(json_path)
-        if not json_path or path.is_dir() or not path.absolute().parent.is_dir():
-            raise InputError(f"--json {json_path}: is a folder, or lies in none; name a file in a folder that is there")
+        check_place(f"--json {json_path}", json_path)
     subject = voice_subject(voice or default_voice()) if case is None else case_subject(case)
     told = measure(subject, backend, device, dtype, batch, threads or 1, seconds, rounds)
-    text = json.dumps(told, indent=1) + "\n"
     if json_path == "-":
-        click.echo(text, nl=False)
+        click.echo(json.dumps(told, indent=1))
         return
     if json_path is not None:
-        with replacing(json_path) as file:
-            write_all(file, text.encode())
+        write_json(json_path, told)
     click.echo(format_bench(told))

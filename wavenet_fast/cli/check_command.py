@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -12,9 +11,9 @@ import click
 
 from ..backends import INT8_COST_LIMIT
 from ..errors import InputError
-from ..fileio import replacing, write_all
 from .files import SOUND_SUFFIXES
 from .options import parse_speaker
+from .places import check_place, write_json
 from .report import SOME_FAILED, say
 
 
@@ -58,8 +57,7 @@ def check_command(voice: str, data: str, write: bool, speaker: str | None, json_
         outcome = check_voice(checkpoint, recordings, parse_speaker(speaker), say, watch)
     click.echo(format_outcome(outcome))
     if json_file is not None:
-        with replacing(json_file) as file:
-            write_all(file, (json.dumps({"voice": voice, **outcome.to_dict()}, indent=1) + "\n").encode())
+        write_json(json_file, {"voice": voice, **outcome.to_dict()})
     if write:
         costs = outcome.record()
         record_costs(directory, costs)
@@ -97,8 +95,6 @@ def find_recordings(data: str) -> list[Path]:
 
 def _check_place(json_file: str, recordings: Sequence[Path]) -> None:
     """Raises `InputError` where the report cannot be put, or would replace a recording."""
-    path = Path(json_file)
-    if not json_file or path.is_dir() or not path.absolute().parent.is_dir():
-        raise InputError(f"--json {json_file!r}: is a folder, or lies in none; name a file in a folder that is there")
-    if any(os.path.realpath(path) == os.path.realpath(recording) for recording in recordings):
+    check_place(f"--json {json_file!r}", json_file)
+    if any(os.path.realpath(json_file) == os.path.realpath(recording) for recording in recordings):
         raise InputError(f"--json {json_file}: is one of the recordings; name another file")

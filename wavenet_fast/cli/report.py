@@ -17,9 +17,9 @@ from typing import Any
 import click
 
 from ..errors import InputError, WavenetFastError
-from ..fileio import replacing, write_all
 from . import os_sentence
 from .files import Job, Plan
+from .places import check_place, write_json
 
 SOME_FAILED = 3
 FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EPIPE, errno.EIO}
@@ -113,14 +113,12 @@ class Report:
         for named in (p for job in jobs for p in (job.source, job.target) if p is not None):
             if os.path.realpath(named) == os.path.realpath(path):
                 raise InputError(f"--report {path}: is an input or an answer itself; name another file")
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            raise InputError(f"--report {path}: is a folder, or lies in none; name a file in a folder that is there")
+        check_place(f"--report {path}", path)
 
     def _tell(self, path: str | None, as_json: bool, quiet: bool) -> None:
         told = self.to_dict()
         if path is not None:
-            with replacing(path) as file:
-                write_all(file, (json.dumps(told, indent=1) + "\n").encode())
+            write_json(path, told)
         if as_json:
             # Sound on stdout leaves stderr for the report.
             sound = any(f["output"] == "stdout" for f in self.files)
