@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
-from setuptools import setup
+from setuptools import find_packages, setup
 
 # No -m flags: instruction sets are switched on inside the isa_*.cpp files, so that none leaks into shared code.
 # -ffp-contract=off: a multiply and an add are fused where the source says so and nowhere else.
@@ -12,7 +12,13 @@ FLAGS = ["-O3", "-DNDEBUG", "-ffp-contract=off", "-fno-math-errno", "-pthread", 
 
 ParallelCompile("WAVENET_FAST_BUILD_JOBS", default=os.cpu_count() or 1).install()
 
+# kernels/ lies beside the package and ships inside it.
+KERNELS = {"wavenet_fast.kernels": "kernels"}
+
 setup(
+    packages=find_packages(include=["wavenet_fast*"])
+    + [*KERNELS, *(f"wavenet_fast.kernels.{name}" for name in find_packages("kernels"))],
+    package_dir=KERNELS,
     ext_modules=[
         Pybind11Extension(
             "wavenet_fast._engine",
