@@ -37,8 +37,13 @@ def quantise_int8(x: Tensor) -> Tensor:
     return torch.round(x * factor) * (largest / 127)
 
 
-OPERANDS = {"fp32": lambda x: x, "fp16": lambda x: x, "bf16": round_to_bf16, "int8": quantise_int8}
-"""Number format → what becomes of an activation before it meets a weight."""
+def round_to_fp16(x: Tensor) -> Tensor:
+    """The nearest half precision number, the largest finite one where x is beyond it, kept in float32."""
+    return x.clamp(-65504, 65504).to(torch.float16).to(torch.float32)
+
+
+OPERANDS = {"fp32": lambda x: x, "fp16": round_to_fp16, "bf16": round_to_bf16, "int8": quantise_int8}
+"""Format of operands → what becomes of an activation before it meets a weight."""
 
 
 @dataclass
@@ -55,17 +60,24 @@ class Reference:
     """A configuration and its weights.
 
     `dtype` other than "fp32" rounds the weights and the activations of each product as the kernels of that number
-    format do (see packing.py). `weights` maps the names of `weights.weight_shapes` to arrays or tensors; in fp32,
-    tensors that require gradients keep them.
+    format do (see packing.py). `operands` names the format of the activations where it is not that of the weights: in
+    fp16 the backend `cpu` leaves them in fp32, which is the default here, and GPUs round them too ("fp16"). `weights`
+    maps the names of `weights.weight_shapes` to arrays or tensors; in fp32, tensors that require gradients keep them.
     """
 
-    def __init__(self, config: WaveNetConfig, weights: Mapping[str, np.ndarray | Tensor], dtype: str = "fp32") -> None:
+    def __init__(
+        self,
+        config: WaveNetConfig,
+        weights: Mapping[str, np.ndarray | Tensor],
+        dtype: str = "fp32",
+        operands: str | None = None,
+    ) -> None:
         self.config = config
         self.weights = {name: torch.as_tensor(weights[name]) for name in weight_shapes(config)}
         if dtype != "fp32":
             whole = {name: w.numpy() for name, w in self.weights.items()}
             self.weights = {name: torch.from_numpy(w) for name, w in rounded(whole, dtype).items()}
-        self._operand = OPERANDS[dtype]
+        self._operand = OPERANDS[operands or ("fp32" if dtype == "fp16" else dtype)]
         self._hearing = hearing_format(dtype)
 
     # --- mel → conditioning -------------------------------------------------------------------------------------

@@ -1,0 +1,71 @@
+"""`residual_block`: one layer over all samples at once, where the history is known: for scoring and priming.
+
+A program makes N neighbouring samples of one utterance: dilated convolution, conditioning, gate, residual and skip, with
+nothing but x and the skip sum in memory before and after. The sums are those of generate.py in the same order, so a
+stream that was primed here goes on with the same bits as one that went sample by sample.
+"""
+
+import triton
+import triton.language as tl
+
+from .stages import column_of_sample, gate, hear, matrix, operand, product, tap_matrix
+
+
+@triton.jit
+def residual_block(
+    # x (B, (K−1)·dilation + T, R) fp32: first what was before, oldest first, then the samples; x_next the same of T
+    # samples, rows of x_next_stride; skip (B, T, S) fp32, changed in place.
+    x, x_next, skip, x_stride, x_next_stride, skip_stride,
+    # samples of each utterance (B,) int32; conditioning as in generate.py, columns `column_stride` apart
+    counts, projected, first_q, last_column, fraction, shift, projected_stride, column_stride,
+    # (K, 2, R, HALF), (2, HALF), (HALF, R), (R,), (HALF, S), (S,) of this layer
+    w_dilated, b_dilated, w_residual, b_residual, w_skip, b_skip,
+    dilation, residual_scale, skip_scale,
+    K: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr, S: tl.constexpr, HOP: tl.constexpr,
+    UPSAMPLING: tl.constexpr, OP: tl.constexpr, UPCAST: tl.constexpr, RESIDUAL: tl.constexpr, BIASED_SKIP: tl.constexpr,
+    N: tl.constexpr, BLOCK_GATE: tl.constexpr,
+):  # fmt: skip
+    """RESIDUAL: whether there is a next layer. BIASED_SKIP: skip' = (skip + g·W + bias)·skip_scale, else skip + g·W."""
+    b = tl.program_id(1).to(tl.int64)
+    t = tl.program_id(0) * N + tl.arange(0, N)
+    valid = t < tl.load(counts + b)
+    r, s, j = tl.arange(0, R), tl.arange(0, S), tl.arange(0, BLOCK_GATE)
+
+    q, last = t + tl.load(first_q + b), tl.zeros((N,), tl.int32) + tl.load(last_column + b)
+    left, right, weight = column_of_sample(q, last, fraction, shift, valid, HOP, UPSAMPLING)
+    columns = projected + b * projected_stride
+    left_row, right_row = columns + left.to(tl.int64) * column_stride, columns + right.to(tl.int64) * column_stride
+
+    newest_row = x + b * x_stride + (t + (K - 1) * dilation).to(tl.int64) * R
+    newest = tl.load(newest_row[:, None] + r[None, :], mask=valid[:, None], other=0.0)
+    x_operand = operand(newest, OP, UPCAST)
+    update = tl.zeros((N, R), tl.float32) + tl.load(b_residual + r)[None, :]
+    skip_row = skip + b * skip_stride + t.to(tl.int64) * S
+    total = tl.load(skip_row[:, None] + s[None, :], mask=valid[:, None], other=0.0)
+
+    for first in range(0, HALF, BLOCK_GATE):
+        g = first + j
+        # dilated
+        z_tanh = hear(left_row, right_row, weight, g, valid, UPSAMPLING) + tl.load(b_dilated + g)[None, :]
+        z_sigmoid = hear(left_row + HALF, right_row + HALF, weight, g, valid, UPSAMPLING)
+        z_sigmoid += tl.load(b_dilated + HALF + g)[None, :]
+        for k in tl.static_range(K - 1):
+            row = newest_row - (K - 1 - k) * dilation * R
+            past = operand(tl.load(row[:, None] + r[None, :], mask=valid[:, None], other=0.0), OP, UPCAST)
+            z_tanh = product(past, tl.load(tap_matrix(w_dilated, k, 0, r, g, R, HALF)), z_tanh, UPCAST)
+            z_sigmoid = product(past, tl.load(tap_matrix(w_dilated, k, 1, r, g, R, HALF)), z_sigmoid, UPCAST)
+        z_tanh = product(x_operand, tl.load(tap_matrix(w_dilated, K - 1, 0, r, g, R, HALF)), z_tanh, UPCAST)
+        z_sigmoid = product(x_operand, tl.load(tap_matrix(w_dilated, K - 1, 1, r, g, R, HALF)), z_sigmoid, UPCAST)
+
+        # gate, residual, skip
+        gated = operand(gate(z_tanh, z_sigmoid), OP, UPCAST)
+        if RESIDUAL:
+            update = product(gated, tl.load(matrix(w_residual, g, r, R)), update, UPCAST)
+        total = product(gated, tl.load(matrix(w_skip, g, s, S)), total, UPCAST)
+
+    if BIASED_SKIP:
+        total = (total + tl.load(b_skip + s)[None, :]) * skip_scale
+    tl.store(skip_row[:, None] + s[None, :], total, mask=valid[:, None])
+    if RESIDUAL:
+        next_row = x_next + b * x_next_stride + t.to(tl.int64) * R
+        tl.store(next_row[:, None] + r[None, :], (newest + update) * residual_scale, mask=valid[:, None])

@@ -1,0 +1,96 @@
+"""The sizes a model has in Triton: channels padded to powers of two, and how much of each matrix is worked on at once.
+
+Nothing here imports triton, so that shapes can be told and tested anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wavenet_fast.config import CategoricalHead, GaussianHead, Linear, LogisticHead, OneHotInput, Stages, WaveNetConfig
+
+MIN_CHANNELS = 16
+"""Inner dimension of the smallest product that the compiler takes."""
+
+BLOCK_CLASSES = 512
+"""Most outputs of the head that are held in registers; a categorical head with more goes through memory."""
+
+PANEL = 8192
+"""Elements of a matrix that are worked on at once, unless 16 rows or columns of it are more: with 4 warps 64 a thread,
+32 registers in 16 bit, and two or three panels are held at a time."""
+
+
+def padded(n: int) -> int:
+    """The power of two that holds n channels, at least `MIN_CHANNELS`."""
+    return max(MIN_CHANNELS, 1 << (n - 1).bit_length())
+
+
+def padded_outputs(config: WaveNetConfig) -> int:
+    """A, padded so that `stages.prefix_sums` can group it: 16, 32, 64, 256 or 512; more in steps of `BLOCK_CLASSES`
+    where the head is categorical, else in powers of two."""
+    A = config.out_channels
+    if A > BLOCK_CLASSES and isinstance(config.head, CategoricalHead):
+        return -(-A // BLOCK_CLASSES) * BLOCK_CLASSES
+    return padded(A) if A <= 64 else max(256, padded(A))
+
+
+def _block(other: int, size: int) -> int:
+    """How much of a dimension of `size` makes a panel with the whole of the other one."""
+    return max(MIN_CHANNELS, min(size, PANEL // other))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's letters as the kernels take them (see generate.py); one compiled kernel serves all models of one
+    shape."""
+
+    LAYERS: int
+    K: int
+    R: int
+    HALF: int
+    S: int
+    H: int
+    A: int
+    SLOTS: int
+    CLASSES: int
+    COMPONENTS: int
+    HEAD: int
+    IN_TAPS: int
+    IN_DEPTH: int
+    ONE_HOT: bool
+    TANH: bool
+    COMPANDED: bool
+    RUNNING: bool
+    HOP: int
+    UPSAMPLING: int
+    BLOCK_GATE: int
+    BLOCK_HIDDEN: int
+    BLOCK_CLASSES: int
+
+    @classmethod
+    def of(cls, config: WaveNetConfig) -> Shape:
+        c = config
+        R, HALF, S, H = (
+            padded(n) for n in (c.residual_channels, c.gate_channels // 2, c.skip_channels, c.head_channels)
+        )
+        A = padded_outputs(c)
+        classes = min(A, BLOCK_CLASSES) if isinstance(c.head, CategoricalHead) else A
+        up = c.conditioning.upsampling
+        return cls(
+            LAYERS=c.n_layers, K=c.kernel_size, R=R, HALF=HALF, S=S, H=H, A=A,
+            SLOTS=sum(depths(c)),
+            CLASSES=c.out_channels if isinstance(c.head, CategoricalHead) else 1,
+            COMPONENTS=1 if isinstance(c.head, CategoricalHead) else c.head.components,
+            HEAD={CategoricalHead: 0, LogisticHead: 1, GaussianHead: 2}[type(c.head)],
+            IN_TAPS=c.input.kernel_size, IN_DEPTH=1 << c.input.kernel_size.bit_length(),
+            ONE_HOT=isinstance(c.input, OneHotInput), TANH=c.input.tanh,
+            COMPANDED=c.signal.domain == "mulaw", RUNNING=c.skip_rule == "running", HOP=c.hop_length,
+            UPSAMPLING=2 if isinstance(up, Stages) else 1 if isinstance(up, Linear) else 0,
+            BLOCK_GATE=_block(max(R, S), HALF), BLOCK_HIDDEN=min(_block(S, H), _block(classes, H) * 2),
+            BLOCK_CLASSES=classes,
+        )  # fmt: skip
+
+
+def depths(config: WaveNetConfig) -> list[int]:
+    """Slots of each layer's ring: one more than its taps reach, so that no step writes a slot that it reads."""
+    return [(config.kernel_size - 1) * d + 1 for d in config.dilations]
