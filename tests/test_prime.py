@@ -157,6 +157,7 @@ def test_lanes_outside_the_mask_stand_still(voice):
         streams.set_exec_mask([False, False, False])
         streams.prime(wav, mel)
         streams.set_exec_mask([True, True, True])
+        assert (streams.state_dict()["last_sample"][1:] == others.state_dict()["last_sample"][1:]).all()
         voice.prime(all_lanes, voice.wav, 0, 4)
         frames, alone = voice.mel[:, :, 4 + voice.ahead :], np.array([True, False, False])
         streams.set_exec_mask(alone)
