@@ -168,6 +168,14 @@ def test_lanes_outside_the_mask_stand_still(voice):
         np.testing.assert_array_equal(streams.step(voice.mel), others.step(voice.mel))
 
 
+def test_sound_beyond_full_scale_is_clipped_however_loud(voice):
+    loud, louder = voice.streams(), voice.streams()
+    with loud, louder:
+        voice.prime(loud, np.sign(voice.wav) * np.float32(100), 0, 4)
+        voice.prime(louder, np.sign(voice.wav) * np.float32(3e38), 0, 4)
+        same(*({**streams.state_dict(), "last_sample": None} for streams in (loud, louder)))
+
+
 # --- what is refused --------------------------------------------------------------------------------------------
 
 
