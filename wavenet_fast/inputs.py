@@ -70,14 +70,16 @@ def _explain_bands(shape: tuple[int, ...], n_mels: int, want: str, layout: Layou
     return f'{said} It looks transposed: pass {turned} or layout="{other}" (--layout {other})'
 
 
-def as_waveform(wav: Any) -> tuple[NDArray[np.float32], Form]:
-    """A waveform (N,) or (B, N) as float32 (B, N), checked to be finite."""
+def as_waveform(wav: Any, mask: NDArray[np.bool_] | None = None) -> tuple[NDArray[np.float32], Form]:
+    """A waveform (N,) or (B, N) as float32 (B, N), checked to be finite; with `mask` (B,) only where it is True."""
     values, device = _floating(wav, "the waveform", " of full scale ±1 (16-bit integers: divide by 32768)")
     if values.ndim not in (1, 2):
         raise ShapeError(f"the waveform has shape {values.shape}; give (samples,) or (batch, samples)")
     form = Form(values.ndim == 2, device)
     values = _narrow(values if form.batched else values[None])
-    bad = ~np.isfinite(values)
+    if mask is not None and len(mask) != len(values):
+        raise ShapeError(f"got sound for {len(values)} streams; this context has {len(mask)} lanes")
+    bad = ~np.isfinite(values) & (True if mask is None else mask[:, None])
     if bad.any():
         b, n = np.argwhere(bad)[0]
         where = f"utterance {b}, sample {n}" if form.batched else f"sample {n}"
@@ -154,6 +156,22 @@ def check_length(counts: NDArray[np.int64], hop: int) -> None:
         raise InputError(
             f"the mel has {longest} frames of {hop} samples; one call makes at most {MAX_CALL_SAMPLES} samples of an"
             f" utterance, {MAX_CALL_SAMPLES // hop} frames: use voc.stream, which has no limit"
+        )
+
+
+def check_primed(n_samples: int, n_frames: int, hop: int, ahead: int, held: int) -> None:
+    """Raises `ShapeError` unless the samples are whole frames, and the frames are what they depend on beyond the `held`
+    ones that streams received before."""
+    n, rest = divmod(n_samples, hop)
+    if rest:
+        raise ShapeError(
+            f"the waveform has {n_samples} samples; a stream goes on at the beginning of a frame, so give whole frames"
+            f" of {hop} samples: {n * hop} or {(n + 1) * hop}"
+        )
+    if n_frames != n + ahead - held:
+        raise ShapeError(
+            f"got {n_frames} frames for {n_samples} samples; give {n + ahead - held}: these are {n} frames of {hop}"
+            f" samples, which depend on {ahead} more (lookahead_frames); the streams hold {held} of those already"
         )
 
 

@@ -10,6 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from .config import CategoricalHead, OneHotInput, ScalarInput, WaveNetConfig
 from .sampling import compand, expand, mulaw_decode, mulaw_encode
 
+_LOUDEST = np.float32(1e30)
+"""Far beyond what is clipped, and far enough from infinity for pre-emphasis to subtract."""
+
 
 def to_model_domain(wav: ArrayLike, config: WaveNetConfig) -> NDArray[Any]:
     """Waveform (…, N) in [−1, 1] → what the model predicts: classes (int64) or values (float32), (…, N).
@@ -17,7 +20,9 @@ def to_model_domain(wav: ArrayLike, config: WaveNetConfig) -> NDArray[Any]:
     Gain and pre-emphasis are applied here and undone after generation; what leaves [−1, 1] is clipped. The waveform
     is silent before its first sample. Raises `InputError` for NaN where the head is categorical."""
     s = config.signal
-    x = np.asarray(wav, np.float32) * np.float32(s.gain)
+    with np.errstate(over="ignore"):
+        x = np.asarray(wav, np.float32) * np.float32(s.gain)
+    x = np.clip(x, -_LOUDEST, _LOUDEST)
     before = np.concatenate([np.zeros_like(x[..., :1]), x[..., :-1]], axis=-1)
     x = np.clip(x - np.float32(s.preemphasis) * before, -1, 1)
     if isinstance(config.head, CategoricalHead):

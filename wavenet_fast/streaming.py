@@ -2,7 +2,8 @@
 
 What is ready. The conditioning network looks `lookahead_frames` ahead, so while a stream is open, k frames make
 (k − lookahead_frames)·hop samples; `flush` ends it and gives the rest, so that F frames always make F·hop samples. Any
-chunking gives the samples of the one-shot call, bit for bit.
+chunking gives the samples of the one-shot call, bit for bit. `prime` gives a stream a past that
+it did not speak itself.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import inputs
-from .backends.base import Engine
+from .backends.base import Engine, as_array
+from .conditioning import lookahead_frames
 from .errors import InputError, ShapeError, StateError
 from .inputs import Form, Layout
 from .recipe import Recipe
 from .rng import utterance_seeds
 from .sampling import check_temperature
+from .signal import fed_back, to_model_domain
 
 Seed = int | Sequence[int] | NDArray[Any]
 _FRAMES_BEFORE_CHECK = 32
 """Frames gathered before they are compared with the voice's recipe: fewer may be a pause."""
+_PRIME_SAMPLES = 1 << 18
+"""Samples of all streams together that are primed at once, unless a single frame has more: 1 MiB of history."""
 
 
 class Streaming:
@@ -54,6 +59,8 @@ class Streaming:
         self._engine: Engine | None = engine
         self._state: Any = engine.start(utterance_seeds(seed, self.batch_size), self._speakers(speaker))
         self._running = np.ones(self.batch_size, bool)
+        self._last = np.zeros(self.batch_size, np.float32)
+        """The newest sample of each stream's sound, its own or primed: pre-emphasis looks one back."""
         self._ready = np.zeros(self.batch_size, np.int64)
         self._form = Form(batched=True)
         self._unchecked: list[NDArray[np.float32]] = []
@@ -84,6 +91,40 @@ class Streaming:
         nothing = np.zeros((self.batch_size, self._config.n_mels, 0), np.float32)
         return self._advance(engine, nothing, np.zeros(self.batch_size, np.int64), ending)
 
+    def prime(self, wav: Any, mel: Any, mask: Any = None, layout: Layout = "ct") -> None:
+        """Let streams have spoken existing sound, so that they go on from it.
+
+        The streams hear wav (B, N), or (N,) for one lane, in −1 … 1 as their own past for their next N samples, whole
+        frames: N = n·hop. What they would have said there is not made, and what follows depends on their seed at the
+        new position. Sound that leaves −1 … 1 after gain and pre-emphasis is clipped there, as `Vocoder.nll` does.
+
+        mel (B, M, F), or (M, F): the frames not yet received, up to the last one that those samples depend on. A fresh
+        stream needs F = n + lookahead_frames, one that has made sound holds its look-ahead already and needs n; `step`
+        goes on after them. Streams outside `mask` (B,) and masked lanes stand still; nothing given for them is read.
+
+        Raises `ShapeError` for other N and F, `InputError` for values that cannot be used, `StateError` where a stream
+        has ended or some hold more frames than others; nothing has moved then, nor when it is interrupted."""
+        engine = self._open()
+        values, form = inputs.as_mel(mel, self._config.n_mels, layout)
+        lanes = inputs.as_mask(mask, self.batch_size) & self._running
+        sound, sound_form = inputs.as_waveform(wav, lanes)
+        if form.batched != sound_form.batched or len(values) != self.batch_size:
+            raise ShapeError(
+                f"mel {np.shape(mel)} and waveform {np.shape(wav)} for {self.batch_size} lanes; give (B, M, F) and"
+                " (B, N), or (M, F) and (N,) for one lane"
+            )
+        if (ended := np.flatnonzero(lanes & self._state.ended)).size:
+            raise StateError(f"stream {ended[0]} has ended; reset it before priming, or leave it out of the mask")
+        if not lanes.any():
+            return
+        held, ahead = self._held_frames(lanes), lookahead_frames(self._config)
+        inputs.check_primed(sound.shape[1], values.shape[-1], self._config.hop_length, ahead, held)
+        new = values.shape[-1] * lanes
+        values = inputs.prepare_mel(values, new, form.batched)
+        self._check_recipe(values, new)
+        self._hear(engine, sound, values, lanes, held)
+        self._form = form
+
     @property
     def ready(self) -> NDArray[np.int64]:
         """(B,): how many samples of the last `step` or `flush` belong to each stream."""
@@ -104,6 +145,7 @@ class Streaming:
         lanes = inputs.as_mask(mask, self.batch_size)
         seeds = None if seed is None else utterance_seeds(seed, self.batch_size)
         self._state.reset(lanes, seeds, None if speaker is None else self._speakers(speaker))
+        self._last[lanes] = 0
 
     def set_exec_mask(self, mask: Any) -> None:
         """Which lanes run, (B,) booleans: a masked lane (False) stands still, and frames given for it are ignored."""
@@ -113,7 +155,8 @@ class Streaming:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the streams' future depends on, as NumPy arrays and plain values."""
         self._open()
-        return {**self._state.state_dict(), "exec_mask": self._running.copy(), "temperature": self._temperature}
+        own = {"exec_mask": self._running.copy(), "last_sample": self._last.copy(), "temperature": self._temperature}
+        return {**self._state.state_dict(), **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken. Raises `StateError` where the state is of another model, number format,
@@ -123,6 +166,12 @@ class Streaming:
             raise StateError(f"the state is {type(state).__name__}; give what state_dict returned")
         rest = dict(state)
         temperature = rest.pop("temperature", None)
+        last = as_array(rest.pop("last_sample", ()), "last_sample")
+        if last.dtype != np.float32 or last.shape != (self.batch_size,) or not np.isfinite(last).all():
+            raise StateError(
+                f"last_sample of this state is {last.dtype} {last.shape}; it must be finite float32"
+                f" ({self.batch_size},), one per stream"
+            )
         try:
             running = inputs.as_mask(rest.pop("exec_mask", ()), self.batch_size, "exec_mask")
             if isinstance(temperature, np.ndarray) and temperature.ndim == 0:
@@ -131,7 +180,7 @@ class Streaming:
         except (InputError, ShapeError) as error:
             raise StateError(f"the state does not fit these {self.batch_size} lanes: {error}") from None
         self._state.load_state_dict(rest)
-        self._running, self._temperature = running, float(temperature)
+        self._running, self._last, self._temperature = running, last.copy(), float(temperature)
 
     def close(self) -> None:
         """Let go of the streams; also what leaving the `with` block does."""
@@ -158,7 +207,41 @@ class Streaming:
         self, engine: Engine, mel: NDArray[np.float32], new: NDArray[np.int64], ending: NDArray[np.bool_]
     ) -> Any:
         audio, self._ready = engine.advance(self._state, mel, new, ending, self._temperature, threads=self._threads)
+        made = np.flatnonzero(self._ready)
+        self._last[made] = audio[made, self._ready[made] - 1]
         return self._form.give(audio)
+
+    def _held_frames(self, lanes: NDArray[np.bool_]) -> int:
+        """Frames that each of these streams has received and made no samples of yet."""
+        held = (self._state.frames - self._state.positions // self._config.hop_length)[lanes]
+        if (held != held[:1]).any():
+            raise StateError(
+                f"streams {np.flatnonzero(lanes).tolist()} hold {held.tolist()} frames that wait for look-ahead; prime"
+                " those that hold equally many in one call, by mask: fresh ones hold none"
+            )
+        return int(held[0])
+
+    def _hear(
+        self, engine: Engine, wav: NDArray[np.float32], mel: NDArray[np.float32], lanes: NDArray[np.bool_], held: int
+    ) -> None:
+        """Force wav (B, N) on `lanes` (B,), in memory that does not grow with N."""
+        c, batch, ahead = self._config, self.batch_size, lookahead_frames(self._config)
+        before, last, done = self._state.state_dict(), self._last[:, None], 0
+        size = max(1, _PRIME_SAMPLES // (batch * c.hop_length))
+        try:
+            for first in range(0, mel.shape[-1], size):
+                part = mel[:, :, first : first + size]
+                known = max(0, held + first + part.shape[-1] - ahead) * c.hop_length
+                sound = np.where(lanes[:, None], np.concatenate([last, wav[:, done:known]], axis=1), np.float32(0))
+                engine.advance(
+                    self._state, np.ascontiguousarray(part), part.shape[-1] * lanes, np.zeros(batch, bool),
+                    self._temperature, threads=self._threads, forced=fed_back(to_model_domain(sound, c)[:, 1:], c),
+                )  # fmt: skip
+                last, done = sound[:, -1:], known
+        except BaseException:
+            self._state.load_state_dict(before)
+            raise
+        self._last = np.where(lanes, last[:, 0], self._last)
 
     def _check_recipe(self, mel: NDArray[np.float32], new: NDArray[np.int64]) -> None:
         if self._recipe is None:
