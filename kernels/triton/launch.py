@@ -19,7 +19,7 @@ from .dense import dense
 from .generate import generate
 from .residual_block import residual_block
 from .sample import sample
-from .tuning import Options
+from .tuning import Options, shared_limit
 
 KERNELS = {"generate": generate, "residual_block": residual_block, "sample": sample, "dense": dense}
 Grid = tuple[int, ...]
@@ -86,17 +86,6 @@ class EmulatedLauncher:
             name, grid=(*grid, 1, 1)[:3], block=(32 * options.warps, 1, 1), args=passed, shared=compiled.metadata.shared,
             seed=self.seed,
         )  # fmt: skip
-
-
-SHARED_LIMITS = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
-"""KiB of shared memory that one block may use, by compute capability (CUDA C++ Programming Guide, "Technical
-Specifications per Compute Capability")."""
-
-
-def shared_limit(capability: int) -> int:
-    """Bytes; those of the nearest older capability where one is not in the table."""
-    known = max((c for c in SHARED_LIMITS if c <= capability), default=80)
-    return SHARED_LIMITS[known] * 1024
 
 
 def check_fits(name: str, shared: int, capability: int) -> None:

@@ -5,6 +5,7 @@ Nothing here imports triton, so that shapes can be told and tested anywhere.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from wavenet_fast.config import CategoricalHead, GaussianHead, Linear, LogisticHead, OneHotInput, Stages, WaveNetConfig
@@ -14,10 +15,6 @@ MIN_CHANNELS = 16
 
 BLOCK_CLASSES = 512
 """Most outputs of the head that are held in registers; a categorical head with more goes through memory."""
-
-PANEL = 8192
-"""Elements of a matrix that are worked on at once, unless 16 rows or columns of it are more: with 4 warps 64 a thread,
-32 registers in 16 bit, and two or three panels are held at a time."""
 
 
 def padded(n: int) -> int:
@@ -32,11 +29,6 @@ def padded_outputs(config: WaveNetConfig) -> int:
     if A > BLOCK_CLASSES and isinstance(config.head, CategoricalHead):
         return -(-A // BLOCK_CLASSES) * BLOCK_CLASSES
     return padded(A) if A <= 64 else max(256, padded(A))
-
-
-def _block(other: int, size: int) -> int:
-    """How much of a dimension of `size` makes a panel with the whole of the other one."""
-    return max(MIN_CHANNELS, min(size, PANEL // other))
 
 
 @dataclass(frozen=True)
@@ -63,8 +55,6 @@ class Shape:
     RUNNING: bool
     HOP: int
     UPSAMPLING: int
-    BLOCK_GATE: int
-    BLOCK_HIDDEN: int
     BLOCK_CLASSES: int
 
     @classmethod
@@ -86,9 +76,13 @@ class Shape:
             ONE_HOT=isinstance(c.input, OneHotInput), TANH=c.input.tanh,
             COMPANDED=c.signal.domain == "mulaw", RUNNING=c.skip_rule == "running", HOP=c.hop_length,
             UPSAMPLING=2 if isinstance(up, Stages) else 1 if isinstance(up, Linear) else 0,
-            BLOCK_GATE=_block(max(R, S), HALF), BLOCK_HIDDEN=min(_block(S, H), _block(classes, H) * 2),
             BLOCK_CLASSES=classes,
         )  # fmt: skip
+
+
+    def constexprs(self) -> dict[str, int | bool]:
+        """By the names of generate.py's constexpr arguments."""
+        return dataclasses.asdict(self)
 
 
 def depths(config: WaveNetConfig) -> list[int]:

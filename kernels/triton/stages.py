@@ -97,18 +97,15 @@ def column_of_sample(q, last, fraction_ptr, shift_ptr, valid, HOP: tl.constexpr,
     UPSAMPLING 0: hold, column ⌊q/HOP⌋. 1: linear, position q/HOP − frame_centre, whose fraction and whose shift by
     0 or −1 column are tables over q mod HOP. 2: columns are at sample rate already."""
     q = tl.maximum(q, 0)
-    if UPSAMPLING == 2:
-        left = tl.minimum(q, last)
-        return left, left, tl.zeros_like(q).to(tl.float32)
-    left = q // HOP
-    if UPSAMPLING == 0:
-        left = tl.minimum(left, last)
-        return left, left, tl.zeros_like(q).to(tl.float32)
-    within = q - left * HOP
-    weight = tl.load(fraction_ptr + within, mask=valid, other=0.0)
-    left += tl.load(shift_ptr + within, mask=valid, other=0)
-    right = tl.minimum(tl.maximum(left + 1, 0), last)
-    return tl.minimum(tl.maximum(left, 0), last), right, weight
+    weight = tl.zeros_like(q).to(tl.float32)
+    left = q if UPSAMPLING == 2 else q // HOP
+    right = left + 1
+    if UPSAMPLING == 1:
+        within = q - left * HOP
+        weight = tl.load(fraction_ptr + within, mask=valid, other=0.0)
+        left += tl.load(shift_ptr + within, mask=valid, other=0)
+        right = left + 1
+    return tl.minimum(tl.maximum(left, 0), last), tl.minimum(tl.maximum(right, 0), last), weight
 
 
 @triton.jit
@@ -162,17 +159,18 @@ def prefix_sums(e, N: tl.constexpr, C: tl.constexpr):
     within groups of 16 first, and over groups then."""
     if C <= 64:
         i = tl.arange(0, C)
-        return tl.dot(e, (i[:, None] <= i[None, :]).to(tl.float32), input_precision="ieee")
-    GROUPS: tl.constexpr = C // 16
-    i = tl.arange(0, 16)
-    ones = (i[:, None] <= i[None, :]).to(tl.float32)
-    within = tl.dot(tl.reshape(e, (N * GROUPS, 16)), ones, input_precision="ieee")
-    totals = tl.sum(tl.where(i[None, :] == 15, within, 0.0), axis=1)
-    g = tl.arange(0, GROUPS)
-    earlier = (g[:, None] < g[None, :]).to(tl.float32)
-    before = tl.dot(tl.reshape(totals, (N, GROUPS)), earlier, input_precision="ieee")
-    sums = tl.reshape(within, (N, GROUPS, 16)) + before[:, :, None]
-    return tl.reshape(sums, (N, C))
+        sums = tl.dot(e, (i[:, None] <= i[None, :]).to(tl.float32), input_precision="ieee")
+    else:
+        GROUPS: tl.constexpr = C // 16
+        i = tl.arange(0, 16)
+        ones = (i[:, None] <= i[None, :]).to(tl.float32)
+        within = tl.dot(tl.reshape(e, (N * GROUPS, 16)), ones, input_precision="ieee")
+        totals = tl.sum(tl.where(i[None, :] == 15, within, 0.0), axis=1)
+        g = tl.arange(0, GROUPS)
+        earlier = (g[:, None] < g[None, :]).to(tl.float32)
+        before = tl.dot(tl.reshape(totals, (N, GROUPS)), earlier, input_precision="ieee")
+        sums = tl.reshape(tl.reshape(within, (N, GROUPS, 16)) + before[:, :, None], (N, C))
+    return sums
 
 
 @triton.jit
