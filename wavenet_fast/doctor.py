@@ -142,7 +142,7 @@ def _backends() -> dict[str, Any]:
 
     told = {}
     for name, backend in BACKENDS.items():
-        why_not = backend.why_not()
+        why_not = backend.why_not(backend.devices[0])
         try:
             auto_dtype = backend.auto_dtype({}) if why_not is None else None
         except WavenetFastError as error:
