@@ -257,7 +257,10 @@ def _require_pass(config: WaveNetConfig, choice: Choice) -> None:
 
     told = verdict(config, choice.backend.name, choice.device, choice.dtype)
     if not told.passed:
-        raise BackendError(f"its self-test failed: {told.reason}")
+        raise BackendError(
+            f"its self-test for this shape in {choice.dtype} failed, {told.reason}; `wavenet-fast doctor --selftest` "
+            "runs it again, and so does a change of driver or packages"
+        )
 
 
 _warned: set[str] = set()
@@ -266,8 +269,7 @@ _warned: set[str] = set()
 def _warn_once(sentence: str) -> None:
     if sentence not in _warned:
         _warned.add(sentence)
-        told = "`wavenet-fast doctor` tells more; naming a backend silences this"
-        warnings.warn(f"{sentence}. {told}", BackendWarning, stacklevel=4)
+        warnings.warn(f"{sentence}. Naming a backend silences this", BackendWarning, stacklevel=4)
 
 
 def _none_available(notes: list[str]) -> BackendError:
