@@ -225,15 +225,18 @@ class _Answers:
         self.thread.start()
 
     def _read(self) -> None:
-        for line in self._stream:
-            with suppress(ValueError, LookupError, TypeError):
-                told = json.loads(line)
-                if "step" in told:
-                    self.step = str(told["step"])
-                    self._bar.set_postfix_str(self.step, refresh=False)
-                    self._bar.update()
-                else:
-                    self.verdict = bool(told["passed"]), str(told["reason"])
+        with self._stream:
+            for line in self._stream:
+                with suppress(ValueError, LookupError, TypeError):
+                    self._take(json.loads(line))
+
+    def _take(self, told: Any) -> None:
+        if "step" in told:
+            self.step = str(told["step"])
+            self._bar.set_postfix_str(self.step, refresh=False)
+            self._bar.update()
+        else:
+            self.verdict = bool(told["passed"]), str(told["reason"])
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
