@@ -29,5 +29,5 @@ setup(
             extra_compile_args=FLAGS,
             extra_link_args=["-pthread"],
         )
-    ]
+    ],
 )

@@ -30,7 +30,7 @@ import msgspec
 import numpy as np
 from tqdm import tqdm
 
-from wavenet_fast.backends import choose, usable_cores
+from wavenet_fast.backends import prepare, usable_cores
 from wavenet_fast.bench import Subject, about, case_subject, measure
 from wavenet_fast.bench_gate import Gate, macs_per_sample
 from wavenet_fast.cases import case, random_weights
@@ -112,8 +112,7 @@ def run_lengths(lengths: list[float], dtype: str, longest: float, quick: bool) -
     """One utterance of each length, in seconds of sound, made in one call by one stream."""
     subject = case_subject("tiny" if quick else "nv-medium")
     config = subject.config
-    chosen, _, dtype = choose("auto", "auto", dtype)
-    engine = chosen.make(config, subject.weights, dtype)
+    engine = prepare(config, subject.weights, "auto", "auto", dtype).engine
     Gate(config, subject.weights).check(engine)
     load = Load(engine, subject.weights, 1, 1)
     load.advance(load.start(), load.long_mel(20), ended=True)

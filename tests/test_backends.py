@@ -74,7 +74,7 @@ class Setup:
     def __init__(self, backend, config, weights):
         self.config = config
         self.weights = weights
-        self.engine = BACKENDS[backend].make(config, weights, "fp32")
+        self.engine = BACKENDS[backend].make(config, weights, "fp32", "cpu")
         rng = np.random.default_rng(7)
         self.mel = rng.standard_normal((3, config.n_mels, FRAMES)).astype(np.float32)
         self.seeds = np.array([5, 2**64 - 1, 1 << 33], np.uint64)
@@ -192,7 +192,7 @@ def test_states_of_others_are_refused(setup, make_config, make_weights, backend)
     other = Setup(backend, setup.config, make_weights(setup.config, seed=1))
     with pytest.raises(StateError):
         other.start().load_state_dict(saved)
-    reduced = BACKENDS[backend].make(setup.config, make_weights(setup.config), "bf16")
+    reduced = BACKENDS[backend].make(setup.config, make_weights(setup.config), "bf16", "cpu")
     with pytest.raises(StateError):
         reduced.start(setup.seeds, setup.speakers).load_state_dict(saved)
     state = setup.start()
@@ -327,7 +327,7 @@ def only(monkeypatch):
     def set_available(*names):
         for name, b in BACKENDS.items():
             why = None if name in names else f"{name} was switched off"
-            changed = dataclasses.replace(b, why_not=lambda why=why: why, auto_dtype=lambda costs: "fp32")
+            changed = dataclasses.replace(b, why_not=lambda device, why=why: why, auto_dtype=lambda costs: "fp32")
             monkeypatch.setitem(BACKENDS, name, changed)
 
     return set_available
@@ -338,7 +338,8 @@ def test_auto_takes_the_first_that_works(only):
     assert choose()[0].name == "cpu"
     only("reference")
     assert choose()[0].name == "reference"
-    assert availability() == {"cpu": "cpu was switched off", "reference": None}
+    off = {"triton": "triton was switched off", "cpu": "cpu was switched off"}
+    assert availability() == {**off, "reference": None}
 
 
 def test_without_any_backend_every_reason_is_given(only):
@@ -351,7 +352,7 @@ def test_asking_for_what_is_not_there_is_an_error(only):
     only("reference")
     with pytest.raises(BackendError, match=r"'cpu' is not available here: cpu was switched off. Available: reference"):
         choose("cpu")
-    with pytest.raises(BackendError, match=r"backend is 'tpu'; there are 'cpu', 'reference' and 'auto'"):
+    with pytest.raises(BackendError, match=r"backend is 'tpu'; there are 'triton', 'cpu', 'reference' and 'auto'"):
         choose("tpu")
     with pytest.raises(BackendError, match=r"device is 'cuda'; backend 'reference' offers 'cpu' and 'auto'"):
         choose("reference", device="cuda")

@@ -38,7 +38,7 @@ def without_torch(monkeypatch, request) -> None:
     """The gate's reference without a process that loads torch, except where a test asks for it."""
     if "with_torch" not in request.keywords:
         monkeypatch.setattr(
-            bench_gate, "BACKENDS", {"reference": type("Off", (), {"why_not": staticmethod(lambda: "no torch")})}
+            bench_gate, "BACKENDS", {"reference": type("Off", (), {"why_not": staticmethod(lambda device: "no torch")})}
         )
 
 
@@ -309,7 +309,7 @@ def test_a_slow_engine_gets_fewer_rounds(monkeypatch):
 # --- refusals ---------------------------------------------------------------------------------------------------
 
 
-def broken(config, weights, dtype):
+def broken(config, weights, dtype, device):
     """An engine whose first layer hears its past with the wrong sign."""
     changed = dict(weights)
     changed["layers.0.dilated.weight"] = -changed["layers.0.dilated.weight"]
@@ -374,7 +374,7 @@ def test_what_cannot_be_is_a_sentence(args, words, monkeypatch):
 
 
 def test_without_the_native_engine_there_is_no_measure(monkeypatch):
-    off = dataclasses.replace(BACKENDS["cpu"], why_not=lambda: "it was switched off")
+    off = dataclasses.replace(BACKENDS["cpu"], why_not=lambda device: "it was switched off")
     monkeypatch.setitem(BACKENDS, "cpu", off)
     refused(run("--case", "tiny", "--backend", "reference"), "probes", "it was switched off")
 

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import BACKENDS, choose
+from .backends import BACKENDS, prepare
 from .backends.base import Engine
 from .bench_gate import Gate, macs_per_sample
 from .cases import case, random_weights
@@ -97,12 +97,11 @@ def measure(
             raise InputError(f"{name} is {value}; give 1 … {LIMITS[name]}")
     if not 0 < seconds <= 86400:
         raise InputError(f"seconds is {seconds}; give how long to measure, up to a day (86400)")
-    if (why := BACKENDS["cpu"].why_not()) is not None:
+    if (why := BACKENDS["cpu"].why_not("cpu")) is not None:
         raise BackendError(f"the probes of a measurement are part of the native engine: {why}")
     from .stopwatch import Load, run_rounds
 
-    chosen, _, dtype = choose(backend, device, dtype)
-    engine = chosen.make(subject.config, subject.weights, dtype)
+    engine = prepare(subject.config, subject.weights, backend, device, dtype).engine
     macs, size = macs_per_sample(subject.config), weight_bytes(engine)
     passed = (gate or Gate(subject.config, subject.weights)).check(engine, batch, threads)
     load = Load(engine, subject.weights, batch, threads)

@@ -76,7 +76,7 @@ class Gate:
 
     def expected(self, dtype: str) -> tuple[str, str, NDArray[np.float32]]:
         """What an engine of that number format is held against: name, the reference's own format, logits (T, A)."""
-        if BACKENDS["reference"].why_not() is None:
+        if BACKENDS["reference"].why_not("cpu") is None:
             rounding = dtype if dtype in BACKENDS["reference"].dtypes else "fp32"
             name, make = f"the PyTorch reference in {rounding}", self._torch_logits
         else:

@@ -8,7 +8,7 @@ import platform
 import sys
 from typing import Any
 
-from .errors import WavenetFastError
+from .errors import BackendError, WavenetFastError
 
 CPU_FLAGS = {
     # Linux's words for what bears on speed, used by the engine or not, on x86-64 and on arm64.
@@ -17,18 +17,25 @@ CPU_FLAGS = {
 }  # fmt: skip
 NEEDED = ("numpy", "safetensors", "soundfile", "soxr", "click", "tqdm", "msgspec")
 OPTIONAL = ("torch", "triton", "matplotlib")
-VARIABLES = ("WAVENET_FAST_ISA", "WAVENET_FAST_SPLIT", "OMP_NUM_THREADS")
+VARIABLES = (
+    "WAVENET_FAST_ISA", "WAVENET_FAST_SPLIT", "WAVENET_FAST_CACHE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
+)  # fmt: skip
+NOTES = {"emulated": "executes the kernels' compiled code on the CPU, for proof: slow, never chosen by auto"}
+"""What to say of a device where it works."""
 
 
 def examine() -> dict[str, Any]:
-    """Versions, processor, instruction sets, backends and voices as plain data. Loads no optional package."""
+    """Versions, processor, instruction sets, GPUs, backends, verdicts of self-tests and voices as plain data. Loads no
+    optional package, and runs no self-test."""
     return {
         "versions": {"wavenet_fast": _own_version(), "python": platform.python_version()}
         | {name: _version(name) for name in (*NEEDED, *OPTIONAL)},
         "machine": _machine(),
         "isa": _instruction_sets(),
         "sharing": _sharing(),
+        "gpu": _gpu(),
         "backends": _backends(),
+        "selftests": _selftests(),
         "voices": _voices(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
@@ -142,7 +149,8 @@ def _backends() -> dict[str, Any]:
 
     told = {}
     for name, backend in BACKENDS.items():
-        why_not = backend.why_not()
+        places = {device: backend.why_not(device) for device in backend.devices}
+        why_not = places[backend.devices[0]]
         try:
             auto_dtype = backend.auto_dtype({}) if why_not is None else None
         except WavenetFastError as error:
@@ -152,11 +160,92 @@ def _backends() -> dict[str, Any]:
             "available": why_not is None,
             "why_not": why_not,
             "devices": list(backend.devices),
+            "why_not_on": places,
+            "tested": list(backend.tested),
             "dtypes": list(backend.dtypes),
             "auto_dtype": auto_dtype,
             "auto_dtype_where_int8_is_cheap": backend.auto_dtype({"int8": INT8_COST_LIMIT}) if auto_dtype else None,
         }
     return told
+
+
+def _backend_lines(name: str, b: dict[str, Any]) -> list[str]:
+    default = f", {b['auto_dtype']} by default" if b["auto_dtype"] else ""
+    cheap = b["auto_dtype_where_int8_is_cheap"]
+    if b["available"] and cheap != b["auto_dtype"]:
+        default += f" ({cheap} for voices that record a small cost of it: wavenet-fast check)"
+    if len(b["devices"]) == 1:
+        state = f"works{default}" if b["available"] else f"off: {b['why_not']}"
+        return [f"  {name:<16}{b['summary']}; {state}"]
+    lines = [f"  {name:<16}{b['summary']}"]
+    for device, why in b["why_not_on"].items():
+        state = f"works{default}" if why is None else f"off: {why}"
+        if why is None and device in b["tested"]:
+            state += "; auto takes it for a model once a self-test of its shape has passed"
+        if why is None and device in NOTES:
+            state += f"; {NOTES[device]}"
+        lines.append(f"    on {device:<11}{state}")
+    return lines
+
+
+def _gpu() -> dict[str, Any]:
+    from .backends import gpu
+
+    driver = gpu.look()
+    if isinstance(driver, str):
+        return {"problem": driver, "driver": None, "gpus": []}
+    found = [
+        {"name": g.name, "capability": ".".join(map(str, g.capability)), "memory_bytes": g.memory} for g in driver.gpus
+    ]
+    return {"problem": None, "driver": str(driver), "gpus": found}
+
+
+def _gpu_lines(told: dict[str, Any]) -> list[str]:
+    if told["problem"]:
+        return [f"GPUs              none: {told['problem']}"]
+    lines = [
+        f"  cuda:{i:<11}{g['name']}, compute capability {g['capability']}, {g['memory_bytes'] / 2**30:.0f} GiB"
+        for i, g in enumerate(told["gpus"])
+    ]
+    return [f"GPUs              NVIDIA driver {told['driver']}", *lines]
+
+
+def _selftests() -> list[dict[str, Any]]:
+    from .backends import selftest
+
+    return [
+        {"passed": v.passed, "reason": v.reason, "counts": selftest.counts_here(v), **v.key} for v in selftest.stored()
+    ]
+
+
+def _selftest_lines(told: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for test in told:
+        where = f"{test.get('gpu', test.get('device'))}, driver {test.get('driver', 'unknown')}"
+        outcome = "passed" if test["passed"] else f"failed, {test['reason']}"
+        past = "" if test["counts"] else " (of other hardware, driver, packages or kernels: no longer counts)"
+        lines.append(f"  {test.get('backend')} {test.get('dtype')}, {test.get('size')}, on {where}: {outcome}{past}")
+    return lines
+
+
+def run_selftests(voice: str, dtype: str = "auto") -> int:
+    """Run the self-test again for a voice's shape, on the first GPU, with every backend that `auto` may choose there:
+    how many ran. Verdicts are kept, and shown by `examine`.
+
+    Raises `BackendError` where no GPU backend works, saying why, and for a number format that one does not have."""
+    from .backends import BACKENDS, choose, selftest
+    from .checkpoint import load_checkpoint, resolve
+
+    config = load_checkpoint(resolve(voice)).config
+    tested = [(name, device) for name, backend in BACKENDS.items() for device in backend.tested]
+    reasons = {place: BACKENDS[place[0]].why_not(place[1]) for place in tested}
+    if all(reasons.values()):
+        told = ". ".join(f"{name} on {device}: {why}" for (name, device), why in reasons.items())
+        raise BackendError(f"there is nothing to self-test here. {told}")
+    works = [place for place in tested if reasons[place] is None]
+    for name, device in works:
+        selftest.verdict(config, name, device, choose(name, device, dtype).dtype, again=True)
+    return len(works)
 
 
 def _voices() -> list[str]:
@@ -180,13 +269,11 @@ def format_examination(told: dict[str, Any]) -> str:
         lines.append(f"                  {isa['problem']}")
     if told["sharing"]:
         lines += _sharing_lines(told["sharing"])
-    lines += ["", "backends"]
+    lines += ["", *_gpu_lines(told["gpu"]), "", "backends"]
     for name, b in told["backends"].items():
-        state = f"works, {b['auto_dtype']} by default" if b["available"] else f"off: {b['why_not']}"
-        cheap = b["auto_dtype_where_int8_is_cheap"]
-        if b["available"] and cheap != b["auto_dtype"]:
-            state += f" ({cheap} for voices that record a small cost of it: wavenet-fast check)"
-        lines.append(f"  {name:<16}{b['summary']}; {state}")
+        lines += _backend_lines(name, b)
+    if told["selftests"]:
+        lines += ["", "self-tests of GPU kernels", *_selftest_lines(told["selftests"])]
     lines += ["", "packages"]
     for name in NEEDED + OPTIONAL:
         missing = "not installed (optional)" if name in OPTIONAL else "missing: reinstall wavenet-fast"

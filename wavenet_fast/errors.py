@@ -39,3 +39,7 @@ class GateError(WavenetFastError, RuntimeError):
 
 class MelMismatchWarning(UserWarning):
     """The mel does not look like the mels this voice was trained on."""
+
+
+class BackendWarning(UserWarning):
+    """A GPU is there and `auto` does not use it; the message says why."""

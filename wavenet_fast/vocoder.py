@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import inputs
-from .backends import choose, usable_cores
+from .backends import prepare, usable_cores
 from .backends.base import Engine
 from .checkpoint import Checkpoint, load_checkpoint, resolve, save_checkpoint
 from .conditioning import lookahead_frames
@@ -41,12 +41,16 @@ class Vocoder:
     """A voice on a backend. Immutable: several Python threads may use one at the same time, and so may forked
     processes. Pickling carries the weights along, so that it can be sent to spawned processes.
 
-    backend  "auto", "cpu" or "reference": auto takes the first that works here
-    device   "auto" or "cpu"
+    backend  "auto", "triton", "cpu" or "reference": auto takes the first that works here; `triton` only where a GPU is
+             there and the kernels pass a self-test for the model's shape on it, which runs at the first use, in a
+             process of its own, and is remembered (`wavenet-fast doctor`). `backend_notes` says what was passed over
+             and why
+    device   "auto", "cpu" for cpu and reference, "cuda", "cuda:N" or "emulated" for triton. `emulated` executes the
+             kernels' compiled code on the CPU, for proof: very slow, and never chosen by auto
     dtype    "auto", "fp32", "bf16", "fp16" or "int8". On the cpu backend auto is int8 where the voice records that this
              costs at most 0.02 bits per sample (`wavenet-fast check --write`) and the code is not the portable one,
              else bf16 where the processor has bf16 instructions, else fp32; never decided by timing. On the reference
-             backend it is fp32.
+             backend it is fp32, on triton, which has no int8, bf16.
     threads  at most so many threads per call, 1 … 1024; None for as many as this process may run on. On the cpu backend
              each has streams of its own, or, where a model's weights exceed the second cache and streams are few, a
              share of every layer; a small model uses one thread for one utterance. `doctor` shows the choice.
@@ -68,9 +72,10 @@ class Vocoder:
         self._checkpoint = checkpoint
         self._recipe, self._strict_mel = Recipe(checkpoint, strict_mel), strict_mel
         costs = checkpoint.format_costs if dtype == "auto" else None
-        chosen, self._device, dtype = choose(backend, device, dtype, costs)
         weights = {name: checkpoint.weights[name] for name in weight_shapes(checkpoint.config)}
-        self._engine: Engine | None = chosen.make(checkpoint.config, weights, dtype)
+        made = prepare(checkpoint.config, weights, backend, device, dtype, costs)
+        self._device, self._notes = made.device, made.notes
+        self._engine: Engine | None = made.engine
 
     @classmethod
     def from_pretrained(
@@ -281,6 +286,11 @@ class Vocoder:
     @property
     def device(self) -> str:
         return self._device
+
+    @property
+    def backend_notes(self) -> tuple[str, ...]:
+        """A sentence on each backend that `backend="auto"` passed over for this one: why."""
+        return self._notes
 
     @property
     def dtype(self) -> str:

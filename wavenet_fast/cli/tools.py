@@ -69,10 +69,20 @@ def inspect_command(voice: str, as_json: bool) -> None:
 
 @click.command(name="doctor")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def doctor_command(as_json: bool) -> int:
-    """Show CPU features, instruction sets, backends and why each is off. Exit code 2 where no backend works."""
-    from ..doctor import examine, format_examination
+@click.option(
+    "--selftest", is_flag=True,
+    help="First run the self-test of the GPU kernels again, for the shape of --voice, and remember its verdict.",
+)  # fmt: skip
+@click.option("--voice", metavar="NAME|DIR", help="Whose shape --selftest takes; the bundled voice if not given.")
+@click.option("--dtype", default="auto", show_default=True, help="Number format for --selftest.")
+def doctor_command(as_json: bool, selftest: bool, voice: str | None, dtype: str) -> int:
+    """Show CPU features, instruction sets, GPUs, backends and why each is off, and the verdicts of the self-tests that
+    GPU kernels have to pass. Exit code 2 where no backend works."""
+    from ..doctor import examine, format_examination, run_selftests
+    from .options import default_voice
 
+    if selftest:
+        run_selftests(voice or default_voice(), dtype)
     told = examine()
     click.echo(json.dumps(told) if as_json else format_examination(told))
     return 0 if any(b["available"] for b in told["backends"].values()) else 2

@@ -1,0 +1,322 @@
+"""What a GPU backend must pass before `auto` takes it. No GPU is needed: the CPU engine stands in, right and wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import stand_in
+from click.testing import CliRunner
+
+from wavenet_fast import Vocoder
+from wavenet_fast.backends import BACKENDS, agreement, gpu, prepare, selftest
+from wavenet_fast.backends.agreement import DisagreementError, check_agreement
+from wavenet_fast.cases import CASES, random_weights
+from wavenet_fast.cli import cli
+from wavenet_fast.config import GaussianHead, LogisticHead, ScalarInput, Speakers
+from wavenet_fast.errors import BackendError, BackendWarning
+
+TINY = CASES["tiny"]
+H100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30)
+DRIVER = gpu.Driver((13, 0), "580.95", (H100,))
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch, tmp_path):
+    """One with an H100 and all that belongs to it, and no verdict yet. Returns its cache folder."""
+    monkeypatch.setattr(gpu, "look", lambda: DRIVER)
+    monkeypatch.setattr(gpu, "torch_build", lambda: ("2.13.0+cu130", "13.0"))
+    monkeypatch.setattr(gpu, "_installed", lambda package: True)
+    monkeypatch.setenv("WAVENET_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(selftest, "_remembered", {})
+    monkeypatch.setattr("wavenet_fast.backends._warned", set())
+    return tmp_path / "cache" / "selftest"
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Puts kernels of one way in the place of the GPU's, here and in the self-test's process; counts processes."""
+    started = []
+
+    def put(way):
+        kind = type("StandIn", (stand_in.StandIn,), {"way": way})
+        monkeypatch.setitem(BACKENDS, "triton", dataclasses.replace(BACKENDS["triton"], make=kind))
+
+        def command():
+            started.append(way)
+            return [sys.executable, str(Path(stand_in.__file__)), way]
+
+        monkeypatch.setattr(selftest, "command", command)
+        return started
+
+    return put
+
+
+def tried(way, dtype="fp32"):
+    kind = type("StandIn", (stand_in.StandIn,), {"way": way})
+    weights = random_weights(TINY)
+    check_agreement(kind(TINY, weights, dtype, "cuda"), weights)
+
+
+def ask(config=TINY, dtype="fp32", device="cuda", again=False):
+    return selftest.verdict(config, "triton", device, dtype, again)
+
+
+# --- what is compared -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_an_engine_that_is_right_passes_in_every_number_format(dtype):
+    tried("right", dtype)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"input": ScalarInput(kernel_size=2), "head": LogisticHead(3)},
+        {"input": ScalarInput(), "head": GaussianHead(1), "speakers": Speakers(channels=3, count=4)},
+    ],
+)
+def test_continuous_heads_and_speakers_are_compared_too(changes, make_config, make_weights):
+    config = make_config(**changes)
+    weights = random_weights(config)
+    for way in ("right", "wrong draws"):
+        engine = type("StandIn", (stand_in.StandIn,), {"way": way})(config, weights, "fp32", "cuda")
+        if way == "right":
+            check_agreement(engine, weights)
+        else:
+            with pytest.raises(DisagreementError, match=r"draws are not what their logits give"):
+                check_agreement(engine, weights)
+
+
+@pytest.mark.parametrize(
+    "way, said",
+    [
+        ("wrong network", r"logits are .* standard deviations off those of the cpu backend"),
+        ("NaN", r"logits are nan standard deviations off"),
+        ("wrong draws", r"draws are classes that their logits do not give"),
+        ("wrong sound", r"sound is .* off that of its own draws"),
+        ("forgets", r"pieces with the state saved between them"),
+        ("notices its batch", r"says something else alone"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_whatever_is_wrong_is_found(way, said, dtype):
+    with pytest.raises(DisagreementError, match=said):
+        tried(way, dtype)
+
+
+def test_more_samples_are_made_than_any_layer_remembers():
+    for name, config in CASES.items():
+        count = agreement.sample_count(config)
+        assert (config.kernel_size - 1) * max(config.dilations) < count <= agreement.MAX_SAMPLES, name
+
+
+# --- the process ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["right", "chatters"])
+def test_a_pass_is_found_once_and_remembered_on_disk(kernels, monkeypatch, machine, way):
+    started = kernels(way)
+    first = ask()
+    assert (first.passed, first.reason) == (True, "") and started == [way]
+    assert ask() == first and started == [way]
+    monkeypatch.setattr(selftest, "_remembered", {})  # as in another process
+    assert ask() == first and started == [way]
+    assert selftest.stored() == [first] and selftest.counts_here(first)
+    assert [p.suffix for p in machine.iterdir()] == [".json"]
+
+
+@pytest.mark.parametrize(
+    "way, said",
+    [
+        ("wrong network", r"^its logits are .* off"),
+        ("does not fit", r"^the model needs 999 GiB of GPU memory"),
+        ("raises", r"^RuntimeError: no kernel image is available$"),
+        ("exits", r"^its process ended with exit code 3 and without an answer \(step: make the model ready\)$"),
+        ("crashes", r"^its process died of SIGSEGV \(step: make the model ready\): a last word$"),
+    ],
+)
+def test_a_failure_says_why_and_is_remembered_until_it_is_asked_again(kernels, monkeypatch, way, said):
+    started = kernels(way)
+    told = ask()
+    assert not told.passed
+    assert re.search(said, told.reason), told.reason
+    monkeypatch.setattr(selftest, "_remembered", {})
+    assert ask() == told and len(started) == 1
+    kernels("right")
+    assert not ask().passed and ask(again=True).passed and ask().passed
+
+
+def test_a_process_that_hangs_is_ended(kernels, monkeypatch):
+    started = kernels("hangs")
+    monkeypatch.setattr(selftest, "TIME_LIMIT", 3.0)
+    children = []
+    popen = selftest.subprocess.Popen
+    monkeypatch.setattr(selftest.subprocess, "Popen", lambda *a, **k: children.append(popen(*a, **k)) or children[-1])
+    told = ask()
+    assert not told.passed and told.reason.startswith("it did not end within 3 s (step: ")
+    assert children[0].poll() == -9
+    assert ask() == told and len(started) == 1
+
+
+def test_where_no_process_can_be_started_nothing_is_remembered(monkeypatch, machine):
+    monkeypatch.setattr(selftest, "command", lambda: ["/no/such/python"])
+    with pytest.raises(BackendError, match="no process can be started"):
+        ask()
+    assert not machine.exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"{", b"[]", b"3", b'{"passed": true}', b"\xff\xfe", b'{"passed": 1, "reason": "", "key": {}}', b"[" * 99999],
+)
+def test_a_file_that_is_damaged_or_of_another_key_does_not_count(kernels, monkeypatch, machine, damage):
+    started = kernels("right")
+    ask()
+    (path,) = machine.iterdir()
+    told = json.loads(path.read_text())
+    foreign = json.dumps({**told, "passed": False, "key": {**told["key"], "gpu": "another"}}).encode()
+    for content in (damage, foreign):
+        path.write_bytes(content)
+        monkeypatch.setattr(selftest, "_remembered", {})
+        assert ask().passed
+        assert json.loads(path.read_text()) == told
+    assert len(started) == 3
+
+
+def test_without_a_folder_to_write_the_verdict_holds_for_this_process(kernels, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    started = kernels("right")
+    for place in (str(tmp_path / "file"), None):
+        monkeypatch.setattr(selftest, "_remembered", {})
+        monkeypatch.setattr(selftest, "cache_directory", lambda place=place: place and Path(place, "under"))
+        assert ask().passed and ask().passed
+        assert selftest.stored() == []
+    assert len(started) == 2
+
+
+def test_another_driver_gpu_kernel_package_shape_or_format_is_another_key(monkeypatch):
+    def key(config=TINY, dtype="fp32"):
+        return tuple(selftest.key_of(config, "triton", "cuda", dtype).items())
+
+    keys = {key(), key(dtype="bf16"), key(CASES["odd"])}
+    with monkeypatch.context() as m:
+        m.setattr(gpu, "look", lambda: dataclasses.replace(DRIVER, release="590.1"))
+        keys.add(key())
+    for change in ({"name": "NVIDIA H200"}, {"capability": (10, 0)}):
+        with monkeypatch.context() as m:
+            m.setattr(gpu, "look", lambda c=change: dataclasses.replace(DRIVER, gpus=(dataclasses.replace(H100, **c),)))
+            keys.add(key())
+    for package in ("torch", "triton"):
+        with monkeypatch.context() as m:
+            m.setattr(selftest.importlib.metadata, "version", lambda p, new=package: "9" if p == new else "1")
+            keys.add(key())
+    with monkeypatch.context() as m:
+        m.setattr(selftest, "sources_hash", lambda backend: "0123456789abcdef")
+        keys.add(key())
+    assert len(keys) == 9
+    assert key() in keys
+
+
+def test_the_hash_follows_every_source_of_the_kernels(monkeypatch, tmp_path):
+    spec = type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})
+    monkeypatch.setattr(selftest.importlib.util, "find_spec", lambda name: spec)
+    (tmp_path / "triton").mkdir()
+    hashes = [selftest.sources_hash("triton")]
+    for name, text in (("a.py", "1"), ("a.py", "2"), ("b.py", "")):
+        (tmp_path / "triton" / name).write_text(text)
+        hashes.append(selftest.sources_hash("triton"))
+    assert len(set(hashes)) == 4
+    (tmp_path / "triton" / "notes.txt").write_text("not a kernel")
+    assert selftest.sources_hash("triton") == hashes[-1]
+
+
+# --- what auto makes of it --------------------------------------------------------------------------------------
+
+
+def test_auto_takes_a_gpu_that_passes(kernels):
+    kernels("right")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = prepare(TINY, random_weights(TINY))
+    assert (made.engine.name, made.engine.dtype, made.device, made.notes) == ("triton", "bf16", "cuda", ())
+
+
+@pytest.mark.parametrize("way, said", [("wrong network", "standard deviations off"), ("does not fit", "999 GiB")])
+def test_auto_passes_over_a_gpu_that_fails_and_says_so_once(kernels, make_checkpoint, way, said):
+    kernels(way)
+    checkpoint = make_checkpoint(TINY)
+    with pytest.warns(BackendWarning, match=rf"'triton' is passed over on device 'cuda': .*{said}"):
+        voice = Vocoder(checkpoint)
+    assert voice.backend == "cpu" and voice.device == "cpu"
+    (note,) = voice.backend_notes
+    assert note.startswith("triton: its self-test for this shape in bf16 failed, ") and "doctor --selftest" in note
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Vocoder(checkpoint).backend_notes == (note,)
+
+
+def test_auto_passes_over_a_gpu_on_which_only_this_model_does_not_fit(kernels, monkeypatch):
+    kernels("does not fit")
+    monkeypatch.setattr(selftest, "verdict", lambda *_: selftest.Verdict(True, "", {}))
+    with pytest.warns(BackendWarning, match="999 GiB"):
+        made = prepare(TINY, random_weights(TINY))
+    assert made.engine.name == "cpu" and "999 GiB" in made.notes[0]
+
+
+def test_a_gpu_asked_for_by_device_alone_must_pass_too(kernels):
+    kernels("wrong network")
+    with (
+        pytest.warns(BackendWarning),
+        pytest.raises(BackendError, match=r"triton: its self-test.*cpu: it does not run on 'cuda'"),
+    ):
+        prepare(TINY, random_weights(TINY), device="cuda")
+
+
+def test_naming_the_backend_runs_no_self_test(kernels):
+    started = kernels("wrong network")
+    assert prepare(TINY, random_weights(TINY), "triton").engine.name == "triton"
+    kernels("does not fit")
+    with pytest.raises(BackendError, match="999 GiB"):
+        prepare(TINY, random_weights(TINY), "triton")
+    assert started == []
+
+
+def test_int8_is_not_asked_of_a_gpu(kernels):
+    started = kernels("right")
+    made = prepare(TINY, random_weights(TINY), dtype="int8")
+    assert made.engine.name == "cpu" and made.notes == ("triton: it has no number format 'int8'",)
+    assert started == []
+
+
+# --- doctor -----------------------------------------------------------------------------------------------------
+
+
+def test_doctor_shows_the_gpu_and_the_verdicts(kernels, monkeypatch):
+    run = CliRunner().invoke
+    told = run(cli, ["doctor"]).stdout
+    for part in (
+        "NVIDIA H100, compute capability 9.0, 80 GiB",
+        "driver 580.95, for CUDA up to 13.0",
+        "bf16 by default",
+    ):
+        assert part in told, told
+    assert "self-tests" not in told
+    started = kernels("right")
+    told = run(cli, ["doctor", "--selftest", "--dtype", "fp32"]).stdout
+    assert "triton fp32, 12 layers, R 64, G 128, S 128, on NVIDIA H100, driver 580.95" in told and ": passed\n" in told
+    kernels("raises")
+    told = run(cli, ["doctor", "--selftest", "--dtype", "fp32"]).stdout
+    assert ": failed, RuntimeError: no kernel image is available\n" in told and len(started) == 2
+    monkeypatch.setattr(gpu, "look", lambda: dataclasses.replace(DRIVER, release="590.1"))
+    (test,) = json.loads(run(cli, ["doctor", "--json"]).stdout)["selftests"]
+    assert not test["passed"] and not test["counts"] and test["driver"].startswith("580.95")
+    assert "no longer counts" in run(cli, ["doctor"]).stdout
+    refused = run(cli, ["doctor", "--selftest", "--dtype", "int8"])
+    assert refused.exit_code == 2 and "'int8'" in refused.stderr

@@ -1,0 +1,189 @@
+"""Which GPUs are there, and why a GPU backend cannot run: found out without loading torch, which takes seconds, and
+without starting CUDA in this process."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import platform
+import runpy
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MIN_CAPABILITY = (8, 0)
+"""Compute capability that the kernels are written for: tensor cores that take bf16, and asynchronous copies."""
+
+PROBE_SECONDS = 30.0
+_DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/dxg")
+"""One of these is there on Linux where an NVIDIA driver is loaded: a desktop's or server's, a Jetson's, Windows'."""
+_INSTALL_TORCH = 'PyTorch is not installed; `pip install "wavenet-fast[torch]"` adds it'
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One device of the driver: `memory` in bytes."""
+
+    name: str
+    capability: tuple[int, int]
+    memory: int
+
+    @property
+    def too_old(self) -> bool:
+        return self.capability < MIN_CAPABILITY
+
+    def __str__(self) -> str:
+        return f"{self.name} (compute capability {self.capability[0]}.{self.capability[1]})"
+
+
+@dataclass(frozen=True)
+class Driver:
+    """An NVIDIA driver that works: the newest CUDA it can run, its own release ("" where unknown), and its GPUs in the
+    order of torch's device indices."""
+
+    cuda: tuple[int, int]
+    release: str
+    gpus: tuple[Gpu, ...]
+
+    def __str__(self) -> str:
+        return f"{self.release or 'of unknown release'}, for CUDA up to {self.cuda[0]}.{self.cuda[1]}"
+
+
+def look() -> Driver | str:
+    """The driver and its GPUs, or a sentence that says why there are none. The first call takes about as long as
+    starting CUDA where a driver is loaded, and no time where none is."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and (not visible.strip() or visible.strip().startswith("-1")):
+        return f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU from this process; unset it, or name one"
+    if not driver_loaded():
+        return "no NVIDIA GPU is found here (no driver is loaded); on a machine with one, install NVIDIA's driver"
+    return _asked(visible)
+
+
+def driver_loaded() -> bool:
+    """Whether the files of an NVIDIA driver are there."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("SYSTEMROOT", "C:\\Windows"), "System32", "nvcuda.dll").exists()
+    return any(os.path.exists(name) for name in _DRIVER_FILES)
+
+
+@functools.lru_cache
+def _asked(visible: str | None) -> Driver | str:
+    """What the driver answers under this CUDA_VISIBLE_DEVICES, which the probe inherits."""
+    told = _probe()
+    if isinstance(told, str) or "problem" in told:
+        problem = told if isinstance(told, str) else told["problem"]
+        return f"the NVIDIA driver does not work here ({problem}); see whether `nvidia-smi` does, and mend the driver"
+    gpus = tuple(Gpu(g["name"], (g["capability"][0], g["capability"][1]), g["memory"]) for g in told["gpus"])
+    if not gpus:
+        return "the NVIDIA driver finds no GPU; see what `nvidia-smi -L` and CUDA_VISIBLE_DEVICES say"
+    release = ""
+    with suppress(OSError):
+        release = Path("/sys/module/nvidia/version").read_text().strip()
+    return Driver((told["cuda"] // 1000, told["cuda"] % 1000 // 10), release, gpus)
+
+
+def _probe() -> dict[str, Any] | str:
+    """What gpu_probe.py prints, or what became of it instead."""
+    script = Path(__file__).with_name("gpu_probe.py")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", script], capture_output=True, text=True, check=False, timeout=PROBE_SECONDS
+        )
+        told: dict[str, Any] = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        return f"it does not answer within {PROBE_SECONDS:g} s"
+    except (OSError, ValueError) as error:
+        return f"it cannot be asked: {error}"
+    return told
+
+
+# --- why not ----------------------------------------------------------------------------------------------------
+
+
+def cuda_index(device: str) -> int:
+    """0 for "cuda", N for "cuda:N"."""
+    return int(device.partition(":")[2] or 0)
+
+
+def why_not_cuda(device: str = "cuda") -> str | None:
+    """Why Triton kernels cannot run on this device, "cuda" or "cuda:N", with the next step; None where they can."""
+    driver, index = look(), cuda_index(device)
+    if isinstance(driver, str):
+        return driver
+    if index >= len(driver.gpus):
+        there = ", ".join(f"cuda:{i} is {gpu.name}" for i, gpu in enumerate(driver.gpus))
+        return f"there is no GPU {index}; {there}"
+    if (gpu := driver.gpus[index]).too_old:
+        needs = ".".join(map(str, MIN_CAPABILITY))
+        return f"{gpu} is too old: its kernels need {needs} (Ampere) or newer; use another GPU or backend 'cpu'"
+    return _why_not_torch_cuda(driver) or _why_not_triton()
+
+
+def why_not_emulated() -> str | None:
+    """Why GPU kernels cannot be executed on the CPU, with the next step; None where they can."""
+    if torch_build() is None:
+        return _INSTALL_TORCH
+    if (why := _why_not_triton()) is not None:
+        return why
+    if compiler() is None:
+        return "no C++ compiler is found; install g++ (Debian: `apt install g++`), or name one in CXX"
+    return None
+
+
+def compiler() -> str | None:
+    """Path of the C++ compiler that CXX names, else of g++ or c++; None where there is none."""
+    named = os.environ.get("CXX")
+    return shutil.which(named) if named else shutil.which("g++") or shutil.which("c++")
+
+
+def _why_not_torch_cuda(driver: Driver) -> str | None:
+    build = torch_build()
+    if build is None:
+        return _INSTALL_TORCH
+    version, cuda = build
+    if cuda is None:
+        return (
+            f"the installed PyTorch {version} was built without CUDA; pytorch.org/get-started names the command that "
+            "installs a build with it, in place of this one"
+        )
+    if int(cuda.partition(".")[0]) > driver.cuda[0]:
+        return (
+            f"the installed PyTorch {version} needs CUDA {cuda}, and the NVIDIA driver runs CUDA up to "
+            f"{driver.cuda[0]}.{driver.cuda[1]}; update the driver, or install a PyTorch for CUDA {driver.cuda[0]}"
+        )
+    return None
+
+
+def _why_not_triton() -> str | None:
+    if _installed("triton"):
+        return None
+    if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64"):
+        return "triton is not installed; `pip install triton` adds it"
+    return f"triton is not installed, and there is none for {sys.platform} on {platform.machine()}; use Linux"
+
+
+def torch_build() -> tuple[str, str | None] | None:
+    """Version of the installed torch and of the CUDA that it was built for ("13.0"; None without), from the one file
+    that says so; None where torch is not installed."""
+    if not _installed("torch"):
+        return None
+    spec = importlib.util.find_spec("torch")
+    path = Path(spec.origin).with_name("version.py") if spec is not None and spec.origin else None
+    told: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        told = runpy.run_path(str(path))
+    return str(told.get("__version__", "of unknown version")), told.get("cuda")
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # what lies in sys.modules under this name is no package
+        return False
