@@ -36,21 +36,25 @@ def ready_samples(config: WaveNetConfig, frames: ArrayLike, ended: ArrayLike) ->
 
 def _frames_of_first_hop(config: WaveNetConfig) -> tuple[int, int]:
     """Frames [first, last) that samples 0 … hop−1 depend on, were there no beginning and no end."""
-    hop, up = config.hop_length, config.conditioning.upsampling
-    offset: int = config.conditioning.offset
+    up = config.conditioning.upsampling
     if isinstance(up, Stages):
-        first, last = offset, hop
+        first, last = config.conditioning.offset, config.hop_length
         for stage in reversed(up.stages):
             first, last = _stage_inputs(stage, first, last)
-    elif isinstance(up, Linear):
-        first = offset // hop - (up.frame_centre > 0)
-        last = 2 if (hop - 1) / hop >= up.frame_centre else 1
     else:
-        assert isinstance(up, Hold)
-        first, last = offset // hop, 1
+        first, last = columns_of_first_hop(config)
     for conv in reversed(config.conditioning.network):
         first, last = first - conv.kernel_size // 2, last + (conv.kernel_size - 1) // 2
     return first, last
+
+
+def columns_of_first_hop(config: WaveNetConfig) -> tuple[int, int]:
+    """Columns at frame rate [first, last) that samples 0 … hop−1 hear where these are held or interpolated."""
+    hop, up, offset = config.hop_length, config.conditioning.upsampling, config.conditioning.offset
+    if isinstance(up, Linear):
+        return offset // hop - (up.frame_centre > 0), 2 if (hop - 1) / hop >= up.frame_centre else 1
+    assert isinstance(up, Hold)
+    return offset // hop, 1
 
 
 def _stage_inputs(stage: TransposedStage | RepeatStage, first: int, last: int) -> tuple[int, int]:

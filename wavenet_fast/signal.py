@@ -57,6 +57,17 @@ def heard_signal(heard: ArrayLike, config: WaveNetConfig) -> NDArray[np.float32]
     return _expanded(heard, config, head.classes - 1 if isinstance(head, CategoricalHead) else config.signal.mu)
 
 
+def sound_of(
+    drawn: NDArray[Any], heard: NDArray[Any], config: WaveNetConfig, memory: float
+) -> tuple[NDArray[np.float32], float]:
+    """Draws (N,) as sound, each on top of the past that was heard instead of the draws before it, (N,); and the
+    filter's memory, which goes on from what was heard."""
+    past = without_emphasis(heard_signal(heard, config), config, memory)
+    before = np.concatenate([[np.float32(memory)], past[:-1]])
+    emphasised = drawn_signal(drawn, config) + np.float32(config.signal.preemphasis) * before
+    return np.clip(emphasised / np.float32(config.signal.gain), np.float32(-1), np.float32(1)), float(past[-1])
+
+
 def without_emphasis(x: NDArray[np.float32], config: WaveNetConfig, memory: float) -> NDArray[np.float32]:
     """y[t] = x[t] + preemphasis·y[t−1] in float32, (N,); `memory` is y[−1]."""
     factor, y = np.float32(config.signal.preemphasis), np.float32(memory)

@@ -7,7 +7,7 @@ import triton.language as tl
 from .stages import nearest_bf16, operand, product, relu
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "group"])
 def dense(
     # x (n, inputs) fp32, w (inputs, outputs), start (groups, outputs) fp32: row i begins with start[i // group];
     # out (n, outputs) fp32

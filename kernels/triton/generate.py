@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from .stages import (
+    add_input,
     at,
     choose,
     column_of_sample,
@@ -39,7 +40,7 @@ from .stages import (
 
 
 @triton.jit
-def embed(
+def embed_next(
     newest, inputs_row, t, w_input, b_input, r, active,
     A_ROWS: tl.constexpr, IN_TAPS: tl.constexpr, IN_DEPTH: tl.constexpr, R: tl.constexpr,
     ONE_HOT: tl.constexpr, TANH: tl.constexpr, N: tl.constexpr,
@@ -47,17 +48,14 @@ def embed(
     """The last IN_TAPS inputs → x (N, R). `newest` (N,) is x[t−1]; older ones lie in a ring of IN_DEPTH per stream."""
     x = tl.zeros((N, R), tl.float32) + tl.load(b_input + r)[None, :]
     for k in tl.static_range(IN_TAPS):
-        age = IN_TAPS - k
         value = newest
-        if age > 1:
-            slot = ((t - age) & (IN_DEPTH - 1)).to(tl.int32)
-            value = tl.load(inputs_row + slot, mask=active, other=-1.0 if ONE_HOT else 0.0)
-        if ONE_HOT:  # class −1: there was no input yet
-            rows = w_input + (k * A_ROWS + value.to(tl.int32)) * R
-            x += tl.load(rows[:, None] + r[None, :], mask=(active & (value >= 0.0))[:, None], other=0.0)
-        else:
-            x += value[:, None] * tl.load(w_input + k * R + r)[None, :]
-    return tangent(x) if TANH else x
+        if k + 1 < IN_TAPS:
+            slot = ((t - (IN_TAPS - k)) & (IN_DEPTH - 1)).to(tl.int32)
+            value = tl.load(inputs_row + slot, mask=active, other=0.0)
+        x = add_input(x, value, active, w_input + k * A_ROWS * R, r, R, ONE_HOT)
+    if TANH:
+        x = tangent(x)
+    return x
 
 
 @triton.jit
@@ -106,7 +104,11 @@ def choose_in_blocks(
     return chosen
 
 
-@triton.jit
+# One compiled kernel for every number of streams and samples, and for outputs that begin anywhere.
+@triton.jit(
+    do_not_specialize=["stride", "logits_width", "n_columns", "batch", "steps"],
+    do_not_specialize_on_alignment=["audio", "draws", "logits_out", "forced"],
+)
 def generate(
     # State, changed in place. rings (B, SLOTS, R) operands; inputs (B, IN_DEPTH); filters (B,): last de-emphasised value.
     rings, inputs, filters,
@@ -162,7 +164,7 @@ def generate(
         out = out_row + i
 
         # embed
-        x = embed(
+        x = embed_next(
             newest, inputs_row, t, w_input, b_input, r, active,
             CLASSES if ONE_HOT else 1, IN_TAPS, IN_DEPTH, R, ONE_HOT, TANH, N,
         )  # fmt: skip

@@ -16,12 +16,13 @@ from wavenet_fast.emulated import Program
 from wavenet_fast.errors import BackendError
 
 from .dense import dense
+from .embed import embed
 from .generate import generate
 from .residual_block import residual_block
 from .sample import sample
 from .tuning import Options, shared_limit
 
-KERNELS = {"generate": generate, "residual_block": residual_block, "sample": sample, "dense": dense}
+KERNELS = {"generate": generate, "residual_block": residual_block, "sample": sample, "dense": dense, "embed": embed}
 Grid = tuple[int, ...]
 
 
@@ -30,6 +31,7 @@ class Launcher(Protocol):
 
     device: torch.device
     capability: int
+    multiprocessors: int
     """Of the GPU that the kernels are compiled for: 90 is sm_90."""
     upcast: bool
     """Whether products in bf16 must be made in fp32: Triton's interpreter."""

@@ -11,7 +11,10 @@ import triton.language as tl
 from .stages import column_of_sample, gate, hear, matrix, operand, product, tap_matrix
 
 
-@triton.jit
+# One compiled kernel for all layers and for every number of samples.
+@triton.jit(
+    do_not_specialize=["x_stride", "x_next_stride", "skip_stride", "projected_stride", "column_stride", "dilation"]
+)
 def residual_block(
     # x (B, (K−1)·dilation + T, R) fp32: first what was before, oldest first, then the samples; x_next the same of T
     # samples, rows of x_next_stride; skip (B, T, S) fp32, changed in place.

@@ -7,7 +7,7 @@ from .generate import choose_in_blocks
 from .stages import choose, draw_value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "logits_stride", "width"])
 def sample(
     # (n, logits_stride) fp32, (n, 4) fp32 → (n,) fp32: classes, or values in −1 … 1
     logits, uniforms, draws, n, logits_stride, width, temperature, log_scale_min,

@@ -69,6 +69,22 @@ def gate(a, b):
     return (1.0 - ea) / ((1.0 + ea) * (1.0 + eb))
 
 
+# --- embed ------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def add_input(x, value, valid, w_tap, r, R: tl.constexpr, ONE_HOT: tl.constexpr):
+    """x (N, R) and one tap of the input convolution: a row of the table (classes, R), or value (N,) times a vector.
+
+    Class −1 is no input: there was none yet."""
+    if ONE_HOT:
+        rows = w_tap + value.to(tl.int32) * R
+        x += tl.load(rows[:, None] + r[None, :], mask=(valid & (value >= 0.0))[:, None], other=0.0)
+    else:
+        x += value[:, None] * tl.load(w_tap + r)[None, :]
+    return x
+
+
 # --- addresses: one function per tensor -------------------------------------------------------------------------
 
 

@@ -54,6 +54,10 @@ def for_sample() -> Options:
     return Options(16, 8, 1)
 
 
+def for_embed() -> Options:
+    return Options(16, 4, 1)
+
+
 def for_dense() -> Options:
     """Tiles of 16 × 64 outputs over 32 inputs at a time."""
     return Options(16, 4, 1)

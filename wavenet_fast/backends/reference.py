@@ -22,7 +22,7 @@ from ..reference import Reference
 from ..reference import State as NetworkState
 from ..rng import uniforms
 from ..sampling import sample
-from ..signal import drawn_signal, fed_back, heard_signal, to_waveform, without_emphasis
+from ..signal import fed_back, sound_of, to_waveform
 from .base import Progress, as_array, check_beginning, check_identity
 
 _STATE_VERSION = 1
@@ -242,11 +242,8 @@ class ReferenceEngine:
         if forced is None:
             sound, stream.memory = to_waveform(drawn, c, stream.memory)
             return sound
-        past = without_emphasis(heard_signal(forced, c), c, stream.memory)
-        before = np.concatenate([[np.float32(stream.memory)], past[:-1]])
-        stream.memory = float(past[-1])
-        emphasised = drawn_signal(drawn, c) + np.float32(c.signal.preemphasis) * before
-        return np.clip(emphasised / np.float32(c.signal.gain), np.float32(-1), np.float32(1))
+        sound, stream.memory = sound_of(drawn, forced, c, stream.memory)
+        return sound
 
     def _conditioning(self, stream: Stream, frame: int) -> torch.Tensor:
         """(hop, 1, L, G) for the samples of one frame, from the frames it depends on and no others.

@@ -1,0 +1,298 @@
+"""A model on a device: its packed weights, its tables, and every kernel called with them.
+
+Tensors are torch's, on the launcher's device. B utterances, T samples; the letters of padded sizes are those of
+`shapes.Shape`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import triton.language as tl
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wavenet_fast.config import CategoricalHead, Linear, WaveNetConfig
+from wavenet_fast.packing import hearing_format
+from wavenet_fast.signal import drawn_signal, fed_back
+
+from . import tuning
+from .launch import Launcher
+from .packing import pack
+from .shapes import Shape, depths
+
+OPERANDS: dict[str, tuple[torch.dtype, Any]] = {
+    "fp32": (torch.float32, tl.float32), "bf16": (torch.bfloat16, tl.bfloat16), "fp16": (torch.float16, tl.float16),
+}  # fmt: skip
+"""Number format → that of weights and operands, in torch and in Triton."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Conditioning of one call. `projected` (B, n, LAYERS, 2, HALF); the first sample's place in it and the last column
+    of each utterance, (B,) int32: see `stages.column_of_sample`."""
+
+    projected: Tensor
+    first_q: Tensor
+    last_column: Tensor
+
+
+class Model:
+    """Immutable. `dtype` is the number format, "fp32", "bf16" or "fp16"."""
+
+    def __init__(
+        self, config: WaveNetConfig, weights: Mapping[str, NDArray[np.float32]], dtype: str, launcher: Launcher
+    ) -> None:
+        self.config, self.dtype, self.launcher, self.shape = config, dtype, launcher, Shape.of(config)
+        self.operand, self._OP = OPERANDS[dtype]
+        packed = pack(config, weights, dtype)
+        self._weights = {name: self.tensor(array) for name, array in packed.items()}
+        slots = depths(config)
+        first = np.concatenate([[0], np.cumsum(slots)[:-1]])
+        self.rings = list(zip(config.dilations, first.tolist(), slots, strict=True))
+        """Of each layer: dilation, first slot, slots."""
+        self._layers = self.tensor(np.array(self.rings, np.int32))
+        self._fraction, self._shift = map(self.tensor, _interpolation(config, dtype))
+        sound = feedback = np.zeros(1, np.float32)
+        if isinstance(config.head, CategoricalHead):
+            classes = np.arange(config.out_channels)
+            sound, feedback = drawn_signal(classes, config), fed_back(classes, config).astype(np.float32)
+        self._sound, self._feedback = self.tensor(sound), self.tensor(feedback)
+
+    def tensor(self, array: NDArray[Any]) -> Tensor:
+        """An array on the device; uint16 are bf16 words."""
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if array.dtype == np.uint16:
+            tensor = tensor.view(torch.bfloat16)
+        return tensor.clone().to(self.launcher.device)
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=self.launcher.device)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the matrices that every sample passes, padding included."""
+        names = ("w_dilated", "w_residual", "w_skip", "w_hidden", "w_out")
+        return sum(self._weights[name].numel() * self._weights[name].element_size() for name in names)
+
+    # --- conditioning -------------------------------------------------------------------------------------------
+
+    def starts(self, speakers: NDArray[np.float32]) -> Tensor:
+        """What a projection begins with: biases and the speaker's share. (B, P) → (B, LAYERS·2·HALF)."""
+        bias = self._weights["b_project"]
+        if "speaker" not in self._weights:
+            return bias.expand(len(speakers), -1).contiguous()
+        matrix = self._weights["speaker"]
+        # One vector after the other: a product of many may add in another order.
+        shares = [(self.tensor(vector)[:, None] * matrix).sum(0) for vector in speakers]
+        return torch.stack([bias + (share + self._weights["b_speaker"]) for share in shares])
+
+    def project(self, features: Tensor, starts: Tensor) -> Tensor:
+        """(B, n, C) → (B, n, LAYERS, 2, HALF), rounded to bf16 where the kernels interpolate in bf16."""
+        s, hearing = self.shape, hearing_format(self.dtype)
+        batch, n, channels = features.shape
+        width = s.LAYERS * 2 * s.HALF
+        rounded = s.UPSAMPLING == 1 and hearing == "bf16"
+        flat = self._dense(
+            features.reshape(-1, channels), self._weights["project"], starts, n, OPERANDS[hearing][1], rounded=rounded
+        )
+        assert flat.shape[1] == width
+        return flat.view(batch, n, s.LAYERS, 2, s.HALF)
+
+    def _dense(
+        self, x: Tensor, w: Tensor, start: Tensor, group: int, OP: Any, relu: bool = False, rounded: bool = False
+    ) -> Tensor:
+        """x·w on top of a row of `start` (groups, outputs) for every `group` rows of x (n, inputs)."""
+        o, (inputs, outputs) = tuning.for_dense(), w.shape
+        out = self.empty(len(x), outputs)
+        block = 64
+        self.launcher.run(
+            "dense", (-(-len(x) // o.tile), -(-outputs // block)),
+            {
+                "x": x, "w": w, "start": start, "out": out, "n": len(x), "group": group, "inputs": inputs,
+                "outputs": outputs, "RELU": relu, "OP": OP, "UPCAST": self._upcast(OP), "ROUND": rounded,
+                "N": o.tile, "BLOCK_INPUTS": 32, "BLOCK_OUTPUTS": block,
+            }, o,
+        )  # fmt: skip
+        return out
+
+    def _upcast(self, OP: Any) -> bool:
+        return self.launcher.upcast and OP == tl.bfloat16
+
+    # --- sample by sample ---------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        rings: Tensor,
+        inputs: Tensor,
+        filters: Tensor,
+        positions: Tensor,
+        seeds: Tensor,
+        counts: Tensor,
+        phases: Tensor,
+        heard: Heard,
+        audio: Tensor,
+        draws: Tensor,
+        logits: Tensor | None,
+        forced: Tensor | None,
+        steps: int,
+        temperature: float,
+        trace: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """`steps` samples; see the arguments of `generate.generate`. audio, draws, logits and forced are (B, ≥ steps,
+        …) parts of tensors with the same row stride."""
+        c, s = self.config, self.shape
+        batch = len(rings)
+        o = tuning.for_generate(s, self.dtype, self.launcher.capability, batch, self.launcher.multiprocessors)
+        scratch = self.empty(batch, s.A) if s.A > s.BLOCK_CLASSES else None
+        names = ("w_input", "b_input", "w_dilated", "b_dilated", "w_residual", "b_residual", "w_skip", "b_skip",
+                 "w_hidden", "b_hidden", "w_out", "b_out")  # fmt: skip
+        traces = {f"{stage}_trace": None if trace is None else trace[stage] for stage in trace_shapes(s)}
+        self.launcher.run(
+            "generate", (-(-batch // o.tile),),
+            {
+                "rings": rings, "inputs": inputs, "filters": filters, "positions": positions, "seeds": seeds,
+                "counts": counts, "phases": phases, "projected": heard.projected, "first_q": heard.first_q,
+                "last_column": heard.last_column, "fraction": self._fraction, "shift": self._shift,
+                "n_columns": heard.projected.shape[1], **{name: self._weights[name] for name in names},
+                "layers": self._layers, "sound": self._sound, "feedback": self._feedback, "audio": audio,
+                "draws": draws, "logits_out": logits, "forced": forced, "scratch": scratch,
+                "stride": audio.stride(0), "logits_width": c.out_channels, **traces,
+                "batch": batch, "steps": steps, "temperature": temperature, "log_scale_min": self._log_scale_min,
+                "preemphasis": c.signal.preemphasis, "gain": c.signal.gain, "mu": self._mu,
+                "residual_scale": c.residual_scale, "skip_scale": c.skip_scale,
+                **s.constexprs(), "OP": self._OP, "UPCAST": self._upcast(self._OP), "FORCED": forced is not None,
+                "LOGITS": logits is not None, "TRACE": trace is not None, "N": o.tile, "BLOCK_GATE": o.block_gate,
+                "BLOCK_HIDDEN": o.block_hidden,
+            }, o,
+        )  # fmt: skip
+
+    @property
+    def _log_scale_min(self) -> float:
+        floor = getattr(self.config.head, "log_scale_min", None)
+        return -float("inf") if floor is None else floor
+
+    @property
+    def _mu(self) -> float:
+        head = self.config.head
+        return float(head.classes - 1 if isinstance(head, CategoricalHead) else self.config.signal.mu)
+
+    # --- all samples at once ------------------------------------------------------------------------------------
+
+    def score(
+        self, rings: Tensor, heard_inputs: Tensor, positions: NDArray[np.int64], counts: NDArray[np.int64], heard: Heard
+    ) -> Tensor:
+        """Logits (B, T, A padded) under a known history; `rings` go on as if the samples had been made one by one.
+
+        heard_inputs  (B, IN_TAPS + T): see `embed.embed`"""
+        s, w = self.shape, self._weights
+        batch, T = len(rings), heard_inputs.shape[1] - s.IN_TAPS
+        n_samples = self.tensor(counts.astype(np.int32))
+        reach = (s.K - 1) * self.config.dilations[0]
+        x = self.empty(batch, reach + T, s.R)
+        o = tuning.for_embed()
+        self.launcher.run(
+            "embed", (-(-T // o.tile), batch),
+            {
+                "heard": heard_inputs, "x": x[:, reach:], "heard_stride": heard_inputs.stride(0),
+                "x_stride": x.stride(0), "counts": n_samples, "w_input": w["w_input"], "b_input": w["b_input"],
+                "A_ROWS": self.config.in_channels, "IN_TAPS": s.IN_TAPS, "R": s.R, "ONE_HOT": s.ONE_HOT,
+                "TANH": s.TANH, "N": o.tile,
+            }, o,
+        )  # fmt: skip
+        skip = torch.zeros(batch, T, s.S, device=self.launcher.device)
+        if not s.RUNNING:
+            skip += w["b_skip"][0]
+        for i in range(s.LAYERS):
+            x = self._layer(i, x, skip, rings, positions, counts, n_samples, heard)
+        if not s.RUNNING:
+            skip *= self.config.skip_scale
+        hidden = self._dense(skip.view(-1, s.S), w["w_hidden"], w["b_hidden"][None], batch * T, self._OP, relu=True)
+        logits = self._dense(hidden, w["w_out"], w["b_out"][None], batch * T, self._OP, relu=True)
+        return logits.view(batch, T, s.A)
+
+    def _layer(
+        self, i: int, x: Tensor, skip: Tensor, rings: Tensor, positions: NDArray[np.int64], counts: NDArray[np.int64],
+        n_samples: Tensor, heard: Heard,
+    ) -> Tensor:  # fmt: skip
+        """One residual block over (B, reach + T, R), whose past is filled in here and whose ring is brought up to date;
+        returns the next block's x."""
+        c, s, w = self.config, self.shape, self._weights
+        dilation, first, depth = self.rings[i]
+        batch, reach = len(x), (s.K - 1) * dilation
+        T, last = x.shape[1] - reach, i + 1 == s.LAYERS
+        b = torch.arange(batch, device=x.device)[:, None]
+        before = self.tensor(first + (positions[:, None] + np.arange(-reach, 0)) % depth)
+        x[:, :reach] = rings[b, before].float()
+        next_reach = 0 if last else (s.K - 1) * c.dilations[i + 1]
+        x_next = x if last else self.empty(batch, next_reach + T, s.R)
+        o = tuning.for_residual_block(s, self.dtype, self.launcher.capability)
+        self.launcher.run(
+            "residual_block", (-(-T // o.tile), batch),
+            {
+                "x": x, "x_next": x_next[:, next_reach:], "skip": skip, "x_stride": x.stride(0),
+                "x_next_stride": x_next.stride(0), "skip_stride": skip.stride(0), "counts": n_samples,
+                "projected": heard.projected[:, :, i], "first_q": heard.first_q, "last_column": heard.last_column,
+                "fraction": self._fraction, "shift": self._shift, "projected_stride": heard.projected.stride(0),
+                "column_stride": heard.projected.stride(1), "w_dilated": w["w_dilated"][i],
+                "b_dilated": w["b_dilated"][i], "w_residual": w["w_residual"][i], "b_residual": w["b_residual"][i],
+                "w_skip": w["w_skip"][i], "b_skip": w["b_skip"][i if s.RUNNING else 0], "dilation": dilation,
+                "residual_scale": c.residual_scale, "skip_scale": c.skip_scale if i else 1.0, "K": s.K, "R": s.R,
+                "HALF": s.HALF, "S": s.S, "HOP": s.HOP, "UPSAMPLING": s.UPSAMPLING, "OP": self._OP,
+                "UPCAST": self._upcast(self._OP), "RESIDUAL": not last, "BIASED_SKIP": s.RUNNING, "N": o.tile,
+                "BLOCK_GATE": o.block_gate,
+            }, o,
+        )  # fmt: skip
+        # The newest inputs of each utterance go to their slots; of a long call all that the ring holds, of a short one
+        # as many as there are.
+        ages = counts[:, None] - 1 - np.arange(min(depth, T))
+        rows, columns = np.nonzero(ages >= 0)
+        made = ages[rows, columns]
+        slots = first + (positions[rows] + made) % depth
+        kept = x[self.tensor(rows), self.tensor(reach + made)]
+        rings[self.tensor(rows), self.tensor(slots)] = self.rounded(kept)
+        return x_next
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """As operands: `stages.operand`."""
+        return x.clamp(-65504, 65504).half() if self.operand == torch.float16 else x.to(self.operand)
+
+    def draw(self, logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+        """(n, ≥ A) and (n, 4) → (n,) fp32: classes as numbers, or values."""
+        s, o = self.shape, tuning.for_sample()
+        draws = self.empty(len(logits))
+        self.launcher.run(
+            "sample", (-(-len(logits) // o.tile),),
+            {
+                "logits": logits, "uniforms": uniforms, "draws": draws, "n": len(logits),
+                "logits_stride": logits.stride(0), "width": self.config.out_channels, "temperature": temperature,
+                "log_scale_min": self._log_scale_min, "CLASSES": s.CLASSES, "COMPONENTS": s.COMPONENTS,
+                "HEAD": s.HEAD, "A": s.A, "N": o.tile, "BLOCK_CLASSES": s.BLOCK_CLASSES,
+            }, o,
+        )  # fmt: skip
+        return draws
+
+
+def trace_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Stage → what `generate` leaves of it for every sample, padded."""
+    s = shape
+    return {
+        "conditioning": (s.LAYERS, 2, s.HALF), "embed": (s.R,), "gate": (s.LAYERS, s.HALF), "x": (s.LAYERS, s.R),
+        "skip": (s.S,), "hidden": (s.H,),
+    }  # fmt: skip
+
+
+def _interpolation(config: WaveNetConfig, dtype: str) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """By place within the hop: the weight of the right column, and 0 or −1, where the left one lies. In bf16 weights
+    are multiples of 1/256, as in `reference.Reference.conditioning`."""
+    up = config.conditioning.upsampling
+    place = np.arange(config.hop_length) / config.hop_length - (up.frame_centre if isinstance(up, Linear) else 0.0)
+    left = np.floor(place)
+    weight = (place - left).astype(np.float32)
+    if hearing_format(dtype) == "bf16":
+        weight = np.floor(weight * np.float32(256) + np.float32(0.5)) / np.float32(256)
+    return weight, left.astype(np.int32)

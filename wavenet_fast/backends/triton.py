@@ -1,0 +1,277 @@
+"""The backend `triton`: the kernels of kernels/triton behind the contract of `base.Engine`, on a GPU or emulated.
+
+Who does what: the conditioning network runs on the host, frame by frame, as in the reference; its output is projected
+to all layers on the device; the sample loop is one launch for each window of frames. Where the history is known
+(`forced`), all samples of a window are made at once instead, layer by layer, and the same bits come out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..config import CategoricalHead, WaveNetConfig
+from ..errors import BackendError, InputError
+from ..kernels.triton.launch import CudaLauncher, EmulatedLauncher, Launcher
+from ..kernels.triton.model import Heard, Model, trace_shapes
+from ..rng import uniforms
+from ..signal import sound_of
+from .features import Features
+from .host_engine import Call, HostEngine
+from .host_state import HostState
+
+DTYPES = ("fp32", "fp16", "bf16")
+_PROJECTED_BYTES = 128 << 20
+"""Of the projected conditioning of one launch, unless a single frame of the batch needs more."""
+_LAUNCH_SAMPLES = 8192
+"""Of one stream in one launch: between launches progress is told and Ctrl-C heard."""
+_STATE_FORMAT = "triton 1"
+
+
+def launcher_for(device: str) -> Launcher:
+    """ "cuda", "cuda:N", "emulated" (as compiled for sm_90) or "emulated:sm_N"."""
+    if (emulated := re.fullmatch(r"emulated(?::sm_(\d+))?", device)) is not None:
+        return EmulatedLauncher(int(emulated[1] or 90))
+    return CudaLauncher(torch.device(device))
+
+
+class TritonState(HostState):
+    """`rings` (B, slots, R padded), on the device: (K−1)·D + 1 slots for each layer in turn, operands in the model's
+    number format; slot t mod slots is the layer's input at sample t."""
+
+    engine: TritonEngine
+
+    def __init__(self, engine: TritonEngine, seeds: NDArray[np.uint64], speakers: NDArray[np.float32]) -> None:
+        model, batch = engine.model, len(seeds)
+        shape = (batch, model.shape.SLOTS, model.shape.R)
+        try:
+            self.rings = torch.zeros(shape, dtype=model.operand, device=model.launcher.device)
+        except RuntimeError as error:  # torch's for memory that is not there, on a GPU and elsewhere
+            size = np.prod(shape, dtype=float) * model.operand.itemsize / 2**30
+            raise InputError(
+                f"{batch} streams need {size:.1f} GiB of history, which is not there; use fewer"
+            ) from error
+        super().__init__(engine, seeds, speakers)
+
+    def _zero_rings(self, mask: NDArray[np.bool_]) -> None:
+        self.rings[torch.from_numpy(mask).to(self.rings.device)] = 0
+
+    def _saved_rings(self) -> dict[str, NDArray[Any]]:
+        rings = self.rings[..., : self.engine.config.residual_channels].cpu().contiguous()
+        if rings.dtype == torch.bfloat16:
+            return {"rings": rings.view(torch.int16).numpy().view(np.uint16).copy()}
+        return {"rings": rings.numpy().copy()}
+
+    def _load_rings(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        rings = self.engine.model.tensor(arrays["rings"])
+        self.rings[..., : rings.shape[-1]] = rings
+
+    def _copied_rings(self) -> Tensor:
+        return self.rings.clone()
+
+    def _put_back_rings(self, copied: Tensor) -> None:
+        self.rings.copy_(copied)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Frames that one launch makes: for each stream `counts` samples from `done` on; `steps` is the largest count."""
+
+    first_frames: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    done: int
+    steps: int
+
+
+class TritonEngine(HostEngine[TritonState]):
+    """A model made ready for a GPU, or for its emulation; immutable. Implements `base.Engine`.
+
+    dtype     "fp32" (IEEE), "fp16" or "bf16": of weights and of the activations that meet them
+    device    "cuda", "cuda:N", "emulated" or "emulated:sm_N"
+    launcher  another way to run the kernels, for tests
+
+    Raises `BackendError` for weights that do not fit the number format, and where the kernels do not fit the GPU.
+    """
+
+    name = "triton"
+
+    def __init__(
+        self,
+        config: WaveNetConfig,
+        weights: Mapping[str, NDArray[np.float32]],
+        dtype: str = "bf16",
+        device: str = "cuda",
+        launcher: Launcher | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise BackendError(f"dtype is {dtype!r}; the triton backend offers {', '.join(DTYPES)}")
+        super().__init__(config, weights, dtype, _STATE_FORMAT)
+        launcher = launcher_for(device) if launcher is None else launcher
+        self.model = Model(config, weights, dtype, launcher)
+        self.isa = f"sm_{launcher.capability}" + ("" if device.startswith("cuda") else f", {device.partition(':')[0]}")
+        self._features = Features(config, weights)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the packed matrices that every sample passes, padding included."""
+        return self.model.weight_bytes
+
+    def _new_state(self, seeds: NDArray[np.uint64], speakers: NDArray[np.float32]) -> TritonState:
+        return TritonState(self, seeds, speakers)
+
+    def trace(
+        self, mel: NDArray[np.float32], forced: NDArray[Any], seed: int = 0, speaker: NDArray[np.float32] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Every stage of one utterance under forced history, as `cpu.CpuEngine.trace` gives them, made by the sample
+        loop itself."""
+        T, frames = mel.shape[-1] * self.config.hop_length, mel.shape[-1]
+        stages: dict[str, NDArray[np.float32]] = {"logits": np.empty((1, T, self.config.out_channels), np.float32)}
+        state = self.start(np.array([seed], np.uint64), None if speaker is None else np.asarray(speaker)[None])
+        self._advance(
+            state, mel[None], np.array([frames]), np.array([True]), 1.0, 1, np.asarray(forced)[None],
+            stages["logits"], True, None, stages,
+        )  # fmt: skip
+        return stages
+
+    # --- one call -----------------------------------------------------------------------------------------------
+
+    def _run(self, state: TritonState, call: Call) -> None:
+        starts = self.model.starts(state.speakers)
+        total, made = int(call.counts.sum()), 0
+        for window in self._windows(state, call):
+            heard = self._heard(state, call, window, starts)
+            if call.forced is not None and call.stages is None:
+                self._score(state, call, window, heard)
+            else:
+                self._generate(state, call, window, heard)
+            made += int(window.counts.sum())
+            if call.progress is not None and made < total:
+                call.progress(made, total)
+
+    def _windows(self, state: TritonState, call: Call) -> Iterator[_Window]:
+        s, hop = self.model.shape, self.config.hop_length
+        column = s.LAYERS * 2 * s.HALF * 4 * (hop if s.UPSAMPLING == 2 else 1)
+        frames = max(1, min(_PROJECTED_BYTES // (column * state.batch) - 2, _LAUNCH_SAMPLES // hop))
+        if call.stages is not None:
+            frames = call.longest // hop
+        for done in range(0, call.longest, frames * hop):
+            counts = np.clip(call.counts - done, 0, frames * hop)
+            yield _Window((state.positions + done) // hop, counts, done, int(counts.max()))
+
+    def _heard(self, state: TritonState, call: Call, window: _Window, starts: Tensor) -> Heard:
+        """The conditioning of a window: features on the host, stream by stream, projected on the device."""
+        c, hop = self.config, self.config.hop_length
+        rows, first_q = [], np.zeros(state.batch, np.int32)
+        for b in range(state.batch):
+            held, new = int(state.mel_frames[b]), int(call.frames[b])
+            mel = np.concatenate([state.mel[b, :held].T, call.mel[b, :, :new]], axis=1)
+            first = int(window.first_frames[b])
+            part, begin = self._features.rows(
+                mel, int(state.frames[b]) - held, first, first + int(window.counts[b]) // hop
+            )
+            rows.append(part)
+            first_q[b] = 0 if begin is None else first * hop + c.conditioning.offset - begin * hop
+        width = max(len(part) for part in rows)
+        features = torch.zeros(state.batch, max(width, 1), c.conditioning_channels)
+        for b, part in enumerate(rows):
+            features[b, : len(part)] = part
+        last = np.array([max(len(part) - 1, 0) for part in rows], np.int32)
+        projected = self.model.project(features.to(self.model.launcher.device), starts)
+        return Heard(projected, self.model.tensor(first_q), self.model.tensor(last))
+
+    # --- sample by sample ---------------------------------------------------------------------------------------
+
+    def _generate(self, state: TritonState, call: Call, window: _Window, heard: Heard) -> None:
+        model, c, n = self.model, self.config, window.steps
+        positions = state.positions + window.done
+        inputs = model.tensor(self._rolled(state.inputs, positions))
+        filters = model.tensor(state.filters)
+        audio, draws = model.empty(state.batch, n), model.empty(state.batch, n)
+        logits = None if call.logits is None else model.empty(state.batch, n, c.out_channels)
+        piece = slice(window.done, window.done + n)
+        forced = None if call.forced is None else model.tensor(call.forced[:, piece])
+        trace = None
+        if call.stages is not None:
+            trace = {name: model.empty(state.batch, n, *shape) for name, shape in trace_shapes(model.shape).items()}
+        depths = np.array([depth for _, _, depth in model.rings])
+        model.generate(
+            state.rings, inputs, filters, model.tensor(positions), model.tensor(state.seeds.view(np.int64)),
+            model.tensor(window.counts.astype(np.int32)),
+            model.tensor((positions[None] % depths[:, None]).astype(np.int32)), heard, audio, draws, logits, forced, n,
+            call.temperature, trace,
+        )  # fmt: skip
+        state.inputs[:] = self._unrolled(inputs.cpu().numpy(), positions + window.counts)
+        state.filters[:] = filters.cpu().numpy()
+        self._give(call, window, audio.cpu().numpy(), draws.cpu().numpy(), None if logits is None else logits.cpu())
+        if trace is not None and call.stages is not None:
+            call.stages.update(self._unpadded(trace))
+
+    def _rolled(self, inputs: NDArray[np.float32], positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Past inputs (B, taps), oldest first → the ring (B, IN_DEPTH) in which x[t] lies at slot t mod IN_DEPTH."""
+        taps, depth = inputs.shape[1], self.model.shape.IN_DEPTH
+        ring = np.zeros((len(inputs), depth), np.float32)
+        np.put_along_axis(ring, (positions[:, None] - taps + np.arange(taps)) % depth, inputs, axis=1)
+        return ring
+
+    def _unrolled(self, ring: NDArray[np.float32], positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        taps, depth = self.config.input.kernel_size, self.model.shape.IN_DEPTH
+        return np.take_along_axis(ring, (positions[:, None] - taps + np.arange(taps)) % depth, axis=1)
+
+    @staticmethod
+    def _give(
+        call: Call, window: _Window, audio: NDArray[np.float32], draws: NDArray[np.float32], logits: Tensor | None
+    ) -> None:
+        """A window's results (B, steps, …) to where the call wants them, up to each stream's count."""
+        for b, count in enumerate(window.counts):
+            to = slice(window.done, window.done + int(count))
+            if call.audio is not None:
+                call.audio[b, to] = audio[b, :count]
+            if call.raw is not None:
+                call.raw[b, to] = draws[b, :count]
+            if call.logits is not None and logits is not None:
+                call.logits[b, to] = logits[b, :count].numpy()
+
+    def _unpadded(self, trace: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+        """The stages of one utterance by the names of `reference.Reference`."""
+        c, half = self.config, self.config.gate_channels // 2
+        a = {name: tensor[0].cpu().numpy() for name, tensor in trace.items()}
+        heard = a["conditioning"][..., :half]
+        stages = {
+            "conditioning": heard.reshape(*heard.shape[:2], -1), "embed": a["embed"][:, : c.residual_channels],
+            "skip": a["skip"][:, : c.skip_channels], "hidden": a["hidden"][:, : c.head_channels],
+        }  # fmt: skip
+        stages |= {f"gate.{i}": a["gate"][:, i, :half] for i in range(c.n_layers)}
+        return stages | {f"x.{i}": a["x"][:, i, : c.residual_channels] for i in range(c.n_layers - 1)}
+
+    # --- all samples at once ------------------------------------------------------------------------------------
+
+    def _score(self, state: TritonState, call: Call, window: _Window, heard: Heard) -> None:
+        model, c, n = self.model, self.config, window.steps
+        assert call.forced is not None
+        positions = state.positions + window.done
+        past = call.forced[:, window.done : window.done + n]
+        history = np.concatenate([state.inputs, past], axis=1)
+        logits = model.score(
+            state.rings, model.tensor(history), positions, window.counts, heard
+        )  # fmt: skip
+        u = uniforms(state.seeds[:, None], positions[:, None] + np.arange(n)[None])
+        flat = logits.view(-1, logits.shape[-1])
+        draws = model.draw(flat, model.tensor(u.reshape(-1, 4)), call.temperature).view(-1, n).cpu().numpy()
+        audio = np.zeros_like(draws)
+        taps = np.arange(state.inputs.shape[1])
+        for b, count in enumerate(window.counts):
+            if count:
+                drawn: NDArray[Any] = draws[b, :count]
+                drawn = drawn.astype(np.int64) if isinstance(c.head, CategoricalHead) else drawn
+                audio[b, :count], state.filters[b] = sound_of(drawn, past[b, :count], c, float(state.filters[b]))
+            state.inputs[b] = history[b, count + taps]
+        self._give(call, window, audio, draws, logits[..., : c.out_channels].cpu())
+
+
