@@ -74,6 +74,7 @@ class Program:
         self.sites: list[Site] = translation.sites
         self.counters = translation.counters
         self.mutant = -1
+        self.time_limit: float | None = None
         self.kernels = {
             name: Kernel(
                 name, tuple(module.functions[name].parameters), translation.shared[name], module.functions[name].cluster
@@ -83,10 +84,10 @@ class Program:
         self.path = build(translation.source, mode)
         self._library = native.Library(self.path) if mode == "plain" else None
 
-    def with_mutant(self, site: int) -> Program:
-        """The same program with one site broken; see `mutate`."""
+    def with_mutant(self, site: int, time_limit: float | None = None) -> Program:
+        """The same program with one site broken, whose launches may take `time_limit` seconds; see `mutate`."""
         other = copy.copy(self)
-        other.mutant = site
+        other.mutant, other.time_limit = site, time_limit
         return other
 
     def launch(
@@ -120,6 +121,7 @@ class Program:
             EmulationError: an argument does not fit, or the kernel did something wrong: the message says what, on
                 which line of the PTX, in which block and thread.
         """
+        timeout = self.time_limit if timeout is None else timeout
         kernel = self.kernels.get(name)
         if kernel is None:
             raise EmulationError(f"there is no kernel {name!r}; there is: {', '.join(self.kernels)}")

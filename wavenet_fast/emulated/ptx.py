@@ -21,7 +21,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Variable:
-    """A `.shared`, `.global`, `.const`, `.local` or `.param` variable; `size` in bytes, None where the launch sets it."""
+    """A `.shared`, `.global`, `.const`, `.local` or `.param` variable; `size` in bytes, or None: the launch sets it."""
 
     name: str
     space: str
@@ -54,6 +54,8 @@ class Instruction:
     guard: str | None
     line: int
     scope: Scope
+    # Where in the text it begins and where, with its semicolon, it ends.
+    span: tuple[int, int]
 
     @property
     def parts(self) -> list[str]:
@@ -330,13 +332,16 @@ def _read_body(reader: _Reader, function: Function, module: Module) -> None:
                 scope.labels[match[1]] = len(function.body)
                 function.body.append(Label(match[1], line, scope))
         else:
+            start = reader.position
             statement = " ".join(reader.until(";").split())
             reader.position += 1
-            _read_statement(statement, line, scope, function, module)
+            _read_statement(statement, line, (start, reader.position), scope, function, module)
     raise EmulationError(f"the PTX ends inside of `{function.name}`: give the compiler's whole output", function.line)
 
 
-def _read_statement(statement: str, line: int, scope: Scope, function: Function, module: Module) -> None:
+def _read_statement(
+    statement: str, line: int, span: tuple[int, int], scope: Scope, function: Function, module: Module
+) -> None:
     if not statement or statement.startswith(".pragma"):
         return
     if match := re.match(r"\.reg\s+\.(\w+)\s+(.*)", statement):
@@ -361,4 +366,4 @@ def _read_statement(statement: str, line: int, scope: Scope, function: Function,
     if not match:
         raise EmulationError(f"line {line}: `{statement[:80]}` is not an instruction that is known here", line)
     guard = match[1].replace(" ", "") if match[1] else None
-    function.body.append(Instruction(match[2], split_operands(match[3]), guard, line, scope))
+    function.body.append(Instruction(match[2], split_operands(match[3]), guard, line, scope, span))

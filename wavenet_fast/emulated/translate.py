@@ -333,7 +333,8 @@ class Emitter:
     # ---- the whole function
 
     def run(self) -> list[str]:
-        for self.position, item in enumerate(self.function.body):
+        for position, item in enumerate(self.function.body):
+            self.position = position
             if isinstance(item, Label):
                 self.text.append(f"  {_identifier(item.name)}_{item.scope.index}_label:;")
             else:
@@ -354,6 +355,7 @@ class Emitter:
         if self.options.lines:
             self.text.append(f'#line {i.line} "kernel.ptx"')
         guard = f"if ({self._predicate(i.guard)}) " if i.guard else ""
+        start = len(self.text)
         self.text.append(f"  {guard}{{")
         if self.options.count:
             name = label(i)
@@ -365,6 +367,9 @@ class Emitter:
         except (ValueError, IndexError, KeyError, StopIteration) as error:
             raise self.error(f"`{i.opcode}` is not understood") from error
         self.text.append("  }")
+        if self.options.lines:
+            # On one line, so that all of it has the line of the PTX.
+            self.text[start:] = [" ".join(piece.strip() for piece in self.text[start:])]
 
 
 def _identifier(name: str) -> str:
