@@ -43,3 +43,20 @@ class MelMismatchWarning(UserWarning):
 
 class BackendWarning(UserWarning):
     """A GPU is there and `auto` does not use it; the message says why."""
+
+
+class EmulationError(WavenetFastError, RuntimeError):
+    """The PTX executor cannot translate a kernel, or the kernel it ran did something wrong; `line` is the PTX line."""
+
+    def __init__(self, message: str, line: int | None = None, report: str = "") -> None:
+        super().__init__(message)
+        self.line = line
+        self.report = report
+
+
+class RaceError(EmulationError):
+    """ThreadSanitizer found two accesses of a kernel that nothing orders; `report` is its report."""
+
+
+class BoundsError(EmulationError):
+    """AddressSanitizer found an access out of bounds; `report` is its report."""

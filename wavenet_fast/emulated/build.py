@@ -1,0 +1,143 @@
+"""Compiles generated C++ with the machine's compiler, and keeps what it made on disk.
+
+The cache lies in `$XDG_CACHE_HOME/wavenet_fast/emulated` (or `~/.cache/…`); its key holds the source, the runtime, the
+flags, the compiler's version and the processor. A file appears there by rename, so that two processes may build at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from wavenet_fast.errors import EmulationError
+
+RUNTIME = Path(__file__).parent / "runtime"
+# -ffp-contract=off: a product and a sum are fused where the PTX says so. No strict aliasing: memory has no types.
+COMMON = [
+    "-std=c++17",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-fno-math-errno",
+    "-w",
+]
+MODES = {
+    "plain": ["-O1"],
+    "thread": ["-O1", "-g1", "-fsanitize=thread"],
+    "address": ["-O1", "-g1", "-fsanitize=address", "--param", "asan-stack=0"],
+}
+
+
+@functools.cache
+def _version(compiler: tuple[str, ...]) -> str:
+    return subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+
+
+def compiler() -> list[str]:
+    """The C++ compiler: `$CXX`, or the first of g++, c++ and clang++ that is there.
+
+    Raises:
+        EmulationError: there is none.
+    """
+    if os.environ.get("CXX"):
+        command = shlex.split(os.environ["CXX"])
+        if shutil.which(command[0]):
+            return command
+        raise EmulationError(f"CXX is `{os.environ['CXX']}`, which is not there: unset it or name a C++ compiler")
+    for name in ("g++", "c++", "clang++"):
+        if shutil.which(name):
+            return [name]
+    raise EmulationError(
+        "emulating a GPU needs a C++ compiler, and none of g++, c++ and clang++ was found: "
+        "install one (Debian: apt-get install g++) or name it in CXX"
+    )
+
+
+def cache_directory() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "wavenet_fast" / "emulated"
+
+
+@functools.cache
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    facts = [line for line in lines if line.startswith(("flags", "Features", "model name"))]
+    return "\n".join([platform.machine(), *facts[:2]])
+
+
+@functools.cache
+def _runtime_text() -> bytes:
+    return b"".join(path.name.encode() + path.read_bytes() for path in sorted(RUNTIME.iterdir()) if path.is_file())
+
+
+def _run(command: list[str], what: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise EmulationError(f"{command[0]} cannot compile {what}: {(done.stderr or done.stdout).strip()[-2000:]}")
+
+
+def _cached(key: str, name: str, make: list[list[str]], what: str, directory: Path) -> Path:
+    """`directory/name`, made by the commands unless it is there; `OUT` in a command is where to write."""
+    path = directory / f"{key[:32]}-{name}"
+    if path.exists():
+        return path
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=directory, suffix=f"-{name}")
+    except OSError as error:
+        raise EmulationError(
+            f"cannot write to {directory}: {error}; set XDG_CACHE_HOME to a folder that can be written"
+        ) from error
+    os.close(handle)
+    try:
+        for command in make:
+            _run([temporary if word == "OUT" else word for word in command], what)
+        os.chmod(temporary, 0o755)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def _key(*pieces: str) -> str:
+    digest = hashlib.sha256(_runtime_text())
+    for piece in pieces:
+        digest.update(b"\0" + piece.encode())
+    return digest.hexdigest()
+
+
+def build(source: str, mode: str, optimise: str | None = None) -> Path:
+    """A shared library (mode `plain`) or a program (`thread`, `address`) of generated C++.
+
+    Raises:
+        EmulationError: no compiler, or it fails.
+    """
+    command = compiler()
+    directory = cache_directory()
+    native = [] if platform.machine() not in ("x86_64", "aarch64") else ["-march=native"]
+    flags = [*COMMON, *native, *(["-fno-gnu-unique"] if "clang" not in _version(tuple(command)) else [])]
+    identity = (*command, _version(tuple(command)), _processor(), *flags)
+    objects = []
+    for name in ("simt", "warp", *(["main"] if mode != "plain" else [])):
+        make = [*command, *flags, "-O2", "-c", str(RUNTIME / f"{name}.cpp"), "-o", "OUT"]
+        objects.append(str(_cached(_key(*identity, name), f"{name}.o", [make], "the runtime", directory)))
+    own = [*MODES[mode], *([optimise] if optimise else [])]
+    with tempfile.TemporaryDirectory() as room:
+        text = Path(room) / "kernel.cpp"
+        text.write_text(source)
+        link = ["-shared"] if mode == "plain" else ["-pie"]
+        make = [*command, *flags, *own, *link, f"-I{RUNTIME}", str(text), *objects, "-o", "OUT"]
+        suffix = "so" if mode == "plain" else "exe"
+        return _cached(_key(*identity, mode, *own, source), suffix, [make], "the translated kernel", directory)

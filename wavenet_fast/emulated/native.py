@@ -1,0 +1,104 @@
+"""The C interface of the runtime: the structures of simt.h, and a launch inside this process."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Dim = ctypes.c_uint32 * 3
+POLL = ctypes.CFUNCTYPE(ctypes.c_int)
+DONE, FAULT, INTERRUPTED = range(3)
+
+
+class Region(ctypes.Structure):
+    _fields_ = (
+        ("base", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+        ("writable", ctypes.c_uint32),
+        ("argument", ctypes.c_int32),
+    )
+
+
+class Request(ctypes.Structure):
+    _fields_ = (
+        ("kernel", ctypes.c_uint32),
+        ("grid", Dim),
+        ("block", Dim),
+        ("cluster", ctypes.c_uint32),
+        ("mutant", ctypes.c_int32),
+        ("dynamic_shared", ctypes.c_uint64),
+        ("seed", ctypes.c_uint64),
+        ("max_spins", ctypes.c_uint64),
+        ("params", ctypes.c_void_p),
+        ("regions", ctypes.c_void_p),
+        ("n_regions", ctypes.c_uint64),
+        ("counts", ctypes.c_void_p),
+        ("n_counters", ctypes.c_uint64),
+        ("poll", POLL),
+    )
+
+
+class Report(ctypes.Structure):
+    _fields_ = (
+        ("switches", ctypes.c_uint64),
+        ("barriers", ctypes.c_uint64),
+        ("spins", ctypes.c_uint64),
+        ("line", ctypes.c_int32),
+        ("message", ctypes.c_char * 16384),
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a launch ended: `status` is DONE, FAULT or INTERRUPTED."""
+
+    status: int
+    switches: int
+    barriers: int
+    spins: int
+    line: int
+    message: str
+
+
+class Library:
+    """A compiled module. It has one machine, so launches take turns."""
+
+    def __init__(self, path: Path) -> None:
+        # Local binding: the modules of two programs have the same names.
+        self._launch = ctypes.CDLL(str(path), mode=ctypes.RTLD_LOCAL).wavenet_fast_launch
+        self._launch.argtypes = (ctypes.POINTER(Request), ctypes.POINTER(Report))
+        self._launch.restype = ctypes.c_int
+        self._lock = threading.Lock()
+
+    def launch(self, request: Request, stop: Callable[[], bool]) -> Outcome:
+        """Runs to the end, or until `stop` says so.
+
+        An exception that `stop` or a signal handler raises (Ctrl-C) ends the launch and is raised here: Python runs
+        signal handlers when the runtime calls back, which it does every few thousand switches.
+        """
+        raised: list[BaseException] = []
+
+        def poll() -> int:
+            try:
+                return int(stop())
+            except BaseException as error:
+                raised.append(error)
+                return 1
+
+        report = Report()
+        request.poll = POLL(poll)
+        with self._lock:
+            status = self._launch(ctypes.byref(request), ctypes.byref(report))
+        if raised:
+            raise raised[0]
+        message = report.message.decode(errors="replace")
+        return Outcome(status, report.switches, report.barriers, report.spins, report.line, message)
+
+
+def pointers(buffers: list[Any]) -> Any:
+    """A C array of the addresses of ctypes buffers."""
+    return (ctypes.c_void_p * max(len(buffers), 1))(*(ctypes.addressof(buffer) for buffer in buffers))

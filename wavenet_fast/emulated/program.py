@@ -1,0 +1,202 @@
+"""`Program`: PTX that has been translated and compiled, and how to launch its kernels."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from wavenet_fast.emulated import native
+from wavenet_fast.emulated.arguments import Packed, pack, regions
+from wavenet_fast.emulated.build import MODES, build
+from wavenet_fast.emulated.ptx import Variable, parse
+from wavenet_fast.emulated.translate import Options, Site, translate
+from wavenet_fast.errors import EmulationError
+
+Mode = Literal["plain", "thread", "address"]
+MAX_THREADS = 1 << 17
+# What `__tsan_create_fiber` can have alive at once, helpers for relaxed accesses included, is some 8000.
+MAX_THREADS_CHECKED = 4096
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a kernel takes: `shared` bytes of static shared memory, `cluster` blocks if it says so itself."""
+
+    name: str
+    parameters: tuple[Variable, ...]
+    shared: int
+    cluster: int | None
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a launch did. `instructions`: executed instructions by family, all threads together; `per_thread` holds
+    them by family as arrays [threads]. Both are empty unless the program was made with `count=True`."""
+
+    switches: int
+    barriers: int
+    spins: int
+    instructions: dict[str, int] = field(default_factory=dict)
+    per_thread: dict[str, npt.NDArray[np.uint64]] = field(default_factory=dict)
+
+
+class Program:
+    """PTX as an executable.
+
+    Args:
+        ptx: the text that Triton, nvcc or NVRTC wrote.
+        mode: `plain` checks bounds, alignment, barriers, deadlock; `thread` looks for races with ThreadSanitizer as
+            well; `address` leaves global memory to AddressSanitizer. The last two run each launch in a child process.
+        count: count executed instructions.
+        mutable: compile every site that `mutate` may break with a switch.
+
+    Raises:
+        EmulationError: an instruction or modifier is not known (the message names it and its line), or there is no
+            C++ compiler.
+    """
+
+    def __init__(self, ptx: str, mode: Mode = "plain", *, count: bool = False, mutable: bool = False) -> None:
+        if mode not in MODES:
+            raise EmulationError(f"mode {mode!r} does not exist; possible: {', '.join(MODES)}")
+        self.mode = mode
+        module = parse(ptx)
+        self._lines = module.lines
+        translation = translate(module, Options(lines=mode != "plain", count=count, mutable=mutable))
+        if not translation.kernels:
+            raise EmulationError("the PTX has no kernel (.entry)")
+        self.sites: list[Site] = translation.sites
+        self.counters = translation.counters
+        self.mutant = -1
+        self.time_limit: float | None = None
+        self.kernels = {
+            name: Kernel(
+                name, tuple(module.functions[name].parameters), translation.shared[name], module.functions[name].cluster
+            )
+            for name in translation.kernels
+        }
+        self.path = build(translation.source, mode)
+        self._library = native.Library(self.path) if mode == "plain" else None
+
+    def with_mutant(self, site: int, time_limit: float | None = None) -> Program:
+        """The same program with one site broken, whose launches may take `time_limit` seconds; see `mutate`."""
+        other = copy.copy(self)
+        other.mutant, other.time_limit = site, time_limit
+        return other
+
+    def launch(
+        self,
+        name: str,
+        grid: Sequence[int] = (1,),
+        block: Sequence[int] = (1,),
+        args: Sequence[Any] = (),
+        *,
+        shared: int = 0,
+        cluster: int | None = None,
+        seed: int = 0,
+        buffers: Sequence[Any] = (),
+        max_spins: int = 200_000,
+        timeout: float | None = None,
+    ) -> Stats:
+        """Runs a kernel to its end; arrays are read and written in place.
+
+        Args:
+            name: the kernel, as in `kernels`.
+            grid, block: sizes in blocks and threads, up to three of each; all blocks are resident.
+            args: per parameter an array or CPU tensor, None (null), a number, a `Struct` or bytes.
+            shared: bytes of dynamic shared memory; it starts as NaN.
+            cluster: blocks per cluster, along x.
+            seed: the order in which threads run; 0 is first come, first served.
+            buffers: memory that the kernel reaches by pointers inside of bytes.
+            max_spins: fruitless polls in a row before the launch counts as livelocked.
+            timeout: seconds; without it a plain launch may run for ever, a checked one for ten minutes.
+
+        Raises:
+            EmulationError: an argument does not fit, or the kernel did something wrong: the message says what, on
+                which line of the PTX, in which block and thread.
+        """
+        timeout = self.time_limit if timeout is None else timeout
+        kernel = self.kernels.get(name)
+        if kernel is None:
+            raise EmulationError(f"there is no kernel {name!r}; there is: {', '.join(self.kernels)}")
+        packed = pack(kernel.parameters, args, buffers)
+        request = self._request(kernel, grid, block, shared, cluster or kernel.cluster or 1, seed, max_spins)
+        threads = int(np.prod([*request.grid, *request.block], dtype=np.int64))
+        counts = np.zeros((threads, len(self.counters)), np.uint64)
+        request.n_counters = len(self.counters)
+        if self._library is not None:
+            outcome = self._launch_here(self._library, request, packed, counts, timeout)
+        else:
+            from wavenet_fast.emulated.child import launch
+
+            outcome = launch(self.path, request, packed, counts, 600.0 if timeout is None else timeout, self._lines)
+        if outcome.status != native.DONE:
+            raise EmulationError(self.explain(outcome.message, outcome.line), outcome.line or None)
+        per_thread = {counter: counts[:, n] for n, counter in enumerate(self.counters)}
+        totals = {counter: int(column.sum()) for counter, column in per_thread.items()}
+        return Stats(outcome.switches, outcome.barriers, outcome.spins, totals, per_thread)
+
+    def explain(self, message: str, line: int) -> str:
+        """The runtime's message with the text of the line it names."""
+        if not 0 < line <= len(self._lines):
+            return message
+        head, *rest = message.split("\n")
+        return "\n".join([f"{head}\n  the line is: {self._lines[line - 1].strip()}", *rest])
+
+    def _request(
+        self,
+        kernel: Kernel,
+        grid: Sequence[int],
+        block: Sequence[int],
+        shared: int,
+        cluster: int,
+        seed: int,
+        max_spins: int,
+    ) -> native.Request:
+        request = native.Request()
+        for what, sizes in (("grid", grid), ("block", block)):
+            if not 1 <= len(sizes) <= 3 or any(int(size) < 1 for size in sizes):
+                raise EmulationError(f"{what} is {tuple(sizes)}; possible: one to three sizes of at least 1")
+            setattr(request, what, native.Dim(*map(int, sizes), *[1] * (3 - len(sizes))))
+        per_block = int(np.prod(request.block, dtype=np.int64))
+        total = per_block * int(np.prod(request.grid, dtype=np.int64))
+        if per_block > 1024:
+            raise EmulationError(f"a block of {per_block} threads; possible: up to 1024")
+        limit = MAX_THREADS if self.mode != "thread" else MAX_THREADS_CHECKED
+        if total > limit:
+            raise EmulationError(f"{total} threads at once; possible in mode {self.mode}: up to {limit}")
+        if cluster < 1 or request.grid[0] % cluster:
+            raise EmulationError(f"clusters of {cluster} blocks do not divide a grid of {request.grid[0]} along x")
+        request.kernel = list(self.kernels).index(kernel.name)
+        request.cluster, request.mutant = cluster, self.mutant
+        request.dynamic_shared, request.seed, request.max_spins = shared, seed, max_spins
+        if kernel.shared + shared >= 1 << 24:
+            raise EmulationError(f"{kernel.shared + shared} bytes of shared memory; possible: less than 16 MB")
+        return request
+
+    @staticmethod
+    def _launch_here(
+        library: native.Library,
+        request: native.Request,
+        packed: Packed,
+        counts: npt.NDArray[np.uint64],
+        timeout: float | None,
+    ) -> native.Outcome:
+        merged = regions(packed.memories)
+        table = (native.Region * max(len(merged), 1))(*(native.Region(*map(int, region)) for region in merged))
+        cells = [(ctypes.c_char * max(len(raw), 1)).from_buffer(raw) for raw in packed.parameters]
+        params = native.pointers(cells)
+        request.params, request.regions = ctypes.addressof(params), ctypes.addressof(table)
+        request.n_regions = len(merged)
+        request.counts = counts.ctypes.data if counts.size else None
+        end = None if timeout is None else time.monotonic() + timeout
+        outcome = library.launch(request, lambda: end is not None and time.monotonic() > end)
+        if outcome.status == native.INTERRUPTED:
+            raise EmulationError(f"the launch was ended after {timeout} s: {outcome.message}")
+        return outcome
