@@ -84,7 +84,9 @@ class EmulatedLauncher:
             self._programs[ptx] = Program(ptx, mode=self.mode)
         signature = compiled.src.signature
         passed = [arguments[arg] for arg in kernel.arg_names if signature[arg] != "constexpr"]
-        self._programs[ptx].launch(
+        program = self._programs[ptx]
+        passed += [None] * (len(program.kernels[name].parameters) - len(passed))  # Triton's own scratch, unused
+        program.launch(
             name, grid=(*grid, 1, 1)[:3], block=(32 * options.warps, 1, 1), args=passed, shared=compiled.metadata.shared,
             seed=self.seed,
         )  # fmt: skip

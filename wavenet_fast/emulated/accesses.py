@@ -198,7 +198,7 @@ def _copy(e: Emitter, i: Instruction) -> None:
         read = f"({e.value(rest[0], 'pred')} ? 0u : {size}u)" if e.is_predicate(rest[0]) else e.value(rest[0], "u32")
     e.write(f"u32 read = {read};")
     # Nothing is read of a masked copy, whose address may be anything.
-    place = e.address(source, "global", "read", write=False, align=int(size))
+    place = e.address(source, "global", "read", write=False, align=int(size, 0))
     e.write(f"const char* from = read ? {place} : nullptr;")
     e.write(f"copy_async(t, {e.address(target, 'shared', int(size), write=True)}, from, {size}, read);")
 
