@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,14 @@ def backend(request: pytest.FixtureRequest) -> str:
     if (why := availability()[request.param]) is not None:
         pytest.skip(f"{request.param}: {why}")
     return request.param
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is read from or left in the user's cache folder, by child processes either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WAVENET_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
