@@ -177,7 +177,7 @@ def torch_build() -> tuple[str, str | None] | None:
     spec = importlib.util.find_spec("torch")
     path = Path(spec.origin).with_name("version.py") if spec is not None and spec.origin else None
     told: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, ImportError, AttributeError):
         told = runpy.run_path(str(path))
     return str(told.get("__version__", "of unknown version")), told.get("cuda")
 
