@@ -94,7 +94,7 @@ def _probe() -> dict[str, Any] | str:
     script = Path(__file__).with_name("gpu_probe.py")
     try:
         done = subprocess.run(
-            [sys.executable, "-I", script], capture_output=True, text=True, check=False, timeout=PROBE_SECONDS
+            [sys.executable or "", "-I", script], capture_output=True, text=True, check=False, timeout=PROBE_SECONDS
         )
         told: dict[str, Any] = json.loads(done.stdout)
     except subprocess.TimeoutExpired:

@@ -171,7 +171,7 @@ def _write(name: str, found: Verdict) -> None:
 
 def command() -> list[str]:
     """What runs the self-test."""
-    return [sys.executable, "-m", __name__]
+    return [sys.executable or "", "-m", __name__]  # an embedded Python may have none
 
 
 def _ask(question: dict[str, Any], title: str) -> tuple[bool, str]:
