@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 
-from wavenet_fast.backends import availability
+from wavenet_fast.backends import BACKENDS
 from wavenet_fast.checkpoint import Checkpoint
 from wavenet_fast.config import CategoricalHead, MelSpec, WaveNetConfig
 from wavenet_fast.weights import weight_shapes
@@ -68,10 +68,19 @@ def make_checkpoint() -> Callable[..., Checkpoint]:
 
 @pytest.fixture(scope="session", params=["cpu", "reference"])
 def backend(request: pytest.FixtureRequest) -> str:
-    """Every backend in turn; skipped with the reason where one does not work here."""
-    if (why := availability()[request.param]) is not None:
+    """Every backend in turn, on its last device (no backend that runs on GPUs needs one then); skipped with the reason
+    where one does not work here."""
+    if (why := BACKENDS[request.param].why_not(BACKENDS[request.param].devices[-1])) is not None:
         pytest.skip(f"{request.param}: {why}")
     return request.param
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is read from or left in the user's cache folder, by child processes either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WAVENET_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

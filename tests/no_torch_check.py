@@ -52,6 +52,8 @@ def main() -> None:
     assert "portable" in measured["gate"]["reference"] and measured["samples_per_s"] > 0, measured
 
     examined = json.loads(command("doctor", "--json"))
+    for device in ("cuda", "emulated"):
+        assert examined["backends"]["triton"]["why_not_on"][device], examined["backends"]
     assert examined["backends"]["reference"]["why_not"] and examined["backends"]["cpu"]["available"]
     script = Path(sys.executable).with_name("wavenet-fast")
     refused = subprocess.run(

@@ -48,6 +48,8 @@ class StandIn(CpuEngine):
         if self.way == "forgets" and state.positions.any():
             state._zero_rings(np.ones(state.batch, bool))
         super()._run(state, call)
+        if self.way == "chatters":
+            os.write(1, b"a library says hello without ending the line")
         if self.way == "wrong sound" and call.audio is not None:
             np.multiply(call.audio, np.float32(1.01), out=call.audio)
         if self.way == "NaN" and call.logits is not None:
@@ -62,6 +64,4 @@ def put_in_place(way: str) -> None:
 
 if __name__ == "__main__":
     put_in_place(sys.argv[1])
-    if sys.argv[1] == "chatters":
-        print("a library says hello")
     selftest.main()

@@ -71,10 +71,10 @@ FRAMES = 9
 class Setup:
     """One engine and the inputs of three utterances."""
 
-    def __init__(self, backend, config, weights):
+    def __init__(self, backend, config, weights, dtype="fp32"):
         self.config = config
         self.weights = weights
-        self.engine = BACKENDS[backend].make(config, weights, "fp32", "cpu")
+        self.engine = BACKENDS[backend].make(config, weights, dtype, BACKENDS[backend].devices[-1])
         rng = np.random.default_rng(7)
         self.mel = rng.standard_normal((3, config.n_mels, FRAMES)).astype(np.float32)
         self.seeds = np.array([5, 2**64 - 1, 1 << 33], np.uint64)
@@ -192,7 +192,7 @@ def test_states_of_others_are_refused(setup, make_config, make_weights, backend)
     other = Setup(backend, setup.config, make_weights(setup.config, seed=1))
     with pytest.raises(StateError):
         other.start().load_state_dict(saved)
-    reduced = BACKENDS[backend].make(setup.config, make_weights(setup.config), "bf16", "cpu")
+    reduced = Setup(backend, setup.config, make_weights(setup.config), "bf16").engine
     with pytest.raises(StateError):
         reduced.start(setup.seeds, setup.speakers).load_state_dict(saved)
     state = setup.start()

@@ -324,6 +324,17 @@ def test_the_gate_stops_a_broken_engine_before_the_clock_starts(name, dtype, mon
     refused(run("--case", name, "--dtype", dtype, "--seconds", 0.1), "standard deviations off", "nothing is timed")
 
 
+def test_the_gate_allows_rounded_activations_in_fp16_to_those_that_round_them(monkeypatch):
+    c = CASES["tiny"]
+    engine, gate = CpuEngine(c, random_weights(c), "fp16"), Gate(c, random_weights(c))
+    name, _, logits = gate.expected("fp32")
+    monkeypatch.setattr(gate, "expected", lambda dtype: (name, "fp16", logits))
+    with pytest.raises(GateError, match=r"where 0\.0001 are allowed"):
+        gate.check(engine)
+    monkeypatch.setattr(engine, "name", "triton", raising=False)
+    assert 1e-4 < gate.check(engine)["error"] < gate.check(engine)["limit"] == bench_gate.ROUNDED_FP16_LIMIT
+
+
 def test_the_gate_looks_at_every_stream_and_at_numbers_that_are_none(monkeypatch):
     c = CASES["tiny"]
     engine, gate = CpuEngine(c, random_weights(c), "fp32"), Gate(c, random_weights(c))

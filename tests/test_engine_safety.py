@@ -373,6 +373,13 @@ def test_damaged_states_are_refused_and_change_nothing(name: str, change: Any) -
         np.testing.assert_array_equal(value, saved[key])
 
 
+def test_damaged_scales_of_int8_histories_are_refused() -> None:
+    state = start(engine_of(dtype="int8"), 2)
+    saved = state.state_dict()
+    with pytest.raises(StateError, match="ring_scales"):
+        state.load_state_dict(saved | {"ring_scales": saved["ring_scales"] * np.nan})
+
+
 # --- instruction sets -------------------------------------------------------------------------------------------
 
 

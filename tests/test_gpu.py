@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 from children import python
+from click.testing import CliRunner
 
 from wavenet_fast.backends import BACKENDS, availability, choose, gpu
+from wavenet_fast.cli import cli
 from wavenet_fast.errors import BackendError
 
 A100, T4 = gpu.Gpu("NVIDIA A100", (8, 0), 40 << 30), gpu.Gpu("Tesla T4", (7, 5), 16 << 30)
@@ -170,6 +172,24 @@ def test_auto_with_a_device_takes_a_backend_that_runs_there(machine):
     assert choose(device="cpu")[0].name == "cpu"
     with pytest.raises(BackendError, match=r"dtype is 'fp64'; there are 'fp32', 'fp16', 'bf16', 'int8' and 'auto'"):
         choose(dtype="fp64")
+
+
+def test_the_command_line_takes_the_words_and_gives_the_reasons(machine):
+    machine(T4)
+    for words, said in (
+        (("--backend", "triton"), "Tesla T4 (compute capability 7.5) is too old"),
+        (("--backend", "triton", "--device", "cuda:1"), "there is no GPU 1"),
+        (("--device", "emulated"), "name the backend too"),
+        (
+            ("--backend", "triton", "--dtype", "int8", "--device", "emulated"),
+            "offers 'fp32', 'fp16', 'bf16' and 'auto'",
+        ),
+    ):
+        refused = CliRunner().invoke(cli, ["bench", "--case", "tiny", *words])
+        assert refused.exit_code == 2 and said in refused.stderr, refused.stderr
+    told = CliRunner().invoke(cli, ["doctor"]).stdout
+    assert "Tesla T4, compute capability 7.5" in told and "on cuda       off: Tesla T4" in told
+    assert "on emulated   works; executes the kernels' compiled code on the CPU, for proof: slow" in told
 
 
 # --- the probes themselves --------------------------------------------------------------------------------------

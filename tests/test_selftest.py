@@ -218,7 +218,7 @@ def test_another_driver_gpu_kernel_package_shape_or_format_is_another_key(monkey
             m.setattr(selftest.importlib.metadata, "version", lambda p, new=package: "9" if p == new else "1")
             keys.add(key())
     with monkeypatch.context() as m:
-        m.setattr(selftest, "sources_hash", lambda backend: "0123456789abcdef")
+        m.setattr(selftest, "sources_hash", lambda: "0123456789abcdef")
         keys.add(key())
     assert len(keys) == 9
     assert key() in keys
@@ -228,13 +228,13 @@ def test_the_hash_follows_every_source_of_the_kernels(monkeypatch, tmp_path):
     spec = type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})
     monkeypatch.setattr(selftest.importlib.util, "find_spec", lambda name: spec)
     (tmp_path / "triton").mkdir()
-    hashes = [selftest.sources_hash("triton")]
+    hashes = [selftest.sources_hash()]
     for name, text in (("a.py", "1"), ("a.py", "2"), ("b.py", "")):
         (tmp_path / "triton" / name).write_text(text)
-        hashes.append(selftest.sources_hash("triton"))
+        hashes.append(selftest.sources_hash())
     assert len(set(hashes)) == 4
     (tmp_path / "triton" / "notes.txt").write_text("not a kernel")
-    assert selftest.sources_hash("triton") == hashes[-1]
+    assert selftest.sources_hash() == hashes[-1]
 
 
 # --- what auto makes of it --------------------------------------------------------------------------------------

@@ -29,6 +29,9 @@ Weights = Mapping[str, NDArray[np.float32]]
 
 LIMITS = {("fp32", "fp32"): 1e-4, ("fp16", "fp16"): 1e-4, ("bf16", "bf16"): 0.2}
 """(number format, the reference's) → largest logit error over the logits' standard deviation in time."""
+ROUNDED_FP16_LIMIT = 2e-2
+"""In fp16 the reference keeps activations in fp32, as the cpu backend does. An engine that rounds them too, as tensor
+cores want it, differs by up to 5e-3, measured on the named cases with random weights."""
 LOOSE_LIMIT = 0.5
 """Where the reference does not round as the engine does. An engine that computes something else is off by several."""
 
@@ -64,6 +67,8 @@ class Gate:
             engine, self.mel[:, :, : frames + self.lookahead], self.forced[:, : frames * hop], batch, threads
         )
         limit = LIMITS.get((engine.dtype, rounding), LOOSE_LIMIT)
+        if engine.dtype == rounding == "fp16" and engine.name not in ("cpu", "reference"):
+            limit = ROUNDED_FP16_LIMIT
         spread = (expected - expected.mean(axis=0)).std()  # over time: outputs may stand at different heights
         error = float(np.abs(found - expected).max() / spread)
         if not error <= limit:  # a NaN is no smaller either

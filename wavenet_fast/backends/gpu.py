@@ -94,7 +94,7 @@ def _probe() -> dict[str, Any] | str:
     script = Path(__file__).with_name("gpu_probe.py")
     try:
         done = subprocess.run(
-            [sys.executable, "-I", script], capture_output=True, text=True, check=False, timeout=PROBE_SECONDS
+            [sys.executable or "", "-I", script], capture_output=True, text=True, check=False, timeout=PROBE_SECONDS
         )
         told: dict[str, Any] = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
@@ -177,7 +177,7 @@ def torch_build() -> tuple[str, str | None] | None:
     spec = importlib.util.find_spec("torch")
     path = Path(spec.origin).with_name("version.py") if spec is not None and spec.origin else None
     told: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, ImportError, AttributeError):
         told = runpy.run_path(str(path))
     return str(told.get("__version__", "of unknown version")), told.get("cuda")
 

@@ -101,14 +101,14 @@ def _place(backend: str, device: str) -> Key:
     for package in ("torch", "triton"):
         with suppress(importlib.metadata.PackageNotFoundError):
             place[package] = importlib.metadata.version(package)
-    return {**place, "kernels": sources_hash(backend)}
+    return {**place, "kernels": sources_hash()}
 
 
-def sources_hash(backend: str) -> str:
-    """16 hexadecimal digits that differ whenever the kernels of a backend, or what calls them, do."""
+def sources_hash() -> str:
+    """16 hexadecimal digits that differ whenever the kernels, or what calls them, do."""
     here = Path(__file__).parent
     spec = importlib.util.find_spec("wavenet_fast.kernels")
-    kernels = [Path(place, backend) for place in (spec.submodule_search_locations or ())] if spec else []
+    kernels = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
     digest = hashlib.sha256()
     for folder in (*kernels, here):
         for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".cu", ".cuh", ".h")):
@@ -171,7 +171,7 @@ def _write(name: str, found: Verdict) -> None:
 
 def command() -> list[str]:
     """What runs the self-test."""
-    return [sys.executable, "-m", __name__]
+    return [sys.executable or "", "-m", __name__]  # an embedded Python may have none
 
 
 def _ask(question: dict[str, Any], title: str) -> tuple[bool, str]:

@@ -29,7 +29,7 @@ COMMANDS = {
     "check": ("check_command", "Measure what the number formats cost a voice, on recordings."),
     "inspect": ("tools", "Show what is in a checkpoint directory."),
     "bench": ("bench_command", "Measure speed against what this machine's memory allows."),
-    "doctor": ("tools", "Show CPU features, backends and why each is off."),
+    "doctor": ("tools", "Show CPU features, GPUs, backends and why each is off."),
 }
 """Name → (module, one line of help). The modules are imported only when their command runs."""
 
