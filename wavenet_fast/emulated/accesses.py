@@ -200,7 +200,7 @@ def _copy(e: Emitter, i: Instruction) -> None:
     # Nothing is read of a masked copy, whose address may be anything.
     place = e.address(source, "global", "read", write=False, align=int(size, 0))
     e.write(f"const char* from = read ? {place} : nullptr;")
-    e.write(f"copy_async(t, {e.address(target, 'shared', int(size), write=True)}, from, {size}, read);")
+    e.write(f"copy_async(t, {e.address(target, 'shared', int(size, 0), write=True)}, from, {size}, read);")
 
 
 # ---- mbarrier
