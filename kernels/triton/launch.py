@@ -31,8 +31,8 @@ class Launcher(Protocol):
 
     device: torch.device
     capability: int
-    multiprocessors: int
     """Of the GPU that the kernels are compiled for: 90 is sm_90."""
+    multiprocessors: int
     upcast: bool
     """Whether products in bf16 must be made in fp32: Triton's interpreter."""
 
@@ -49,6 +49,7 @@ class CudaLauncher:
         self.device = device
         major, minor = torch.cuda.get_device_capability(device)
         self.capability = major * 10 + minor
+        self.multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
 
     def run(self, name: str, grid: Grid, arguments: Mapping[str, Any], options: Options) -> None:
         """See `Launcher`. Raises `BackendError` where the kernel does not fit this GPU."""
@@ -69,6 +70,7 @@ class EmulatedLauncher:
 
     device = torch.device("cpu")
     upcast = False
+    multiprocessors = 132
 
     def __init__(self, capability: int = 90, mode: str = "plain", seed: int = 0) -> None:
         self.capability, self.mode, self.seed = capability, mode, seed
@@ -83,13 +85,21 @@ class EmulatedLauncher:
         if ptx not in self._programs:
             self._programs[ptx] = Program(ptx, mode=self.mode)
         signature = compiled.src.signature
-        passed = [arguments[arg] for arg in kernel.arg_names if signature[arg] != "constexpr"]
+        passed = [_stretch(arguments[arg]) for arg in kernel.arg_names if signature[arg] != "constexpr"]
         program = self._programs[ptx]
         passed += [None] * (len(program.kernels[name].parameters) - len(passed))  # Triton's own scratch, unused
         program.launch(
             name, grid=(*grid, 1, 1)[:3], block=(32 * options.warps, 1, 1), args=passed, shared=compiled.metadata.shared,
             seed=self.seed,
         )  # fmt: skip
+
+
+def _stretch(value: Any) -> Any:
+    """A view with gaps as the stretch of memory that it lies in: what the executor lets a kernel touch."""
+    if not isinstance(value, torch.Tensor) or value.is_contiguous():
+        return value
+    reach = sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
+    return value.as_strided((1 + reach,), (1,))
 
 
 def check_fits(name: str, shared: int, capability: int) -> None:

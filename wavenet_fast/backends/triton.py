@@ -138,6 +138,7 @@ class TritonEngine(HostEngine[TritonState]):
             state, mel[None], np.array([frames]), np.array([True]), 1.0, 1, np.asarray(forced)[None],
             stages["logits"], True, None, stages,
         )  # fmt: skip
+        stages["logits"] = stages["logits"][0]
         return stages
 
     # --- one call -----------------------------------------------------------------------------------------------
