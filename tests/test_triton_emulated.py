@@ -140,7 +140,7 @@ def test_sound_is_that_of_the_draws(voice: Any) -> None:
 @pytest.mark.parametrize(
     "name, dtype, options",
     [
-        ("blocks", "fp32", Options(32, 4, 1, block_gate=32, block_hidden=32)),
+        ("blocks", "fp32", Options(32, 4, 1, block_gate=32, block_hidden=16)),
         ("blocks", "bf16", Options(16, 4, 1, block_gate=16, block_hidden=16)),
         ("odd", "bf16", Options(32, 8, 2, block_gate=16, block_hidden=16)),
     ],
