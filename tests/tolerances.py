@@ -37,3 +37,6 @@ EXPONENTIAL = 1.5e-7
 
 # A continuous draw from the same logits: fp32 logarithms and exponentials of two libraries.
 VALUE = 2e-6
+
+# The executor's approximate functions (ex2, lg2, sin …): libm in single precision, a few units in the last place.
+EMULATED_FUNCTION = 1e-6

@@ -72,7 +72,7 @@ template <class T, unsigned flags> inline wide_t<T> in(raw_t<T> v) {
 }
 
 template <class T, unsigned flags, class W> inline raw_t<T> out(W x) {
-  if constexpr (flags & kSat) x = std::isnan(x) ? W(0) : x < W(0) ? W(0) : x > W(1) ? W(1) : x;
+  if constexpr (flags & kSat) x = x > W(0) ? (x < W(1) ? x : W(1)) : W(0); // NaN and −0 become +0
   if constexpr (flags & kRelu) x = std::isnan(x) ? x : x > W(0) ? x : W(0);
   if constexpr (std::is_same_v<T, f32>) {
     if (std::isnan(x)) return 0x7fffffffu; // the canonical NaN of PTX
@@ -439,7 +439,7 @@ template <class T, Rounding how, class W> inline W to_whole(W x) {
 }
 
 template <class D, unsigned flags, Rounding how, class W> inline raw_t<D> narrow(W x) {
-  if constexpr (flags & kSat) x = std::isnan(x) ? W(0) : x < W(0) ? W(0) : x > W(1) ? W(1) : x;
+  if constexpr (flags & kSat) x = x > W(0) ? (x < W(1) ? x : W(1)) : W(0); // NaN and −0 become +0
   if constexpr (flags & kRelu) x = std::isnan(x) ? x : x > W(0) ? x : W(0);
   raw_t<D> result;
   if constexpr (std::is_same_v<D, f16> || std::is_same_v<D, bf16>) {
