@@ -403,21 +403,27 @@ const Region* region_of(u64 address) {
   return next == regions.begin() ? nullptr : &*(next - 1);
 }
 
+// Bytes between an address and a region, 0 inside of it.
+u64 distance(const Region& region, u64 address) {
+  if (address < region.base) return region.base - address;
+  return address - region.base < region.size ? 0 : address - region.base - region.size;
+}
+
 std::string relative(u64 address) {
-  char text[160];
-  const Region* best = region_of(address);
-  auto next = best ? best + 1 : regions.data();
-  if (next != regions.data() + regions.size() && (!best || next->base - address < address - (best->base + best->size))) best = next;
   if (!address) return "the null pointer";
-  if (!best || (address < best->base ? best->base - address : address - best->base - best->size) > (u64(1) << 32)) {
+  const Region* best = nullptr;
+  for (auto& region : regions)
+    if (!best || distance(region, address) < distance(*best, address)) best = &region;
+  char text[160];
+  if (!best || distance(*best, address) > u64(1) << 20) {
     snprintf(text, sizeof text, "address 0x%llx, which is far from every argument", (unsigned long long)address);
-  } else {
-    char name[48];
-    if (best->argument >= 0) snprintf(name, sizeof name, "argument %d", best->argument);
-    else snprintf(name, sizeof name, "%s", best->argument == -1 ? "a further buffer" : "a module variable");
-    snprintf(text, sizeof text, "byte %lld of %s, which has %llu", (long long)(address - best->base), name,
-             (unsigned long long)best->size);
+    return text;
   }
+  char name[48] = "a module variable";
+  if (best->argument >= 0) snprintf(name, sizeof name, "argument %d", best->argument);
+  else if (best->argument == -1) snprintf(name, sizeof name, "a further buffer");
+  snprintf(text, sizeof text, "byte %lld of %s, which has %llu", (long long)(address - best->base), name,
+           (unsigned long long)best->size);
   return text;
 }
 
@@ -819,9 +825,10 @@ void schedule() {
 }
 
 void tear_down() {
+  // ThreadSanitizer has the fibers of a failed launch in the middle of something; its process ends anyway.
   for (auto& fiber : fibers)
     for (void* clock : {fiber->tsan, fiber->loads, fiber->stores})
-      if (clock && __tsan_destroy_fiber) __tsan_destroy_fiber(clock);
+      if (clock && status == kDone && __tsan_destroy_fiber) __tsan_destroy_fiber(clock);
   for (auto& home : blocks) {
     if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(home->shared, (shared_size + 64 + 1023) / 1024 * 1024);
     free(home->shared);
