@@ -62,8 +62,13 @@ def elementwise(name: str, instruction: str, inputs: Sequence[str], output: str)
             f"  ld.global.{load} {_register(kind, n)}, [%rd21];",
         ]
     target = "%p1" if output == "pred" else _register(output, 10)
-    names = {"D": target, **{letter: _register(kind, n) for n, (letter, kind) in enumerate(zip("ABC", inputs, strict=False))}}
-    lines += ["  " + " ".join(names.get(word, word) for word in instruction.replace(",", " , ").replace(";", " ;").split())]
+    names = {
+        "D": target,
+        **{letter: _register(kind, n) for n, (letter, kind) in enumerate(zip("ABC", inputs, strict=False))},
+    }
+    lines += [
+        "  " + " ".join(names.get(word, word) for word in instruction.replace(",", " , ").replace(";", " ;").split())
+    ]
     size = NUMPY[output]().itemsize
     if output == "pred":
         lines += ["  selp.u32 %r10, 1, 0, %p1;"]

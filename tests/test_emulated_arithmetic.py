@@ -109,7 +109,12 @@ case("mul24.lo.s32 D, A, B;", "s32 s32", "s32", each(lambda a, b: signed(a, 24) 
 case("mad24.lo.s32 D, A, B, C;", "s32 s32 s32", "s32", each(lambda a, b, c: signed(a, 24) * signed(b, 24) + c))
 case("{ add.cc.u32 %r30, A, B; addc.u32 D, A, B; }", "u32 u32", "u32", each(lambda a, b: a + b + (a + b >> 32)))
 case("{ sub.cc.u32 %r30, A, B; subc.u32 D, A, 0; }", "u32 u32", "u32", each(lambda a, b: a - (a < b)))
-case("{ mad.lo.cc.u32 %r30, A, B, C; madc.hi.u32 D, A, B, 0; }", "u32 u32 u32", "u32", each(lambda a, b, c: a * b + c >> 32))
+case(
+    "{ mad.lo.cc.u32 %r30, A, B, C; madc.hi.u32 D, A, B, 0; }",
+    "u32 u32 u32",
+    "u32",
+    each(lambda a, b, c: a * b + c >> 32),
+)
 for kind in ("b16", "b32", "b64"):
     w = bits(kind)
     case(f"and.{kind} D, A, B;", f"{kind} {kind}", kind, each(lambda a, b: a & b))
@@ -176,8 +181,8 @@ case("dp4a.s32.s32 D, A, B, C;", "b32 b32 s32", "s32",
      each(lambda a, b, c: c + sum(signed(a >> 8 * n, 8) * signed(b >> 8 * n, 8) for n in range(4))))  # fmt: skip
 case("dp4a.u32.s32 D, A, B, C;", "b32 b32 s32", "s32",
      each(lambda a, b, c: c + sum((a >> 8 * n & 255) * signed(b >> 8 * n, 8) for n in range(4))))  # fmt: skip
-case("{ mov.b32 {%h11, %h12}, A; mov.b32 D, {%h12, %h11}; }", "b32", "b32", each(lambda a: (a << 16 | a >> 16)))
-case("{ mov.b64 {%r11, %r12}, A; mov.b64 D, {%r12, %r11}; }", "b64", "b64", each(lambda a: (a << 32 | a >> 32)))
+case("{ mov.b32 {%h11, %h12}, A; mov.b32 D, {%h12, %h11}; }", "b32", "b32", each(lambda a: a << 16 | a >> 16))
+case("{ mov.b64 {%r11, %r12}, A; mov.b64 D, {%r12, %r11}; }", "b64", "b64", each(lambda a: a << 32 | a >> 32))
 case("selp.b32 D, A, B, 1;", "b32 b32", "b32", each(lambda a, b: a))
 case("slct.u32.s32 D, A, B, C;", "u32 u32 s32", "u32", each(lambda a, b, c: a if c >= 0 else b))
 case("set.lt.u32.s32 D, A, B;", "s32 s32", "u32", each(lambda a, b: -1 if a < b else 0))
@@ -256,7 +261,9 @@ def flushed(a: np.ndarray) -> np.ndarray:
 
 case("add.ftz.f32 D, A, B;", "f32 f32", "f32", lambda a, b: flushed(flushed(a) + flushed(b)))
 case("mul.ftz.f32 D, A, B;", "f32 f32", "f32", lambda a, b: flushed(flushed(a) * flushed(b)))
-case("add.sat.f32 D, A, B;", "f32 f32", "f32", lambda a, b: np.nan_to_num(np.clip(a + b, 0, 1), nan=0.0) + np.float32(0))
+case(
+    "add.sat.f32 D, A, B;", "f32 f32", "f32", lambda a, b: np.nan_to_num(np.clip(a + b, 0, 1), nan=0.0) + np.float32(0)
+)
 for name, op in {"lt": np.less, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal}.items():
     ordered = lambda a, b, op=op: op(a, b) & ~np.isnan(a) & ~np.isnan(b)  # noqa: E731
     case(f"setp.{name}.f32 D, A, B;", "f32 f32", "pred", ordered)
@@ -288,7 +295,12 @@ def pairs(f: Reference, element: str) -> Reference:
 
 
 case("add.rn.f16x2 D, A, B;", "f16x2 f16x2", "f16x2", pairs(np.add, "f16"))
-case("fma.rn.bf16x2 D, A, B, C;", "bf16x2 bf16x2 bf16x2", "bf16x2", pairs(exact(lambda a, b, c: a * b + c, "bf16"), "bf16"))
+case(
+    "fma.rn.bf16x2 D, A, B, C;",
+    "bf16x2 bf16x2 bf16x2",
+    "bf16x2",
+    pairs(exact(lambda a, b, c: a * b + c, "bf16"), "bf16"),
+)
 case("add.rn.f32x2 D, A, B;", "f32x2 f32x2", "f32x2", pairs(np.add, "f32"))
 
 # ---- conversions
@@ -299,7 +311,13 @@ def to_whole(mode: Callable[[np.ndarray], np.ndarray], kind: str) -> Reference:
         info = np.iinfo(NUMPY[kind])
         whole = mode(a.astype(np.float64))
         return [
-            (1 << bits(kind) - 1 if bits(kind) == 64 else 0) if math.isnan(x) else info.max if x >= info.max else info.min if x <= info.min else int(x)
+            (1 << bits(kind) - 1 if bits(kind) == 64 else 0)
+            if math.isnan(x)
+            else info.max
+            if x >= info.max
+            else info.min
+            if x <= info.min
+            else int(x)
             for x in whole.tolist()
         ]
 
@@ -338,7 +356,9 @@ def packed(kind: str, mode: str, relu: bool = False) -> Reference:
                 else:
                     value = 0.0 if relu and value <= 0 else value
                     kept = math.copysign(rounded(Fraction(value), kind, mode), value) if math.isfinite(value) else value
-                    bits_of = to_bf16(np.array([kept])) if kind == "bf16" else np.array([kept], np.float16).view(np.uint16)
+                    bits_of = (
+                        to_bf16(np.array([kept])) if kind == "bf16" else np.array([kept], np.float16).view(np.uint16)
+                    )
                     half = int(bits_of[0])
                 word |= half << shift
             out.append(word)
@@ -357,7 +377,9 @@ case("cvt.rna.tf32.f32 D, A;", "f32", "tf32",
 
 @pytest.fixture(scope="module")
 def program() -> Program:
-    return Program(module(*(elementwise(name, text, inputs, output) for name, (text, inputs, output, _) in CASES.items())))
+    return Program(
+        module(*(elementwise(name, text, inputs, output) for name, (text, inputs, output, _) in CASES.items()))
+    )
 
 
 def grid_of(kinds: tuple[str, ...]) -> list[np.ndarray]:

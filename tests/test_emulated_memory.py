@@ -26,22 +26,30 @@ def two(name: str, body: str, registers: str = "") -> str:
     return kernel(name, ["u64", "u64"], HEAD.format(name=name) + body, registers)
 
 
-VECTORS = two("vectors", """
+VECTORS = two(
+    "vectors",
+    """
   mad.wide.u32 %rd3, %r0, 16, %rd0;
   mad.wide.u32 %rd4, %r0, 16, %rd1;
   ld.global.nc.L1::evict_last.v4.u32 {%r1, %r2, %r3, %r4}, [%rd3];
   st.global.v2.b32 [%rd4], {%r4, %r3};
   st.global.cs.v2.b32 [%rd4+8], {%r2, %r1};
-""")
-NARROW = two("narrow", """
+""",
+)
+NARROW = two(
+    "narrow",
+    """
   cvt.u64.u32 %rd3, %r0;
   add.u64 %rd4, %rd0, %rd3;
   ld.global.s8 %r1, [%rd4];
   ld.global.u8 %r2, [%rd4];
   mad.wide.u32 %rd5, %r0, 8, %rd1;
   st.global.v2.u32 [%rd5], {%r1, %r2};
-""")
-LOCAL = two("scratch", """
+""",
+)
+LOCAL = two(
+    "scratch",
+    """
   .local .align 8 .b8 depot[32];
   mov.u64 %rd3, depot;
   cvta.local.u64 %rd4, %rd3;
@@ -51,8 +59,11 @@ LOCAL = two("scratch", """
   ld.local.v2.u32 {%r2, %r3}, [depot+8];
   add.u32 %r4, %r2, %r3;
   st.global.u32 [%rd2], %r4;
-""")
-CONSTANTS = two("constants", """
+""",
+)
+CONSTANTS = two(
+    "constants",
+    """
   mov.u64 %rd3, table;
   mad.wide.u32 %rd4, %r0, 4, %rd3;
   ld.const.u32 %r1, [%rd4];
@@ -61,8 +72,11 @@ CONSTANTS = two("constants", """
   add.u32 %r1, %r1, %r2;
   add.u32 %r1, %r1, %r3;
   st.global.u32 [%rd2], %r1;
-""")
-BRANCHES = two("branches", """
+""",
+)
+BRANCHES = two(
+    "branches",
+    """
   targets: .branchtargets $one, $two, $three;
   rem.u32 %r1, %r0, 3;
   mov.u32 %r2, 0;
@@ -81,7 +95,8 @@ $three:
   mov.u32 %r2, %r3;
 $end:
   st.global.u32 [%rd2], %r2;
-""")
+""",
+)
 FUNCTION = """
 .func (.param .b32 result) twice_plus(.param .b32 a, .param .b32 b) {
   .reg .b32 %r<4>;
@@ -91,7 +106,9 @@ FUNCTION = """
   st.param.b32 [result], %r3;
   ret;
 }"""
-CALL = two("calls", """
+CALL = two(
+    "calls",
+    """
   { .param .b32 param0; .param .b32 param1; .param .b32 retval0;
     st.param.b32 [param0], %r0;
     st.param.b32 [param1+0], 5;
@@ -99,7 +116,8 @@ CALL = two("calls", """
     ld.param.b32 %r1, [retval0];
   }
   st.global.u32 [%rd2], %r1;
-""")
+""",
+)
 STRUCT = """
 .visible .entry by_value(.param .align 8 .b8 by_value_0[24]) {
   .reg .b64 %rd<4>; .reg .b32 %r<4>;
@@ -111,7 +129,9 @@ STRUCT = """
   st.global.u32 [%rd1], %r1;
   ret;
 }"""
-REDUCE = two("reduce", """
+REDUCE = two(
+    "reduce",
+    """
   mad.wide.u32 %rd3, %r0, 4, %rd0;
   ld.global.u32 %r1, [%rd3];
   shfl.sync.bfly.b32 %r2|%p1, %r1, 16, 0x1f, -1;
@@ -150,9 +170,12 @@ REDUCE = two("reduce", """
   st.global.u32 [%rd5+40], %r15;
   st.global.u32 [%rd5+44], %r16;
   st.global.u32 [%rd5+48], %r17;
-""")
+""",
+)
 # Half a warp shuffles more often than the other: exchanges of different masks do not disturb each other.
-DIVERGED = two("diverged", """
+DIVERGED = two(
+    "diverged",
+    """
   mov.u32 %r1, %r0;
   setp.lt.u32 %p1, %r0, 16;
   @!%p1 bra $rest;
@@ -163,8 +186,11 @@ $rest:
   bar.warp.sync -1;
   shfl.sync.bfly.b32 %r1, %r1, 16, 0x1f, -1;
   st.global.u32 [%rd2], %r1;
-""")
-MATRIX = two("matrix", """
+""",
+)
+MATRIX = two(
+    "matrix",
+    """
   mad.wide.u32 %rd3, %r0, 16, %rd0;
   ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%rd3];
   mov.u32 %r5, tile;
@@ -183,9 +209,13 @@ MATRIX = two("matrix", """
   st.global.u32 [%rd5+16], %r11;
   st.global.u32 [%rd5+20], %r12;
   st.global.u32 [%rd5+24], %r13;
-""", ".shared .align 16 .b8 tile[512];")
+""",
+    ".shared .align 16 .b8 tile[512];",
+)
 # What ldmatrix took apart, stmatrix puts together again: the copy equals the tile, also transposed twice.
-STMATRIX = two("stmatrix", """
+STMATRIX = two(
+    "stmatrix",
+    """
   mad.wide.u32 %rd3, %r0, 16, %rd0;
   mad.wide.u32 %rd4, %r0, 16, %rd1;
   ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%rd3];
@@ -199,8 +229,12 @@ STMATRIX = two("stmatrix", """
   bar.sync 0;
   ld.shared.v4.u32 {%r1, %r2, %r3, %r4}, [%r6];
   st.global.v4.u32 [%rd4], {%r1, %r2, %r3, %r4};
-""", ".shared .align 16 .b8 tile[512];")
-ATOMICS = two("atomics", """
+""",
+    ".shared .align 16 .b8 tile[512];",
+)
+ATOMICS = two(
+    "atomics",
+    """
   mad.wide.u32 %rd3, %r0, 4, %rd0;
   ld.global.u32 %r1, [%rd3];
   red.global.add.u32 [%rd1], %r1;
@@ -222,8 +256,11 @@ ATOMICS = two("atomics", """
   atom.global.cas.b16 %h3, [%rd1+40], 0, %h2;
   atom.global.exch.b32 %r4, [%rd1+44], %r0;
 $done:
-""")
-COPIES = two("copies", """
+""",
+)
+COPIES = two(
+    "copies",
+    """
   mad.wide.u32 %rd3, %r0, 16, %rd0;
   mov.u32 %r1, room;
   mad.lo.u32 %r2, %r0, 16, %r1;
@@ -245,8 +282,12 @@ COPIES = two("copies", """
   st.global.u32 [%rd4+16], %r7;
   st.global.u32 [%rd4+20], %r8;
   st.global.u32 [%rd4+24], %r9;
-""", ".shared .align 16 .b8 room[2048];")
-NAMED = two("named", """
+""",
+    ".shared .align 16 .b8 room[2048];",
+)
+NAMED = two(
+    "named",
+    """
   mov.u32 %r1, box;
   setp.ge.u32 %p1, %r0, 32;
   @%p1 bra $take;
@@ -269,8 +310,12 @@ $end:
   @%p3 add.u32 %r6, %r6, 100;
   @%p4 add.u32 %r6, %r6, 200;
   @%p1 st.global.u32 [%rd2], %r6;
-""", ".shared .align 4 .b8 box[128];")
-CLUSTER = two("ring", """
+""",
+    ".shared .align 4 .b8 box[128];",
+)
+CLUSTER = two(
+    "ring",
+    """
   mov.u32 %r1, box;
   mov.u32 %r2, %cluster_ctarank;
   add.u32 %r3, %r2, 1;
@@ -296,12 +341,16 @@ $wait:
   st.global.u32 [%rd3], %r11;
   barrier.cluster.arrive;
   barrier.cluster.wait;
-""", ".shared .align 4 .b8 box[128]; .shared .align 8 .b8 gate[8];")
+""",
+    ".shared .align 4 .b8 box[128]; .shared .align 8 .b8 gate[8];",
+)
 
 
 def message(name: str, publish: str, poll: str, before: str = "", after: str = "") -> str:
     """Block 0 writes 77 and raises a flag; block 1 polls the flag, reads and stores what it saw."""
-    return two(name, f"""
+    return two(
+        name,
+        f"""
   mov.u32 %r1, %ctaid.x;
   setp.ne.u32 %p1, %r1, 0;
   @%p1 bra $reader;
@@ -317,7 +366,8 @@ $reader:
   ld.global.u32 %r3, [%rd0];
   st.global.u32 [%rd1], %r3;
 $end:
-""")
+""",
+    )
 
 
 RELEASE, RELAXED = "st.release.gpu.global.u32 [%rd0+4], 1", "st.relaxed.gpu.global.u32 [%rd0+4], 1"
@@ -338,7 +388,23 @@ MESSAGES["fence_too_early"] = MESSAGES["fences"].replace("fences", "fence_too_ea
 )  # fmt: skip
 
 TABLE = ".const .align 4 .b32 table[4] = {10, 0x20, -1, 7};\n.global .align 2 .u16 pair[2] = {1, 500};\n"
-KERNELS = [VECTORS, NARROW, LOCAL, CONSTANTS, BRANCHES, CALL, STRUCT, REDUCE, DIVERGED, MATRIX, STMATRIX, ATOMICS, COPIES, NAMED, CLUSTER]
+KERNELS = [
+    VECTORS,
+    NARROW,
+    LOCAL,
+    CONSTANTS,
+    BRANCHES,
+    CALL,
+    STRUCT,
+    REDUCE,
+    DIVERGED,
+    MATRIX,
+    STMATRIX,
+    ATOMICS,
+    COPIES,
+    NAMED,
+    CLUSTER,
+]
 
 
 @pytest.fixture(scope="module")

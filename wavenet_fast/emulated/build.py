@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -84,6 +85,8 @@ def _runtime_text() -> bytes:
 
 def _run(command: list[str], what: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
+    if match := re.search(r"^kernel\.ptx:(\d+):(?:\d+:)? error: (.*)", done.stderr, re.M):
+        raise EmulationError(f"line {match[1]}: the instruction is not understood ({match[2]})", int(match[1]))
     if done.returncode:
         raise EmulationError(f"{command[0]} cannot compile {what}: {(done.stderr or done.stdout).strip()[-2000:]}")
 

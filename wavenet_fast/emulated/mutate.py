@@ -93,7 +93,7 @@ def survivors(
         workers: how many at once; mode `plain` runs one at a time in any case.
 
     Raises:
-        EmulationError: the unbroken program is caught.
+        EmulationError, AssertionError: from `run`, on the unbroken program.
     """
     everything = mutants(ptx)
     chosen = [everything[site] for site in sites] if sites is not None else everything
