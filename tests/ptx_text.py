@@ -33,7 +33,7 @@ def module(*bodies: str, target: str = "sm_90", head: str = "") -> str:
 
 
 def kernel(name: str, parameters: Sequence[str], body: str, registers: str = "") -> str:
-    """A kernel with `%r<40>`, `%rd<40>`, `%f<40>`, `%h<20>`, `%d<20>`, `%p<10>`; parameters are types: "u64", "u32" …"""
+    """A kernel with `%r<40>`, `%rd<40>`, `%f<40>`, `%h<20>`, `%d<20>`, `%p<10>`; parameters: types, "u64", "u32" …"""
     listed = ", ".join(f".param .{kind} {name}_{n}" for n, kind in enumerate(parameters))
     return f"""
 .visible .entry {name}({listed}) {{
@@ -50,7 +50,7 @@ def _register(kind: str, n: int) -> str:
 
 
 def elementwise(name: str, instruction: str, inputs: Sequence[str], output: str) -> str:
-    """A kernel that applies an instruction to element tid of its inputs. In the text `D` is the result and `A`, `B`, `C`
+    """A kernel that applies an instruction to element tid of its inputs. In the text `D` is the result, `A`, `B`, `C`
     are the operands; a result `pred` is stored as 0 or 1. Parameters: inputs, output."""
     lines = ["  mov.u32 %r20, %tid.x;"]
     for n, kind in enumerate(inputs):

@@ -295,7 +295,7 @@ def test_two_programs_and_two_threads_at_once() -> None:
 
 
 def test_ctrl_c_ends_a_launch() -> None:
-    """A child whose kernel never ends gets SIGINT once the launch has begun to switch; it must end with KeyboardInterrupt."""
+    """A child whose kernel never ends gets SIGINT while it runs, and ends with KeyboardInterrupt."""
     text = alone("$here:\n  st.global.u32 [%rd0], 1;\n  bra $here;")
     script = f"""
 import numpy as np

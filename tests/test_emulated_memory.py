@@ -374,9 +374,11 @@ RELEASE, RELAXED = "st.release.gpu.global.u32 [%rd0+4], 1", "st.relaxed.gpu.glob
 ACQUIRE, WEAK_POLL = "ld.acquire.gpu.global.u32 %r2, [%rd0+4]", "ld.relaxed.gpu.global.u32 %r2, [%rd0+4]"
 MESSAGES = {
     "ordered": message("ordered", RELEASE, ACQUIRE),
-    "atomics": message("atomics", "atom.release.gpu.global.exch.b32 %r4, [%rd0+4], 1", "atom.acquire.gpu.global.add.u32 %r2, [%rd0+4], 0"),
+    "atomics": message("atomics", "atom.release.gpu.global.exch.b32 %r4, [%rd0+4], 1",
+        "atom.acquire.gpu.global.add.u32 %r2, [%rd0+4], 0"),
     "fences": message("fences", RELAXED, WEAK_POLL, "fence.acq_rel.gpu;", "membar.gl;"),
-    "volatile": message("volatile", "st.volatile.global.u32 [%rd0+4], 1", "ld.volatile.global.u32 %r2, [%rd0+4]", "membar.gl;", "membar.gl;"),
+    "volatile": message("volatile", "st.volatile.global.u32 [%rd0+4], 1", "ld.volatile.global.u32 %r2, [%rd0+4]",
+        "membar.gl;", "membar.gl;"),
     "no_release": message("no_release", RELAXED, ACQUIRE),
     "no_acquire": message("no_acquire", RELEASE, WEAK_POLL),
     "no_fence_before": message("no_fence_before", RELAXED, WEAK_POLL, "", "membar.gl;"),
@@ -446,7 +448,7 @@ def test_structs_by_value(program: Program) -> None:
     raw = out.ctypes.data.to_bytes(8, "little") + (3).to_bytes(8, "little") + source.ctypes.data.to_bytes(8, "little")
     program.launch("by_value", args=[raw], buffers=[out, source])
     assert out[0] == 43
-    with pytest.raises(EmulationError, match="far from every argument|out of bounds"):
+    with pytest.raises(EmulationError, match="out of bounds"):
         program.launch("by_value", args=[raw])
 
 

@@ -13,8 +13,8 @@ from wavenet_fast.emulated.mutate import mutants, same, survivors
 
 need_compiler()
 
-# Block 0 reverses 64 numbers through shared memory, publishes them and raises a flag; block 1 waits for the flag, copies
-# with cp.async, and reverses again. Two barriers stand next to each other: each alone is superfluous.
+# Block 0 reverses 64 numbers through shared memory, publishes them and raises a flag; block 1 waits for the flag,
+# copies with cp.async, and reverses again. Two barriers stand next to each other: each alone is superfluous.
 TEXT = module(kernel("k", ["u64", "u64"], """
   ld.param.u64 %rd0, [k_0];
   ld.param.u64 %rd1, [k_1];
@@ -70,7 +70,8 @@ def run(program: Program) -> list[np.ndarray]:
 def test_what_is_broken() -> None:
     everything = mutants(TEXT)
     assert [m.description for m in everything] == [
-        "barrier deleted", "barrier deleted", "barrier deleted", "fence deleted", "acquire made relaxed", "barrier deleted",
+        "barrier deleted", "barrier deleted", "barrier deleted", "fence deleted", "acquire made relaxed",
+        "barrier deleted",
         "wait for copies deleted", "barrier deleted",
     ]  # fmt: skip
     lines = TEXT.splitlines()

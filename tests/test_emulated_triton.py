@@ -1,5 +1,5 @@
-"""PTX that Triton compiles, executed: fragments of tensor cores as Triton's authors lay them out, and what else a kernel
-is made of (pipelined copies, reductions, scans, sorting, atomics, Philox)."""
+"""PTX that Triton compiles, executed: fragments of tensor cores as Triton's authors lay them out, and what else a
+kernel is made of (pipelined copies, reductions, scans, sorting, atomics, Philox)."""
 
 from __future__ import annotations
 

@@ -40,6 +40,6 @@ VALUE = 2e-6
 
 # The executor's approximate functions (ex2, lg2, sin …): libm in single precision, a few units in the last place.
 EMULATED_FUNCTION = 1e-6
-# Sums of 64 to 136 products of unit variance in fp32, in another order than float64's; in fp16 the sum itself is rounded
-# (2^-11 of up to 32) once per 16 products.
+# Sums of 64 to 136 products of unit variance in fp32, in another order than float64's; in fp16 the sum itself is
+# rounded (2^-11 of up to 32) once per 16 products.
 EMULATED_DOT = {"c16": 1e-4, "cbf": 1e-4, "ctf": 1e-4, "chalf": 8 * 2**-6}

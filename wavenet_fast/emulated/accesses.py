@@ -113,7 +113,8 @@ def _atom(e: Emitter, i: Instruction) -> None:
             update = f"old == {e.value(value, kind)} ? {e.value(sources[1], kind)} : old"
         else:
             update = f"atom_{name}<{cpp(kind)}>(old, {e.value(value, kind)})"
-        change = f"modify<{word(kind)}>(t, {at}, {order}, {i.line}, [&]({word(kind)} old) -> {word(kind)} {{ return {update}; }})"
+        function = f"[&]({word(kind)} old) -> {word(kind)} {{ return {update}; }}"
+        change = f"modify<{word(kind)}>(t, {at}, {order}, {i.line}, {function})"
         if targets is None or targets[n] == "_":
             e.write(f"{change};")
         else:
@@ -209,8 +210,8 @@ def _copy(e: Emitter, i: Instruction) -> None:
 
 @family(
     "mbarrier",
-    "init inval arrive arrive_drop test_wait try_wait parity noComplete release acquire relaxed cta cluster shared shared::cta "
-    "shared::cluster b64",
+    "init inval arrive arrive_drop test_wait try_wait parity noComplete release acquire relaxed cta cluster "
+    "shared shared::cta shared::cluster b64",
 )
 def _mbarrier(e: Emitter, i: Instruction) -> None:
     what, space, operands = i.parts[1], _space(i), list(i.operands)

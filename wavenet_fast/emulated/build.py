@@ -1,7 +1,7 @@
 """Compiles generated C++ with the machine's compiler, and keeps what it made on disk.
 
 The cache lies in `$XDG_CACHE_HOME/wavenet_fast/emulated` (or `~/.cache/…`); its key holds the source, the runtime, the
-flags, the compiler's version and the processor. A file appears there by rename, so that two processes may build at once.
+flags, the compiler's version and the processor. A file appears there by rename: two processes may build at once.
 """
 
 from __future__ import annotations

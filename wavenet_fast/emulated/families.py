@@ -1,12 +1,12 @@
 """The table of instructions: what a family of mnemonics becomes in C++, and which modifiers it may have.
 
-A family is declared with `@family(mnemonics, modifiers)` above a function that writes one instruction. A modifier that is
-not listed is an error; so is a mnemonic that no family has. `HINTS` say how to cache and change no result.
+A family is declared with `@family(mnemonics, modifiers)` above a function that writes one instruction. A modifier that
+is not listed is an error; so is a mnemonic that no family has. `HINTS` say how to cache and change no result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,7 @@ TABLE: dict[str, Family] = {}
 
 
 def family(
-    mnemonics: str, modifiers: str = "", *sets: set[str] | dict[str, str], hints: bool = False
+    mnemonics: str, modifiers: str = "", *sets: Iterable[str], hints: bool = False
 ) -> Callable[[Writer], Writer]:
     """Enters the decorated function into `TABLE` under each of `mnemonics`."""
     allowed = frozenset(modifiers.split()).union(*map(set, sets))

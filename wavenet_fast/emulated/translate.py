@@ -400,9 +400,8 @@ def translate(module: Module, options: Options | None = None) -> Translation:
     text = ['#include "ptx.h"', "namespace {"]
     for variable in memory:
         initial = ", ".join(map(str, variable.initial.rstrip(b"\0"))) if variable.initial else ""
-        text.append(
-            f"alignas({max(variable.align, 16)}) u8 variable_{_identifier(variable.name)}[{max(variable.size or 0, 1)}] = {{{initial}}};"
-        )
+        align, size = max(variable.align, 16), max(variable.size or 0, 1)
+        text.append(f"alignas({align}) u8 variable_{_identifier(variable.name)}[{size}] = {{{initial}}};")
     bodies, entries = [], []
     for function in module.functions.values():
         if not function.defined:
