@@ -33,7 +33,7 @@ OPERANDS: dict[str, tuple[torch.dtype, Any]] = {
 
 @dataclass(frozen=True)
 class Heard:
-    """Conditioning of one call. `projected` (B, n, LAYERS, 2, HALF); the first sample's place in it and the last column
+    """Conditioning of one call. `projected` (B, n, LAYERS, 2·HALF); the first sample's place in it and the last column
     of each utterance, (B,) int32: see `stages.column_of_sample`."""
 
     projected: Tensor
@@ -92,16 +92,14 @@ class Model:
         return torch.stack([bias + (share + self._weights["b_speaker"]) for share in shares])
 
     def project(self, features: Tensor, starts: Tensor) -> Tensor:
-        """(B, n, C) → (B, n, LAYERS, 2, HALF), rounded to bf16 where the kernels interpolate in bf16."""
+        """(B, n, C) → (B, n, LAYERS, 2·HALF), rounded to bf16 where the kernels interpolate in bf16."""
         s, hearing = self.shape, hearing_format(self.dtype)
         batch, n, channels = features.shape
-        width = s.LAYERS * 2 * s.HALF
         rounded = s.UPSAMPLING == 1 and hearing == "bf16"
         flat = self._dense(
             features.reshape(-1, channels), self._weights["project"], starts, n, OPERANDS[hearing][1], rounded=rounded
         )
-        assert flat.shape[1] == width
-        return flat.view(batch, n, s.LAYERS, 2, s.HALF)
+        return flat.view(batch, n, s.LAYERS, 2 * s.HALF)
 
     def _dense(
         self, x: Tensor, w: Tensor, start: Tensor, group: int, OP: Any, relu: bool = False, rounded: bool = False
@@ -133,7 +131,6 @@ class Model:
         positions: Tensor,
         seeds: Tensor,
         counts: Tensor,
-        phases: Tensor,
         heard: Heard,
         audio: Tensor,
         draws: Tensor,
@@ -156,7 +153,7 @@ class Model:
             "generate", (-(-batch // o.tile),),
             {
                 "rings": rings, "inputs": inputs, "filters": filters, "positions": positions, "seeds": seeds,
-                "counts": counts, "phases": phases, "projected": heard.projected, "first_q": heard.first_q,
+                "counts": counts, "projected": heard.projected, "first_q": heard.first_q,
                 "last_column": heard.last_column, "fraction": self._fraction, "shift": self._shift,
                 "n_columns": heard.projected.shape[1], **{name: self._weights[name] for name in names},
                 "layers": self._layers, "sound": self._sound, "feedback": self._feedback, "audio": audio,
@@ -281,7 +278,7 @@ def trace_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     """Stage → what `generate` leaves of it for every sample, padded."""
     s = shape
     return {
-        "conditioning": (s.LAYERS, 2, s.HALF), "embed": (s.R,), "gate": (s.LAYERS, s.HALF), "x": (s.LAYERS, s.R),
+        "conditioning": (s.LAYERS, 2 * s.HALF), "embed": (s.R,), "gate": (s.LAYERS, s.HALF), "x": (s.LAYERS, s.R),
         "skip": (s.S,), "hidden": (s.H,),
     }  # fmt: skip
 

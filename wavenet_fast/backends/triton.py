@@ -43,8 +43,8 @@ def launcher_for(device: str) -> Launcher:
 
 
 class TritonState(HostState):
-    """`rings` (B, slots, R padded), on the device: (K−1)·D + 1 slots for each layer in turn, operands in the model's
-    number format; slot t mod slots is the layer's input at sample t."""
+    """`rings` (B, slots, R padded), on the device: for each layer in turn as many slots as the first power
+    of two above (K−1)·D; slot t mod slots is the layer's input at sample t, an operand in the model's number format."""
 
     engine: TritonEngine
 
@@ -201,11 +201,9 @@ class TritonEngine(HostEngine[TritonState]):
         trace = None
         if call.stages is not None:
             trace = {name: model.empty(state.batch, n, *shape) for name, shape in trace_shapes(model.shape).items()}
-        depths = np.array([depth for _, _, depth in model.rings])
         model.generate(
             state.rings, inputs, filters, model.tensor(positions), model.tensor(state.seeds.view(np.int64)),
-            model.tensor(window.counts.astype(np.int32)),
-            model.tensor((positions[None] % depths[:, None]).astype(np.int32)), heard, audio, draws, logits, forced, n,
+            model.tensor(window.counts.astype(np.int32)), heard, audio, draws, logits, forced, n,
             call.temperature, trace,
         )  # fmt: skip
         state.inputs[:] = self._unrolled(inputs.cpu().numpy(), positions + window.counts)
@@ -243,9 +241,9 @@ class TritonEngine(HostEngine[TritonState]):
         """The stages of one utterance by the names of `reference.Reference`."""
         c, half = self.config, self.config.gate_channels // 2
         a = {name: tensor[0].cpu().numpy() for name, tensor in trace.items()}
-        heard = a["conditioning"][..., :half]
+        heard = a["conditioning"].reshape(*a["gate"].shape, 2)[:, :, :half]
         stages = {
-            "conditioning": heard.reshape(*heard.shape[:2], -1), "embed": a["embed"][:, : c.residual_channels],
+            "conditioning": heard.swapaxes(2, 3).reshape(*heard.shape[:2], -1), "embed": a["embed"][:, : c.residual_channels],
             "skip": a["skip"][:, : c.skip_channels], "hidden": a["hidden"][:, : c.head_channels],
         }  # fmt: skip
         stages |= {f"gate.{i}": a["gate"][:, i, :half] for i in range(c.n_layers)}
