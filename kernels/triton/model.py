@@ -145,7 +145,8 @@ class Model:
         c, s = self.config, self.shape
         batch = len(rings)
         o = tuning.for_generate(s, self.dtype, self.launcher.capability, batch, self.launcher.multiprocessors)
-        scratch = self.empty(batch, s.A) if s.A > s.BLOCK_CLASSES else None
+        logits_room = self.empty(batch, s.A) if s.A > s.BLOCK_CLASSES else None
+        skip_room = self.empty(batch, s.S).to(self.operand) if o.block_s < s.S else None
         names = ("w_input", "b_input", "w_dilated", "b_dilated", "w_residual", "b_residual", "w_skip", "b_skip",
                  "w_hidden", "b_hidden", "w_out", "b_out")  # fmt: skip
         traces = {f"{stage}_trace": None if trace is None else trace[stage] for stage in trace_shapes(s)}
@@ -157,14 +158,14 @@ class Model:
                 "last_column": heard.last_column, "fraction": self._fraction, "shift": self._shift,
                 "n_columns": heard.projected.shape[1], **{name: self._weights[name] for name in names},
                 "layers": self._layers, "sound": self._sound, "feedback": self._feedback, "audio": audio,
-                "draws": draws, "logits_out": logits, "forced": forced, "scratch": scratch,
+                "draws": draws, "logits_out": logits, "forced": forced,
                 "stride": audio.stride(0), "logits_width": c.out_channels, **traces,
-                "batch": batch, "steps": steps, "temperature": temperature, "log_scale_min": self._log_scale_min,
+                "logits_room": logits_room, "skip_room": skip_room, "batch": batch, "steps": steps, "temperature": temperature, "log_scale_min": self._log_scale_min,
                 "preemphasis": c.signal.preemphasis, "gain": c.signal.gain, "mu": self._mu,
                 "residual_scale": c.residual_scale, "skip_scale": c.skip_scale,
-                **s.constexprs(), "OP": self._OP, "UPCAST": self._upcast(self._OP), "FORCED": forced is not None,
-                "LOGITS": logits is not None, "TRACE": trace is not None, "N": o.tile, "BLOCK_GATE": o.block_gate,
-                "BLOCK_HIDDEN": o.block_hidden,
+                **s.constexprs(), "LAYERS": s.LAYERS, "OP": self._OP, "UPCAST": self._upcast(self._OP), "FORCED": forced is not None,
+                "LOGITS": logits is not None, "TRACE": trace is not None, "N": o.tile, "BLOCK_R": o.block_r,
+                "BLOCK_GATE": o.block_gate, "BLOCK_S": o.block_s, "BLOCK_HIDDEN": o.block_hidden,
             }, o,
         )  # fmt: skip
 
@@ -241,7 +242,7 @@ class Model:
                 "residual_scale": c.residual_scale, "skip_scale": c.skip_scale if i else 1.0, "K": s.K, "R": s.R,
                 "HALF": s.HALF, "S": s.S, "HOP": s.HOP, "UPSAMPLING": s.UPSAMPLING, "OP": self._OP,
                 "UPCAST": self._upcast(self._OP), "RESIDUAL": not last, "BIASED_SKIP": s.RUNNING, "N": o.tile,
-                "BLOCK_GATE": o.block_gate,
+                "BLOCK_R": o.block_r, "BLOCK_GATE": o.block_gate,
             }, o,
         )  # fmt: skip
         # The newest inputs of each utterance go to their slots; of a long call all that the ring holds, of a short one

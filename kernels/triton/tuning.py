@@ -26,7 +26,9 @@ class Options:
     tile: int
     warps: int
     stages: int
+    block_r: int = MIN_CHANNELS
     block_gate: int = MIN_CHANNELS
+    block_s: int = MIN_CHANNELS
     block_hidden: int = MIN_CHANNELS
 
 
@@ -40,14 +42,15 @@ def for_generate(shape: Shape, dtype: str, capability: int, streams: int, multip
     every program. 8 warps: with 4 the draw and the panels of weights do not fit 255 registers a thread."""
     tile = 16 if streams <= 16 * multiprocessors else 32
     gate, stages = _block_gate(shape, dtype, capability)
-    return Options(tile, 8, stages, gate, _block_hidden(shape, dtype, capability))
+    hidden = _block_hidden(shape, dtype, capability)
+    return Options(tile, 8, stages, _inputs(shape.R, dtype), gate, _inputs(shape.S, dtype), hidden)
 
 
 def for_residual_block(shape: Shape, dtype: str, capability: int) -> Options:
     """16 samples a program: utterances are long enough to fill a GPU with such programs, and N = 16 keeps what a thread
     holds as small as in `generate`."""
     gate, stages = _block_gate(shape, dtype, capability)
-    return Options(16, 8, stages, gate)
+    return Options(16, 8, stages, _inputs(shape.R, dtype), gate)
 
 
 def for_sample() -> Options:
@@ -63,6 +66,12 @@ def for_dense() -> Options:
     return Options(16, 4, 1)
 
 
+def _inputs(channels: int, dtype: str) -> int:
+    """Inputs that a product takes at a time. In 16 bit all, from registers. In fp32 a thread holds a whole row and a
+    whole column of a product's operands, and more than 32 of each do not fit its registers."""
+    return min(channels, 32) if dtype == "fp32" else channels
+
+
 def _panel(shape: Shape, gates: int) -> int:
     """Elements of all matrices of a layer that belong to so many gates."""
     return gates * (2 * shape.K * shape.R + shape.R + shape.S)
@@ -71,13 +80,13 @@ def _panel(shape: Shape, gates: int) -> int:
 def _block_gate(shape: Shape, dtype: str, capability: int) -> tuple[int, int]:
     """(gates worked on at a time, stages).
 
-    In 16 bit as many as leave room in shared memory for one copy of their weights, for the taps' operands and for 24
+    In 16 bit as many as leave room in shared memory for one copy of their weights, for the taps' operands and for 16
     KiB of what the compiler moves between layouts. In fp32 products run in registers, 16 gates are what fits them, and
     nothing is copied ahead."""
     if dtype == "fp32":
         return MIN_CHANNELS, 1
     size = ELEMENT_BYTES[dtype]
-    room = shared_limit(capability) - 24 * 1024 - 16 * shape.K * shape.R * size
+    room = shared_limit(capability) - 16 * 1024 - 16 * shape.K * shape.R * size
     gates = shape.HALF
     while gates > MIN_CHANNELS and (_panel(shape, gates) * size > room or shape.R * gates > 8192):
         gates //= 2
