@@ -13,6 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from wavenet_fast.emulated import Program
+from wavenet_fast.emulated.program import Mode
 from wavenet_fast.errors import BackendError
 
 from .dense import dense
@@ -31,8 +32,8 @@ class Launcher(Protocol):
 
     device: torch.device
     capability: int
-    multiprocessors: int
     """Of the GPU that the kernels are compiled for: 90 is sm_90."""
+    multiprocessors: int
     upcast: bool
     """Whether products in bf16 must be made in fp32: Triton's interpreter."""
 
@@ -49,6 +50,7 @@ class CudaLauncher:
         self.device = device
         major, minor = torch.cuda.get_device_capability(device)
         self.capability = major * 10 + minor
+        self.multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
 
     def run(self, name: str, grid: Grid, arguments: Mapping[str, Any], options: Options) -> None:
         """See `Launcher`. Raises `BackendError` where the kernel does not fit this GPU."""
@@ -69,8 +71,9 @@ class EmulatedLauncher:
 
     device = torch.device("cpu")
     upcast = False
+    multiprocessors = 132
 
-    def __init__(self, capability: int = 90, mode: str = "plain", seed: int = 0) -> None:
+    def __init__(self, capability: int = 90, mode: Mode = "plain", seed: int = 0) -> None:
         self.capability, self.mode, self.seed = capability, mode, seed
         self._programs: dict[str, Program] = {}
 

@@ -29,13 +29,14 @@ def sample(
             u1 = tl.load(uniforms + row * 4 + 1, mask=valid, other=0.0)
             drawn = draw_value(x, u0, u1, temperature, log_scale_min, COMPONENTS, HEAD == 2, N, BLOCK_CLASSES)
     else:
-        highest = tl.full((N,), -float("inf"), tl.float32)
+        # Reduced once, after the loop: Triton 3.7 fails on a maximum in it that is used twice.
+        tops = tl.full((N, BLOCK_CLASSES), -float("inf"), tl.float32)
         for first in range(0, A, BLOCK_CLASSES):
             inside = first + c < width
             to = logits_row[:, None] + (first + c)[None, :]
             x = tl.load(to, mask=valid[:, None] & inside[None, :], other=-float("inf"))
-            highest = tl.maximum(highest, tl.max(x, axis=1))
+            tops = tl.maximum(tops, x)
         drawn = choose_in_blocks(
-            logits_row, u0, highest, temperature, valid, width, CLASSES, A, N, BLOCK_CLASSES
+            logits_row, u0, tl.max(tops, axis=1), temperature, valid, width, CLASSES, A, N, BLOCK_CLASSES
         ).to(tl.float32)  # fmt: skip
     tl.store(draws + row, drawn, mask=valid)

@@ -1,0 +1,80 @@
+"""A model made ready for the op `generate`, and the streams that it carries on: tensors and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wavenet_fast.config import OneHotInput, WaveNetConfig, decode
+from wavenet_fast.errors import InputError
+
+from . import checks
+from .block import FORMATS
+from .model import packed_tensors
+from .shapes import Shape
+
+
+@dataclass(frozen=True)
+class Ready:
+    """`config` as JSON; `dtype` "fp32", "fp16" or "bf16"; `packed`, the tensors of `packing.pack` in its order."""
+
+    config: str
+    dtype: str
+    packed: list[Tensor]
+
+
+@dataclass
+class Streams:
+    """What B streams remember, changed in place by `generate`.
+
+    rings      (B, slots, R padded) in the number format: past inputs of every layer
+    inputs     (B, taps rounded up) fp32: x[t] at t mod its length, classes as numbers and −1 for none
+    filters    (B,) fp32: last output of the de-emphasis filter
+    positions  (B,) int64: samples made
+    seeds      (B,) int64: bit patterns of the unsigned seeds
+    """
+
+    rings: Tensor
+    inputs: Tensor
+    filters: Tensor
+    positions: Tensor
+    seeds: Tensor
+
+
+def prepare(
+    config: WaveNetConfig,
+    weights: Mapping[str, NDArray[np.float32]],
+    dtype: str = "bf16",
+    device: str | torch.device = "cuda",
+) -> Ready:
+    """Packs a checkpoint's weights (`Checkpoint.weights`) on a device: "cpu" for emulation.
+
+    Raises `BackendError` where a weight is too large for fp16."""
+    packed = packed_tensors(config, weights, checks.number_format(dtype), torch.device(device))
+    return Ready(msgspec.json.encode(config).decode(), dtype, list(packed.values()))
+
+
+def start(model: Ready, seeds: Sequence[int]) -> Streams:
+    """Fresh streams on the model's device, one for each seed 0 … 2^64 − 1."""
+    for i, seed in enumerate(seeds):
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= int(seed) < 1 << 64:
+            raise InputError(f"seeds[{i}] is {seed!r}; it must be an integer 0 … 2^64 − 1")
+    config = decode(WaveNetConfig, msgspec.json.decode(model.config), "config")
+    shape, device, B = Shape.of(config), model.packed[0].device, len(seeds)
+    inputs = torch.zeros(B, shape.IN_DEPTH, device=device)
+    for tap in range(2, shape.IN_TAPS + 1):
+        inputs[:, -tap] = -1.0 if isinstance(config.input, OneHotInput) else 0.0
+    inputs[:, -1] = float(config.start)
+    return Streams(
+        torch.zeros(B, shape.SLOTS, shape.R, dtype=FORMATS[model.dtype], device=device),
+        inputs,
+        torch.zeros(B, device=device),
+        torch.zeros(B, dtype=torch.int64, device=device),
+        torch.from_numpy(np.array(seeds, np.uint64).view(np.int64)).to(device),
+    )
