@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wavenet_fast.conditioning import MAX_STREAM_SAMPLES
-from wavenet_fast.config import CategoricalHead, OneHotInput, Stages, WaveNetConfig, decode
+from wavenet_fast.config import CategoricalHead, OneHotInput, WaveNetConfig, decode
 from wavenet_fast.errors import InputError, ShapeError
 from wavenet_fast.sampling import check_temperature
 
@@ -146,7 +146,7 @@ def generate(
     if last_column is None:
         last_column = everywhere(projected.shape[1] - 1 if projected.ndim > 1 else 0)
     if first_q is None:
-        first_q = (s.positions + _offset(model.config)).clamp(-1, INT32_MAX).to(torch.int32)
+        first_q = (s.positions + model.first_q).clamp(-1, INT32_MAX).to(torch.int32)
     audio, draws, made = _generate(
         s.rings, s.inputs, s.filters, s.positions, s.seeds, counts, projected, first_q, last_column, forced,
         model.packed, model.config, model.dtype, steps, float(temperature), bool(logits), checks.target(emulated),
@@ -253,12 +253,6 @@ def _config(text: str) -> WaveNetConfig:
     except msgspec.DecodeError as error:
         raise InputError(f"config is no JSON: {error}; give Ready.config, or msgspec.json.encode(config)") from None
     return decode(WaveNetConfig, data, "config")
-
-
-def _offset(text: str) -> int:
-    """q of the very first sample, where the columns begin with its frame's."""
-    conditioning = _config(text).conditioning
-    return 0 if isinstance(conditioning.upsampling, Stages) else conditioning.offset
 
 
 def _fit_packed(

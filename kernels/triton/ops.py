@@ -206,8 +206,8 @@ def _residual_block(
 
 @_residual_block.register_fake
 def _(  # type: ignore[no-untyped-def]
-    x, skip, conditioning, w_dilated, b_dilated, w_residual, b_residual, w_skip, b_skip, dilation, residual_scale, dtype,
-    emulated=0,
+    x, skip, conditioning, w_dilated, b_dilated, w_residual, b_residual, w_skip, b_skip, dilation, residual_scale,
+    dtype, emulated=0,
 ):  # fmt: skip
     weights = (w_dilated, b_dilated, w_residual, b_residual, w_skip, b_skip)
     _fit_block(x, skip, conditioning, weights, dilation, residual_scale, dtype, emulated)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wavenet_fast.config import OneHotInput, WaveNetConfig, decode
+from wavenet_fast.config import OneHotInput, Stages, WaveNetConfig, decode
 from wavenet_fast.errors import InputError
 
 from . import checks
@@ -22,11 +22,14 @@ from .shapes import Shape
 
 @dataclass(frozen=True)
 class Ready:
-    """`config` as JSON; `dtype` "fp32", "fp16" or "bf16"; `packed`, the tensors of `packing.pack` in its order."""
+    """`config` as JSON; `dtype` "fp32", "fp16" or "bf16"; `packed`, the tensors of `packing.pack` in its order;
+    `first_q`, the very first sample's place in the hop of its first column: the configuration's offset, but 0 where
+    there is a column for each sample."""
 
     config: str
     dtype: str
     packed: list[Tensor]
+    first_q: int
 
 
 @dataclass
@@ -57,7 +60,9 @@ def prepare(
 
     Raises `BackendError` where a weight is too large for fp16."""
     packed = packed_tensors(config, weights, checks.number_format(dtype), torch.device(device))
-    return Ready(msgspec.json.encode(config).decode(), dtype, list(packed.values()))
+    hears = config.conditioning
+    first_q = 0 if isinstance(hears.upsampling, Stages) else hears.offset
+    return Ready(msgspec.json.encode(config).decode(), dtype, list(packed.values()), first_q)
 
 
 def start(model: Ready, seeds: Sequence[int]) -> Streams:

@@ -121,7 +121,7 @@ class TritonEngine(HostEngine[TritonState]):
     @property
     def weight_bytes(self) -> int:
         """Of the packed matrices that every sample passes, padding included."""
-        return self.model.weight_bytes
+        return int(self.model.weight_bytes)
 
     def _new_state(self, seeds: NDArray[np.uint64], speakers: NDArray[np.float32]) -> TritonState:
         return TritonState(self, seeds, speakers)
