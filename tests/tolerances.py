@@ -37,3 +37,8 @@ EXPONENTIAL = 1.5e-7
 
 # A continuous draw from the same logits: fp32 logarithms and exponentials of two libraries.
 VALUE = 2e-6
+
+# One residual block against its reference in the same number format, relative to the output's standard deviation:
+# (largest, root mean square). fp32: the order of sums and the gate's polynomials. In 16 bit a gate near a rounding
+# boundary may fall on the other side, one unit of its format times one weight.
+BLOCK = {"fp32": (1e-5, 1e-6), "fp16": (2e-3, 2e-4), "bf16": (1.5e-2, 1.5e-3)}
