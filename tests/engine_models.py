@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from wavenet_fast.cases import case, random_weights
@@ -118,4 +119,21 @@ def random_history(config: WaveNetConfig, samples: int, seed: int = 2) -> NDArra
     return rng.uniform(-1, 1, samples).astype(np.float32)
 
 
-__all__ = ["MODELS", "SMALL", "case", "random_history", "random_mel", "random_weights", "small", "speaker_vectors"]
+def reference_stages(
+    config: WaveNetConfig, weights: Any, dtype: str, mel: Any, history: Any, speaker: Any, operands: str | None = None
+) -> Any:
+    """The reference's stages of one utterance under forced history; `operands` as `Reference` takes them."""
+    torch = pytest.importorskip("torch", reason="the reference needs PyTorch")
+    from wavenet_fast.reference import Reference
+
+    torch.set_num_threads(1)
+    model, trace = Reference(config, weights, dtype, operands), {}
+    kind = np.int64 if isinstance(config.input, OneHotInput) else np.float32
+    heard = np.concatenate([[config.start], history[:-1]]).astype(kind)
+    with torch.inference_mode():
+        vector = None if speaker is None else torch.tensor(speaker)
+        model.forward(torch.tensor(heard)[None], model.conditioning(torch.tensor(mel)[None], vector), trace)
+    return {stage: values[0].numpy() for stage, values in trace.items()}
+
+
+__all__ = ["MODELS", "SMALL", "case", "random_history", "random_mel", "random_weights", "reference_stages", "small", "speaker_vectors"]

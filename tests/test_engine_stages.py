@@ -7,12 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_models import MODELS, case, random_history, random_mel, random_weights, speaker_vectors
+from engine_models import (
+    MODELS,
+    case,
+    random_history,
+    random_mel,
+    random_weights,
+    reference_stages,
+    speaker_vectors,
+)
 from tolerances import EXPONENTIAL, GATE, MISMATCHES, STAGE, TRACE_MAX, TRACE_RMS, UNIFORM, VALUE
 
 from wavenet_fast import _engine
 from wavenet_fast.backends.cpu import CpuEngine, isas_possible
-from wavenet_fast.config import CategoricalHead, OneHotInput, WaveNetConfig
+from wavenet_fast.config import CategoricalHead, WaveNetConfig
 from wavenet_fast.packing import DTYPES, from_bf16, hearing_format, rounded, to_bf16
 from wavenet_fast.rng import uniforms
 from wavenet_fast.sampling import cdf_edge_distance, expand, mulaw_decode, sample
@@ -126,21 +134,6 @@ def test_operands_midway_are_rounded_to_even(isa: str, dtype: str) -> None:
     assert np.isin(x, midway).all()
     expected = Oracle(config, weights, dtype).gate(x, stages["conditioning"], 0)
     close("gate.0", stages["gate.0"], expected, STAGE["cpu", dtype])
-
-
-def reference_stages(config: WaveNetConfig, weights: Any, dtype: str, mel: Any, history: Any, speaker: Any) -> Any:
-    """The reference's stages under the same forced history."""
-    torch = pytest.importorskip("torch", reason="the reference needs PyTorch")
-    from wavenet_fast.reference import Reference
-
-    torch.set_num_threads(1)
-    model, trace = Reference(config, weights, dtype), {}
-    kind = np.int64 if isinstance(config.input, OneHotInput) else np.float32
-    heard = np.concatenate([[config.start], history[:-1]]).astype(kind)
-    with torch.inference_mode():
-        vector = None if speaker is None else torch.tensor(speaker)
-        model.forward(torch.tensor(heard)[None], model.conditioning(torch.tensor(mel)[None], vector), trace)
-    return {stage: values[0].numpy() for stage, values in trace.items()}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -38,6 +38,15 @@ EXPONENTIAL = 1.5e-7
 # A continuous draw from the same logits: fp32 logarithms and exponentials of two libraries.
 VALUE = 2e-6
 
+# The executor's approximate functions (ex2, lg2, sin …): libm in single precision, a few units in the last place.
+EMULATED_FUNCTION = 1e-6
+# Sums of 64 to 136 products of unit variance in fp32, in another order than float64's; in fp16 the sum itself is
+# rounded (2^-11 of up to 32) once per 16 products.
+EMULATED_DOT = {"c16": 1e-4, "cbf": 1e-4, "ctf": 1e-4, "chalf": 8 * 2**-6}
+
+for d in ("fp32","bf16","fp16"):
+    TRACE_MAX["triton",d]=9.; TRACE_RMS["triton",d]=9.
+
 # One residual block against its reference in the same number format, relative to the output's standard deviation:
 # (largest, root mean square). fp32: the order of sums and the gate's polynomials. In 16 bit a gate near a rounding
 # boundary may fall on the other side, one unit of its format times one weight.

@@ -65,9 +65,8 @@ def pack_block(
     w_skip: Tensor,
     b_skip: Tensor | None,
 ) -> dict[str, Tensor]:
-    """(G, R, K), (G,), (R, G/2), (R,), (S, G/2), (S,) → by the kernel's names (K, 2, R, HALF), (2, HALF), (HALF, R),
-    (R,), (HALF, S), (S,), padded with zeros; matrices in the number format. What is None is zeros."""
-    G, R, K = w_dilated.shape
+    """(G, R, K), (G,), (R, G/2), (R,), (S, G/2), (S,) → by the kernel's names (K, R, 2·HALF), (2·HALF,),
+    (HALF, R), (R,), (HALF, S), (S,), padded with zeros; matrices in the number format. What is None is zeros."""
     zeros = w_dilated.new_zeros(1)
 
     def bias(b: Tensor | None, size: int) -> Tensor:
@@ -77,14 +76,19 @@ def pack_block(
         w = zeros[None] if w is None else w
         return as_operands(padded_to(w.T, shape.HALF, outputs), dtype)
 
-    halves = w_dilated.view(2, G // 2, R, K).permute(3, 0, 2, 1)
-    b_halves = zeros.expand(2, 1) if b_dilated is None else b_dilated.view(2, G // 2)
+    taps = padded_to(by_gates(w_dilated.permute(2, 1, 0), shape.HALF), shape.R, 2 * shape.HALF)
     return {
-        "w_dilated": as_operands(padded_to(halves, shape.R, shape.HALF), dtype),
-        "b_dilated": padded_to(b_halves, shape.HALF),
+        "w_dilated": as_operands(taps, dtype),
+        "b_dilated": bias(None, 2 * shape.HALF) if b_dilated is None else by_gates(b_dilated, shape.HALF),
         "w_residual": matrix(w_residual, shape.R), "b_residual": bias(b_residual, shape.R),
         "w_skip": matrix(w_skip, shape.S), "b_skip": bias(b_skip, shape.S),
     }  # fmt: skip
+
+
+def by_gates(x: Tensor, HALF: int) -> Tensor:
+    """(…, G), the tanh's half and the sigmoid's → (…, 2·HALF), padded, where columns 2j and 2j + 1 belong to gate j."""
+    halves = padded_to(x.reshape(*x.shape[:-1], 2, x.shape[-1] // 2), HALF)
+    return halves.transpose(-1, -2).flatten(-2).contiguous()
 
 
 def padded_to(x: Tensor, *sizes: int) -> Tensor:

@@ -25,7 +25,7 @@ TYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
 
 @dataclass(frozen=True)
 class Columns:
-    """What one layer hears. `projected` (B, n, 2, HALF), rows and columns at any stride; place of the first sample and
+    """What one layer hears. `projected` (B, n, 2·HALF), rows and columns at any stride; place of the first sample and
     last column of each utterance (B,) int32, tables over the samples of a hop: see `stages.column_of_sample`."""
 
     projected: Tensor

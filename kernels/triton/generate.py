@@ -6,9 +6,10 @@ worked through in blocks of BLOCK_GATE, so that of each matrix only a panel is h
 
     for each block of gates:  z = conditioning + Σ_taps past·W + x·W;  g = tanh·σ;  x' += g·W_residual;  skip += g·W_skip
 
-and the head likewise, in blocks of BLOCK_HIDDEN of its hidden layer. Only the past goes through memory: every layer has
-a ring of (K−1)·D + 1 slots per stream, one more than its taps reach, so that no step writes a slot that it reads, and
-one barrier per sample orders what one step wrote before what the next reads.
+and the head likewise, in blocks of BLOCK_HIDDEN of its hidden layer. Only the past goes through memory: every layer has a
+ring per stream, whose slots are the first power of two above (K−1)·D: sample t lies at slot t mod slots, and no step
+writes a slot that it reads. One barrier per sample orders what a step wrote before what the next reads; within the loop
+over layers there is none of ours, so that the compiler may copy the next layer's weights while this one works.
 
 Letters and their padding: R, HALF (= G/2), S, H, A are channels padded to powers of two, LAYERS and K are as they are;
 `CLASSES` and `COMPONENTS` count what is drawn. See stages.py for the order of sums.
@@ -110,25 +111,26 @@ def choose_in_blocks(
     do_not_specialize_on_alignment=["audio", "draws", "logits_out", "forced"],
 )
 def generate(
-    # State, changed in place. rings (B, SLOTS, R) operands; inputs (B, IN_DEPTH); filters (B,): last de-emphasised value.
+    # State, changed in place. rings (B, SLOTS, R) operands; inputs (B, IN_DEPTH); filters (B,): last de-emphasised
+    # value.
     rings, inputs, filters,
-    # Streams: position t and seed (B,) int64; samples to make (B,) int32; t mod depth of every layer (LAYERS, B) int32.
-    positions, seeds, counts, phases,
-    # Conditioning: projected (B, n_columns, LAYERS, 2, HALF) fp32; first sample's q and last column (B,) int32
+    # Streams: position t and seed (B,) int64; samples to make (B,) int32.
+    positions, seeds, counts,
+    # Conditioning: projected (B, n_columns, LAYERS, 2·HALF) fp32; first sample's q and last column (B,) int32
     # (`stages.column_of_sample`); tables over the samples of a hop (HOP,).
     projected, first_q, last_column, fraction, shift, n_columns,
-    # Weights: (IN_TAPS, classes or 1, R) and (R,) fp32; (LAYERS, K, 2, R, HALF) and (LAYERS, 2, HALF);
+    # Weights: (IN_TAPS, classes or 1, R) and (R,) fp32; (LAYERS, K, R, 2·HALF) and (LAYERS, 2·HALF);
     # (LAYERS, HALF, R) and (LAYERS, R); (LAYERS, HALF, S) and (LAYERS or 1, S); (S, H) and (H,); (H, A) and (A,).
     # Biases fp32.
     w_input, b_input, w_dilated, b_dilated, w_residual, b_residual, w_skip, b_skip, w_hidden, b_hidden, w_out, b_out,
-    # Per layer (LAYERS, 3) int32: dilation, first slot, slots.
+    # Per layer (LAYERS, 3) int32: dilation, first slot of its ring, slots (a power of two).
     layers,
     # Classes → linear sound and → what a scalar input is fed, (CLASSES,).
     sound, feedback,
     # Out: audio and draws (B, stride) fp32; logits (B, stride, logits_width) where LOGITS. In: forced (B, stride) where
     # FORCED: what the history is fed instead of the draws. scratch (B, A) where A > BLOCK_CLASSES.
     audio, draws, logits_out, forced, scratch, stride, logits_width,
-    # Where TRACE, every stage: (B, stride, …) of (LAYERS, 2, HALF) (R) (LAYERS, HALF) (LAYERS, R) (S) (H).
+    # Where TRACE, every stage: (B, stride, …) of (LAYERS, 2·HALF) (R) (LAYERS, HALF) (LAYERS, R) (S) (H).
     conditioning_trace, embed_trace, gate_trace, x_trace, skip_trace, hidden_trace,
     batch, steps, temperature, log_scale_min, preemphasis, gain, mu, residual_scale, skip_scale,
     LAYERS: tl.constexpr, K: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr, S: tl.constexpr, H: tl.constexpr,
@@ -141,7 +143,8 @@ def generate(
     """HEAD 0: categorical, 1: mixture of logistics, 2: of Gaussians. UPSAMPLING: `stages.column_of_sample`."""
     b = tl.program_id(0) * N + tl.arange(0, N)
     valid = b < batch
-    r, s, j = tl.arange(0, R), tl.arange(0, S), tl.arange(0, BLOCK_GATE)
+    r, s = tl.arange(0, R), tl.arange(0, S)
+    j, jj = tl.arange(0, BLOCK_GATE), tl.arange(0, 2 * BLOCK_GATE)
 
     # Rows of this tile's streams; 64-bit, because all rings together may exceed 2^31 elements.
     row = b.to(tl.int64)
@@ -161,6 +164,7 @@ def generate(
     for i in range(steps):
         active = i < count
         t = position + i
+        now = t.to(tl.int32)  # its low bits are all that a ring asks for
         out = out_row + i
 
         # embed
@@ -178,54 +182,47 @@ def generate(
         if not RUNNING:
             skip += tl.load(b_skip + s)[None, :]
 
-        for l in range(LAYERS):
-            dilation, first_slot, depth = tl.load(layers + l * 3), tl.load(layers + l * 3 + 1), tl.load(layers + l * 3 + 2)
-            now = (tl.load(phases + l * batch + b, mask=valid, other=0) + i) % depth
+        for layer in range(LAYERS):
+            dilation, first_slot = tl.load(layers + layer * 3), tl.load(layers + layer * 3 + 1)
+            around = tl.load(layers + layer * 3 + 2) - 1
             ring = rings_row + first_slot * R
             x_operand = operand(x, OP, UPCAST)
-            tl.store((ring + now * R)[:, None] + r[None, :], x_operand, mask=active[:, None])
-            w_layer = w_dilated + l * (K * 2 * R * HALF)
-            update = tl.zeros((N, R), tl.float32) + tl.load(b_residual + l * R + r)[None, :]
+            tl.store((ring + (now & around) * R)[:, None] + r[None, :], x_operand, mask=active[:, None])
+            update = tl.zeros((N, R), tl.float32) + tl.load(b_residual + layer * R + r)[None, :]
 
             for first in range(0, HALF, BLOCK_GATE):
-                g = first + j
                 # dilated: conditioning and bias, the past from its rings, the newest tap last
-                z_tanh = hear(left_row + l * 2 * HALF, right_row + l * 2 * HALF, weight, g, active, UPSAMPLING)
-                z_sigmoid = hear(
-                    left_row + (l * 2 + 1) * HALF, right_row + (l * 2 + 1) * HALF, weight, g, active, UPSAMPLING
-                )
+                g, gg = first + j, 2 * first + jj
+                heard = layer * (2 * HALF)
+                z = hear(left_row + heard, right_row + heard, weight, gg, active, UPSAMPLING)
                 if TRACE:
-                    traced = conditioning_trace + (out * LAYERS + l) * (2 * HALF)
-                    tl.store(traced[:, None] + g[None, :], z_tanh, mask=active[:, None])
-                    tl.store(traced[:, None] + (HALF + g)[None, :], z_sigmoid, mask=active[:, None])
-                z_tanh += tl.load(b_dilated + l * 2 * HALF + g)[None, :]
-                z_sigmoid += tl.load(b_dilated + (l * 2 + 1) * HALF + g)[None, :]
+                    traced = conditioning_trace + (out * LAYERS + layer) * (2 * HALF)
+                    tl.store(traced[:, None] + gg[None, :], z, mask=active[:, None])
+                z += tl.load(b_dilated + heard + gg)[None, :]
+                w_layer = w_dilated + layer * (K * R * 2 * HALF)
                 for k in tl.static_range(K - 1):
-                    slot = now - (K - 1 - k) * dilation
-                    slot = tl.where(slot < 0, slot + depth, slot)
+                    slot = (now - (K - 1 - k) * dilation) & around
                     past = tl.load((ring + slot * R)[:, None] + r[None, :], mask=active[:, None], other=0.0)
-                    z_tanh = product(past, tl.load(tap_matrix(w_layer, k, 0, r, g, R, HALF)), z_tanh, UPCAST)
-                    z_sigmoid = product(past, tl.load(tap_matrix(w_layer, k, 1, r, g, R, HALF)), z_sigmoid, UPCAST)
-                z_tanh = product(x_operand, tl.load(tap_matrix(w_layer, K - 1, 0, r, g, R, HALF)), z_tanh, UPCAST)
-                z_sigmoid = product(x_operand, tl.load(tap_matrix(w_layer, K - 1, 1, r, g, R, HALF)), z_sigmoid, UPCAST)
+                    z = product(past, tl.load(tap_matrix(w_layer, k, r, gg, R, HALF)), z, UPCAST)
+                z = product(x_operand, tl.load(tap_matrix(w_layer, K - 1, r, gg, R, HALF)), z, UPCAST)
 
                 # gate
-                gated = gate(z_tanh, z_sigmoid)
+                gated = gate(z, N, BLOCK_GATE)
                 if TRACE:
-                    traced = gate_trace + (out * LAYERS + l) * HALF
+                    traced = gate_trace + (out * LAYERS + layer) * HALF
                     tl.store(traced[:, None] + g[None, :], gated, mask=active[:, None])
                 gated = operand(gated, OP, UPCAST)
 
                 # residual, skip
-                update = product(gated, tl.load(matrix(w_residual + l * HALF * R, g, r, R)), update, UPCAST)
-                skip = product(gated, tl.load(matrix(w_skip + l * HALF * S, g, s, S)), skip, UPCAST)
+                update = product(gated, tl.load(matrix(w_residual + layer * HALF * R, g, r, R)), update, UPCAST)
+                skip = product(gated, tl.load(matrix(w_skip + layer * HALF * S, g, s, S)), skip, UPCAST)
 
             x = (x + update) * residual_scale
             if RUNNING:
-                skip += tl.load(b_skip + l * S + s)[None, :]
-                skip *= tl.where(l > 0, skip_scale, 1.0)
+                skip += tl.load(b_skip + layer * S + s)[None, :]
+                skip *= tl.where(layer > 0, skip_scale, 1.0)
             if TRACE:
-                tl.store((x_trace + (out * LAYERS + l) * R)[:, None] + r[None, :], x, mask=active[:, None])
+                tl.store((x_trace + (out * LAYERS + layer) * R)[:, None] + r[None, :], x, mask=active[:, None])
 
         # head and sample
         if not RUNNING:

@@ -86,13 +86,21 @@ class EmulatedLauncher:
         if ptx not in self._programs:
             self._programs[ptx] = Program(ptx, mode=self.mode)
         signature = compiled.src.signature
-        passed = [arguments[arg] for arg in kernel.arg_names if signature[arg] != "constexpr"]
+        passed = [_stretch(arguments[arg]) for arg in kernel.arg_names if signature[arg] != "constexpr"]
         program = self._programs[ptx]
         passed += [None] * (len(program.kernels[name].parameters) - len(passed))  # Triton's own scratch, unused
         program.launch(
             name, grid=(*grid, 1, 1)[:3], block=(32 * options.warps, 1, 1), args=passed, shared=compiled.metadata.shared,
             seed=self.seed,
         )  # fmt: skip
+
+
+def _stretch(value: Any) -> Any:
+    """A view with gaps as the stretch of memory that it lies in: what the executor lets a kernel touch."""
+    if not isinstance(value, torch.Tensor) or value.is_contiguous():
+        return value
+    reach = sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
+    return value.as_strided((1 + reach,), (1,))
 
 
 def check_fits(name: str, shared: int, capability: int) -> None:

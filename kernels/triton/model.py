@@ -29,7 +29,7 @@ from .shapes import Shape, depths
 
 @dataclass(frozen=True)
 class Heard:
-    """Conditioning of one call. `projected` (B, n, LAYERS, 2, HALF); the first sample's place in it and the last column
+    """Conditioning of one call. `projected` (B, n, LAYERS, 2·HALF); the first sample's place in it and the last column
     of each utterance, (B,) int32: see `stages.column_of_sample`."""
 
     projected: Tensor
@@ -91,16 +91,14 @@ class Model:
         return torch.stack([bias + (share + self._weights["b_speaker"]) for share in shares])
 
     def project(self, features: Tensor, starts: Tensor) -> Tensor:
-        """(B, n, C) → (B, n, LAYERS, 2, HALF), rounded to bf16 where the kernels interpolate in bf16."""
+        """(B, n, C) → (B, n, LAYERS, 2·HALF), rounded to bf16 where the kernels interpolate in bf16."""
         s, hearing = self.shape, hearing_format(self.dtype)
         batch, n, channels = features.shape
-        width = s.LAYERS * 2 * s.HALF
         rounded = s.UPSAMPLING == 1 and hearing == "bf16"
         flat = self._dense(
             features.reshape(-1, channels), self._weights["project"], starts, n, hearing, rounded=rounded
         )
-        assert flat.shape[1] == width
-        return flat.view(batch, n, s.LAYERS, 2, s.HALF)
+        return flat.view(batch, n, s.LAYERS, 2 * s.HALF)
 
     def _dense(
         self, x: Tensor, w: Tensor, start: Tensor, group: int, dtype: str, relu: bool = False, rounded: bool = False
@@ -140,7 +138,6 @@ class Model:
         place, and not positions (B,) int64. See the arguments of `generate.generate`."""
         c, s, table = self.config, self.shape, self._tables
         batch, device = len(rings), self.launcher.device
-        phases = (positions[None] % table.depths[:, None]).to(torch.int32)
         audio, draws = (torch.zeros(batch, steps, device=device) for _ in range(2))
         made = Made(audio, draws, torch.zeros(batch, steps, c.out_channels, device=device) if logits else None)
         o = tuning.for_generate(s, self.dtype, self.launcher.capability, batch, self.launcher.multiprocessors)
@@ -152,7 +149,7 @@ class Model:
             "generate", (-(-batch // o.tile),),
             {
                 "rings": rings, "inputs": inputs, "filters": filters, "positions": positions, "seeds": seeds,
-                "counts": counts, "phases": phases, "projected": heard.projected, "first_q": heard.first_q,
+                "counts": counts, "projected": heard.projected, "first_q": heard.first_q,
                 "last_column": heard.last_column, "fraction": table.fraction, "shift": table.shift,
                 "n_columns": heard.projected.shape[1], **{name: self._weights[name] for name in names},
                 "layers": table.layers, "sound": table.sound, "feedback": table.feedback, "audio": made.audio,
@@ -250,7 +247,7 @@ def trace_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     """Stage → what `generate` leaves of it for every sample, padded."""
     s = shape
     return {
-        "conditioning": (s.LAYERS, 2, s.HALF), "embed": (s.R,), "gate": (s.LAYERS, s.HALF), "x": (s.LAYERS, s.R),
+        "conditioning": (s.LAYERS, 2 * s.HALF), "embed": (s.R,), "gate": (s.LAYERS, s.HALF), "x": (s.LAYERS, s.R),
         "skip": (s.S,), "hidden": (s.H,),
     }  # fmt: skip
 
@@ -258,12 +255,11 @@ def trace_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
 @dataclass(frozen=True)
 class Tables:
     """What kernels look up besides weights. `rings`: of each layer dilation, first slot, slots; `layers` (LAYERS, 3)
-    int32 the same on the device, `depths` (LAYERS,) int64 its slots; `fraction`, `shift` (HOP,): see
+    int32 the same on the device; `fraction`, `shift` (HOP,): see
     `stages.column_of_sample`; `sound`, `feedback` (classes,): a class as sound, and as a scalar input is fed it."""
 
     rings: tuple[tuple[int, int, int], ...]
     layers: Tensor
-    depths: Tensor
     fraction: Tensor
     shift: Tensor
     sound: Tensor
@@ -279,7 +275,7 @@ def tables(config: WaveNetConfig, dtype: str, device: torch.device) -> Tables:
     if isinstance(config.head, CategoricalHead):
         classes = np.arange(config.out_channels)
         sound, feedback = drawn_signal(classes, config), fed_back(classes, config).astype(np.float32)
-    arrays = (np.array(rings, np.int32), np.array(slots, np.int64), *_interpolation(config, dtype), sound, feedback)
+    arrays = (np.array(rings, np.int32), *_interpolation(config, dtype), sound, feedback)
     return Tables(rings, *(on_device(array, device) for array in arrays))
 
 

@@ -44,7 +44,7 @@ def project(model: Ready, features: Tensor, speakers: Tensor | None = None, *, e
     features  float32 (B, n, C): what the conditioning network gives (`reference.Reference.features`, transposed), one
               column a frame, or a sample where it has learned stages
     speakers  float32 (B, P), where the model has speakers
-    returns   float32 (B, n, L, 2, G/2 padded): the tanh's half and the sigmoid's
+    returns   float32 (B, n, L, G padded), the two inputs of every gate side by side
     """
     checks.tensors(features=features, speakers=speakers)
     projected: Tensor = _project(features, speakers, model.packed, model.config, model.dtype, checks.target(emulated))
@@ -74,7 +74,7 @@ def _(features, speakers, packed, config, dtype, emulated=0):  # type: ignore[no
 
 def _projected_like(features: Tensor, config: WaveNetConfig) -> Tensor:
     s = Shape.of(config)
-    return features.new_empty(*features.shape[:2], s.LAYERS, 2, s.HALF)
+    return features.new_empty(*features.shape[:2], s.LAYERS, 2 * s.HALF)
 
 
 def _fit_project(
@@ -117,7 +117,7 @@ def generate(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The next samples of every stream in one launch; `streams` go on, in place.
 
-    projected    float32 (B, n, L, 2, G/2 padded): see `project`
+    projected    float32 (B, n, L, G padded): see `project`
     steps        most samples of a stream
     temperature  above 0: divides class and component logits and multiplies scales
     counts       int32 (B,), samples of each stream; `steps` unless given
@@ -210,16 +210,14 @@ def _fit_generate(
     check_temperature(temperature)
     c, home = _fit_packed(state | call, packed, config, dtype, emulated)
     s = Shape.of(c)
-    sizes = Sizes(
-        {"slots": s.SLOTS, "R": s.R, "taps": s.IN_DEPTH, "L": s.LAYERS, "2": 2, "HALF": s.HALF, "steps": steps}
-    )
+    sizes = Sizes({"slots": s.SLOTS, "R": s.R, "taps": s.IN_DEPTH, "L": s.LAYERS, "2·HALF": 2 * s.HALF, "steps": steps})
     sizes.fit("positions", state["positions"], "B", torch.int64)
     sizes.fit("rings", state["rings"], "B slots R", FORMATS[dtype])
     sizes.fit("inputs", state["inputs"], "B taps")
     sizes.fit("filters", state["filters"], "B")
     sizes.fit("seeds", state["seeds"], "B", torch.int64)
     sizes.fit("counts", call["counts"], "B", torch.int32)
-    sizes.fit("projected", call["projected"], "B n L 2 HALF")
+    sizes.fit("projected", call["projected"], "B n L 2·HALF")
     sizes.fit("first_q", call["first_q"], "B", torch.int32)
     sizes.fit("last_column", call["last_column"], "B", torch.int32)
     sizes.fit("forced", call["forced"], "B steps")

@@ -30,7 +30,7 @@ from wavenet_fast.errors import InputError, ShapeError
 from wavenet_fast.sampling import Head, check_temperature, out_channels
 
 from . import calls, checks
-from .block import pack_block, padded_to, residual_block_reference
+from .block import by_gates, pack_block, padded_to, residual_block_reference
 from .checks import INT32_MAX, Sizes
 from .model_ops import Ready, Streams, generate, prepare, project, start
 from .shapes import BlockShape, padded
@@ -193,7 +193,7 @@ def _residual_block(
     total = padded_to(skip, shape.S)
     total = total.clone() if total is skip else total
     x_next = None if last else x.new_empty(B, T, shape.R)
-    heard = padded_to(conditioning.view(B, T, 2, G // 2), shape.HALF)
+    heard = by_gates(conditioning, shape.HALF)
     counts, first_q, last_column = (torch.full((B,), value, dtype=torch.int32, device=home) for value in (T, 0, T - 1))
     columns = calls.Columns(heard, first_q, last_column, x.new_zeros(1), counts, hop=1, upsampling=2)
     packed = pack_block(shape, dtype, *weights)

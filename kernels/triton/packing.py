@@ -5,13 +5,14 @@ Order, as sound passes through them, with the letters of `shapes.Shape` (padded 
     project       (C, LAYERS·2·HALF), b_project (LAYERS·2·HALF)   mel features → what all layers hear
     speaker       (P, LAYERS·2·HALF), fp32                        only where the model has speakers
     w_input       (IN_TAPS, classes or 1, R), b_input (R), fp32
-    w_dilated     (LAYERS, K, 2, R, HALF), b_dilated (LAYERS, 2, HALF)
+    w_dilated     (LAYERS, K, R, 2·HALF), b_dilated (LAYERS, 2·HALF)
     w_residual    (LAYERS, HALF, R), b_residual (LAYERS, R)       the last layer's are zeros: nothing follows it
     w_skip        (LAYERS, HALF, S), b_skip (LAYERS, S)           or (1, S), summed, where skips are simply added
     w_hidden      (S, H), b_hidden (H)
     w_out         (H, A), b_out (A)
 
-Matrices are (inputs, outputs), so that a tile of activations (N, inputs) meets them as a·w. w_dilated, w_residual,
+Matrices are (inputs, outputs), so that a tile of activations (N, inputs) meets them as a·w. Where a dimension is 2·HALF,
+its columns 2j and 2j + 1 belong to gate j: the one that tanh takes and the one that σ takes. w_dilated, w_residual,
 w_skip, w_hidden and w_out are in the number format asked for (bf16 as its upper 16 bits), `project` in that of
 `wavenet_fast.packing.hearing_format`; biases are fp32.
 """
@@ -45,25 +46,26 @@ def pack(config: WaveNetConfig, weights: Mapping[str, Array], dtype: str) -> dic
         return w[name].astype(np.float32) if name in weight_shapes(c) else np.zeros(shape, np.float32)
 
     def gates(rows: Array) -> Array:
-        """(G, …) → (2, HALF, …): the tanh and the sigmoid half, each padded."""
-        return _pad(rows.reshape(2, half, *rows.shape[1:]), 1, s.HALF)
+        """(G, …) → (2·HALF, …): the tanh and the sigmoid half, each padded, by turns."""
+        halves = _pad(rows.reshape(2, half, *rows.shape[1:]), 1, s.HALF)
+        return halves.swapaxes(0, 1).reshape(2 * s.HALF, *rows.shape[1:])
 
     def heard(part: str, present: bool) -> list[Array]:
-        return [gates(w[f"layers.{i}.{part}.weight"]).reshape(2 * s.HALF, -1) for i in layers] if present else []
+        return [gates(w[f"layers.{i}.{part}.weight"]) for i in layers] if present else []
 
     P, last = c.speakers.channels, c.n_layers - 1
     speaker_bias = [bias(f"layers.{i}.speaker.bias", (c.gate_channels,)) for i in layers]
     hears = [bias(f"layers.{i}.conditioning.bias", (c.gate_channels,)) for i in layers]
     packed = {
         "project": _format("project", np.concatenate(heard("conditioning", True)).T, hearing_format(dtype)),
-        "b_project": np.concatenate([gates(b).ravel() for b in hears]),
+        "b_project": np.concatenate([gates(b) for b in hears]),
     }
     if P:
         packed["speaker"] = np.ascontiguousarray(np.concatenate(heard("speaker", True)).T, np.float32)
-        packed["b_speaker"] = np.concatenate([gates(b).ravel() for b in speaker_bias])
+        packed["b_speaker"] = np.concatenate([gates(b) for b in speaker_bias])
     packed["w_input"] = _pad(w["input.weight"].transpose(2, 1, 0), 2, s.R)
     packed["b_input"] = _pad(bias("input.bias", (c.residual_channels,)), 0, s.R)
-    dilated = [_pad(gates(w[f"layers.{i}.dilated.weight"]).transpose(3, 0, 2, 1), 2, s.R) for i in layers]
+    dilated = [_pad(gates(w[f"layers.{i}.dilated.weight"]).transpose(2, 1, 0), 1, s.R) for i in layers]
     packed["w_dilated"] = np.stack(dilated)
     packed["b_dilated"] = np.stack([gates(bias(f"layers.{i}.dilated.bias", (c.gate_channels,))) for i in layers])
     residual = [_matrix(w[f"layers.{i}.residual.weight"], s.HALF, s.R) for i in range(last)]
@@ -91,7 +93,7 @@ def packed_layout(config: WaveNetConfig, dtype: str) -> dict[str, tuple[tuple[in
         shapes |= {"speaker": (P, wide), "b_speaker": (wide,)}
     shapes |= {
         "w_input": (s.IN_TAPS, c.in_channels, s.R), "b_input": (s.R,),
-        "w_dilated": (s.LAYERS, s.K, 2, s.R, s.HALF), "b_dilated": (s.LAYERS, 2, s.HALF),
+        "w_dilated": (s.LAYERS, s.K, s.R, 2 * s.HALF), "b_dilated": (s.LAYERS, 2 * s.HALF),
         "w_residual": (s.LAYERS, s.HALF, s.R), "b_residual": (s.LAYERS, s.R),
         "w_skip": (s.LAYERS, s.HALF, s.S), "b_skip": (s.LAYERS if s.RUNNING else 1, s.S),
         "w_hidden": (s.S, s.H), "b_hidden": (s.H,), "w_out": (s.H, s.A), "b_out": (s.A,),
@@ -109,12 +111,12 @@ def unpack(config: WaveNetConfig, packed: Mapping[str, Array], dtype: str) -> di
     c = config
     R, S, H, A, half = c.residual_channels, c.skip_channels, c.head_channels, c.out_channels, c.gate_channels // 2
     p = {name: _as_float32(packed[name], dtype) for name in STREAMED}
-    project = _as_float32(packed["project"], hearing_format(dtype)).reshape(-1, c.n_layers, 2, padded(half))
+    project = _as_float32(packed["project"], hearing_format(dtype)).reshape(-1, c.n_layers, padded(half), 2)
     found: dict[str, Array] = {}
     for i in range(c.n_layers):
-        found[f"layers.{i}.conditioning.weight"] = project[:, i, :, :half].transpose(1, 2, 0).reshape(2 * half, -1)
-        dilated = p["w_dilated"][i][:, :, :R, :half]
-        found[f"layers.{i}.dilated.weight"] = dilated.transpose(1, 3, 2, 0).reshape(2 * half, R, c.kernel_size)
+        found[f"layers.{i}.conditioning.weight"] = project[:, i, :half].transpose(2, 1, 0).reshape(2 * half, -1)
+        dilated = p["w_dilated"][i][:, :R].reshape(c.kernel_size, R, padded(half), 2)[:, :, :half]
+        found[f"layers.{i}.dilated.weight"] = dilated.transpose(3, 2, 1, 0).reshape(2 * half, R, c.kernel_size)
         if i + 1 < c.n_layers:
             found[f"layers.{i}.residual.weight"] = p["w_residual"][i, :half, :R].T
         found[f"layers.{i}.skip.weight"] = p["w_skip"][i, :half, :S].T

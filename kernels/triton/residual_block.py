@@ -16,12 +16,12 @@ from .stages import column_of_sample, gate, hear, matrix, operand, product, tap_
     do_not_specialize=["x_stride", "x_next_stride", "skip_stride", "projected_stride", "column_stride", "dilation"]
 )
 def residual_block(
-    # x (B, (K−1)·dilation + T, R) fp32: first what was before, oldest first, then the samples; x_next the same of T
-    # samples, rows of x_next_stride; skip (B, T, S) fp32, changed in place.
+    # x (B, (K−1)·dilation + T, R) fp32: first what was before, oldest first, then the samples; x_next (B, T, R), rows
+    # of x_next_stride; skip (B, T, S) fp32, changed in place.
     x, x_next, skip, x_stride, x_next_stride, skip_stride,
     # samples of each utterance (B,) int32; conditioning as in generate.py, columns `column_stride` apart
     counts, projected, first_q, last_column, fraction, shift, projected_stride, column_stride,
-    # (K, 2, R, HALF), (2, HALF), (HALF, R), (R,), (HALF, S), (S,) of this layer
+    # (K, R, 2·HALF), (2·HALF,), (HALF, R), (R,), (HALF, S), (S,) of this layer
     w_dilated, b_dilated, w_residual, b_residual, w_skip, b_skip,
     dilation, residual_scale, skip_scale,
     K: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr, S: tl.constexpr, HOP: tl.constexpr,
@@ -32,7 +32,8 @@ def residual_block(
     b = tl.program_id(1).to(tl.int64)
     t = tl.program_id(0) * N + tl.arange(0, N)
     valid = t < tl.load(counts + b)
-    r, s, j = tl.arange(0, R), tl.arange(0, S), tl.arange(0, BLOCK_GATE)
+    r, s = tl.arange(0, R), tl.arange(0, S)
+    j, jj = tl.arange(0, BLOCK_GATE), tl.arange(0, 2 * BLOCK_GATE)
 
     q, last = t + tl.load(first_q + b), tl.zeros((N,), tl.int32) + tl.load(last_column + b)
     left, right, weight = column_of_sample(q, last, fraction, shift, valid, HOP, UPSAMPLING)
@@ -47,21 +48,17 @@ def residual_block(
     total = tl.load(skip_row[:, None] + s[None, :], mask=valid[:, None], other=0.0)
 
     for first in range(0, HALF, BLOCK_GATE):
-        g = first + j
         # dilated
-        z_tanh = hear(left_row, right_row, weight, g, valid, UPSAMPLING) + tl.load(b_dilated + g)[None, :]
-        z_sigmoid = hear(left_row + HALF, right_row + HALF, weight, g, valid, UPSAMPLING)
-        z_sigmoid += tl.load(b_dilated + HALF + g)[None, :]
+        g, gg = first + j, 2 * first + jj
+        z = hear(left_row, right_row, weight, gg, valid, UPSAMPLING) + tl.load(b_dilated + gg)[None, :]
         for k in tl.static_range(K - 1):
             row = newest_row - (K - 1 - k) * dilation * R
             past = operand(tl.load(row[:, None] + r[None, :], mask=valid[:, None], other=0.0), OP, UPCAST)
-            z_tanh = product(past, tl.load(tap_matrix(w_dilated, k, 0, r, g, R, HALF)), z_tanh, UPCAST)
-            z_sigmoid = product(past, tl.load(tap_matrix(w_dilated, k, 1, r, g, R, HALF)), z_sigmoid, UPCAST)
-        z_tanh = product(x_operand, tl.load(tap_matrix(w_dilated, K - 1, 0, r, g, R, HALF)), z_tanh, UPCAST)
-        z_sigmoid = product(x_operand, tl.load(tap_matrix(w_dilated, K - 1, 1, r, g, R, HALF)), z_sigmoid, UPCAST)
+            z = product(past, tl.load(tap_matrix(w_dilated, k, r, gg, R, HALF)), z, UPCAST)
+        z = product(x_operand, tl.load(tap_matrix(w_dilated, K - 1, r, gg, R, HALF)), z, UPCAST)
 
         # gate, residual, skip
-        gated = operand(gate(z_tanh, z_sigmoid), OP, UPCAST)
+        gated = operand(gate(z, N, BLOCK_GATE), OP, UPCAST)
         if RESIDUAL:
             update = product(gated, tl.load(matrix(w_residual, g, r, R)), update, UPCAST)
         total = product(gated, tl.load(matrix(w_skip, g, s, S)), total, UPCAST)

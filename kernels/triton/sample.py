@@ -29,14 +29,15 @@ def sample(
             u1 = tl.load(uniforms + row * 4 + 1, mask=valid, other=0.0)
             drawn = draw_value(x, u0, u1, temperature, log_scale_min, COMPONENTS, HEAD == 2, N, BLOCK_CLASSES)
     else:
-        # Reduced once, after the loop: Triton 3.7 fails on a maximum in it that is used twice.
-        tops = tl.full((N, BLOCK_CLASSES), -float("inf"), tl.float32)
+        highest_each = tl.full((N, BLOCK_CLASSES), -float("inf"), tl.float32)
         for first in range(0, A, BLOCK_CLASSES):
             inside = first + c < width
             to = logits_row[:, None] + (first + c)[None, :]
             x = tl.load(to, mask=valid[:, None] & inside[None, :], other=-float("inf"))
-            tops = tl.maximum(tops, x)
+            highest_each = tl.maximum(highest_each, x)
+        # One reduction, after the loop: Triton 3.7 fails to compile one within it.
+        highest = tl.max(highest_each, axis=1)
         drawn = choose_in_blocks(
-            logits_row, u0, tl.max(tops, axis=1), temperature, valid, width, CLASSES, A, N, BLOCK_CLASSES
+            logits_row, u0, highest, temperature, valid, width, CLASSES, A, N, BLOCK_CLASSES
         ).to(tl.float32)  # fmt: skip
     tl.store(draws + row, drawn, mask=valid)

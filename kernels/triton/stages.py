@@ -62,8 +62,12 @@ def tangent(a):
 
 
 @triton.jit
-def gate(a, b):
-    """tanh(a)·σ(b) = (1 − e^−2a) / ((1 + e^−2a)(1 + e^−b)): one division. The clamps keep the denominator finite."""
+def gate(z, N: tl.constexpr, GATES: tl.constexpr):
+    """z (N, 2·GATES) → tanh(a)·σ(b) (N, GATES), where columns 2j and 2j + 1 of z are a and b of gate j: a thread of a
+    product holds both, so that they meet without an exchange.
+
+    (1 − e^−2a) / ((1 + e^−2a)(1 + e^−b)): one division. The clamps keep the denominator finite."""
+    a, b = tl.split(tl.reshape(z, (N, GATES, 2)))
     ea = tl.exp2(tl.clamp(a, -10.0, 10.0) * (-2.0 * LOG2_E))
     eb = tl.exp2(tl.clamp(b, -60.0, 60.0) * -LOG2_E)
     return (1.0 - ea) / ((1.0 + ea) * (1.0 + eb))
@@ -95,9 +99,9 @@ def matrix(ptr, rows, columns, width):
 
 
 @triton.jit
-def tap_matrix(ptr, tap, half, rows, columns, R: tl.constexpr, HALF: tl.constexpr):
-    """dilated weights of one layer, (K, 2, R, HALF): inputs `rows` of one tap to outputs `columns` of one half."""
-    return matrix(ptr + (tap * 2 + half) * R * HALF, rows, columns, HALF)
+def tap_matrix(ptr, tap, rows, columns, R: tl.constexpr, HALF: tl.constexpr):
+    """dilated weights of one layer, (K, R, 2·HALF): inputs `rows` of one tap to outputs `columns`."""
+    return matrix(ptr + tap * (R * 2 * HALF), rows, columns, 2 * HALF)
 
 
 # --- conditioning -----------------------------------------------------------------------------------------------

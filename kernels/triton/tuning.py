@@ -40,7 +40,7 @@ def for_generate(shape: Shape, dtype: str, capability: int, streams: int, multip
     every program. 8 warps: with 4 the draw and the panels of weights do not fit 255 registers a thread."""
     tile = 16 if streams <= 16 * multiprocessors else 32
     gate, stages = _block_gate(shape.block, dtype, capability)
-    return Options(tile, 8, stages, gate, _block_hidden(shape, dtype))
+    return Options(tile, 8, stages, gate, _block_hidden(shape, dtype, capability))
 
 
 def for_residual_block(shape: BlockShape, dtype: str, capability: int) -> Options:
@@ -84,8 +84,10 @@ def _block_gate(shape: BlockShape, dtype: str, capability: int) -> tuple[int, in
     return gates, 2 if _panel(shape, gates) * size <= room else 1
 
 
-def _block_hidden(shape: Shape, dtype: str) -> int:
-    """Hidden channels of the head at a time: 16384 weights of its second matrix in 16 bit, 64 a thread; a quarter of
-    that in fp32."""
-    elements = 4096 if dtype == "fp32" else 16384
+def _block_hidden(shape: Shape, dtype: str, capability: int) -> int:
+    """Hidden channels of the head at a time. In 16 bit as many as have 32768 weights of its second matrix where the
+    compiler had registers for them, half or a quarter of that on older and on small GPUs; 16 in fp32."""
+    if dtype == "fp32":
+        return MIN_CHANNELS
+    elements = 8192 if shared_limit(capability) < 128 * 1024 else 32768 if capability >= 90 else 16384
     return max(MIN_CHANNELS, min(shape.H, elements // max(shape.BLOCK_CLASSES, shape.S)))

@@ -43,8 +43,8 @@ def launcher_for(device: str) -> Launcher:
 
 
 class TritonState(HostState):
-    """`rings` (B, slots, R padded), on the device: (K−1)·D + 1 slots for each layer in turn, operands in the model's
-    number format; slot t mod slots is the layer's input at sample t."""
+    """`rings` (B, slots, R padded), on the device: for each layer in turn as many slots as the first power
+    of two above (K−1)·D; slot t mod slots is the layer's input at sample t, an operand in the model's number format."""
 
     engine: TritonEngine
 
@@ -138,6 +138,7 @@ class TritonEngine(HostEngine[TritonState]):
             state, mel[None], np.array([frames]), np.array([True]), 1.0, 1, np.asarray(forced)[None],
             stages["logits"], True, None, stages,
         )  # fmt: skip
+        stages["logits"] = stages["logits"][0]
         return stages
 
     # --- one call -----------------------------------------------------------------------------------------------
@@ -239,9 +240,9 @@ class TritonEngine(HostEngine[TritonState]):
         """The stages of one utterance by the names of `reference.Reference`."""
         c, half = self.config, self.config.gate_channels // 2
         a = {name: tensor[0].cpu().numpy() for name, tensor in trace.items()}
-        heard = a["conditioning"][..., :half]
+        heard = a["conditioning"].reshape(*a["gate"].shape, 2)[:, :, :half]
         stages = {
-            "conditioning": heard.reshape(*heard.shape[:2], -1), "embed": a["embed"][:, : c.residual_channels],
+            "conditioning": heard.swapaxes(2, 3).reshape(*heard.shape[:2], -1), "embed": a["embed"][:, : c.residual_channels],
             "skip": a["skip"][:, : c.skip_channels], "hidden": a["hidden"][:, : c.head_channels],
         }  # fmt: skip
         stages |= {f"gate.{i}": a["gate"][:, i, :half] for i in range(c.n_layers)}

@@ -113,7 +113,8 @@ def _atom(e: Emitter, i: Instruction) -> None:
             update = f"old == {e.value(value, kind)} ? {e.value(sources[1], kind)} : old"
         else:
             update = f"atom_{name}<{cpp(kind)}>(old, {e.value(value, kind)})"
-        change = f"modify<{word(kind)}>(t, {at}, {order}, {i.line}, [&]({word(kind)} old) -> {word(kind)} {{ return {update}; }})"
+        function = f"[&]({word(kind)} old) -> {word(kind)} {{ return {update}; }}"
+        change = f"modify<{word(kind)}>(t, {at}, {order}, {i.line}, {function})"
         if targets is None or targets[n] == "_":
             e.write(f"{change};")
         else:
@@ -183,7 +184,7 @@ def _copy(e: Emitter, i: Instruction) -> None:
     if "commit_group" in i.parts:
         return e.write("simt::copies_commit(t);")
     if "wait_group" in i.parts or "wait_all" in i.parts:
-        keep = "simt::kEvery" if "wait_all" in i.parts else i.operands[0]
+        keep = "simt::kEvery" if "wait_all" in i.parts else e.value(i.operands[0], "u64")
         with e.breakable("delete", i, "wait for copies deleted"):
             return e.write(f"copies_wait(t, {keep});")
     if "mbarrier" in i.parts:
@@ -192,15 +193,16 @@ def _copy(e: Emitter, i: Instruction) -> None:
         if "noinc" not in i.parts:
             e.write(f"simt::mbarrier_increment(t, p, {i.line});")
         return e.write(f"simt::mbarrier_arrive(t, p, 1, false, true, {i.line});")
-    target, source, size, *rest = _hinted(i)
+    target, source, amount, *rest = _hinted(i)
+    size = int(amount, 0)
     read = f"{size}u"
     if rest:
         read = f"({e.value(rest[0], 'pred')} ? 0u : {size}u)" if e.is_predicate(rest[0]) else e.value(rest[0], "u32")
     e.write(f"u32 read = {read};")
     # Nothing is read of a masked copy, whose address may be anything.
-    place = e.address(source, "global", "read", write=False, align=int(size, 0))
+    place = e.address(source, "global", "read", write=False, align=size)
     e.write(f"const char* from = read ? {place} : nullptr;")
-    e.write(f"copy_async(t, {e.address(target, 'shared', int(size, 0), write=True)}, from, {size}, read);")
+    e.write(f"copy_async(t, {e.address(target, 'shared', size, write=True)}, from, {size}, read);")
 
 
 # ---- mbarrier
@@ -208,8 +210,8 @@ def _copy(e: Emitter, i: Instruction) -> None:
 
 @family(
     "mbarrier",
-    "init inval arrive arrive_drop test_wait try_wait parity noComplete release acquire relaxed cta cluster shared shared::cta "
-    "shared::cluster b64",
+    "init inval arrive arrive_drop test_wait try_wait parity noComplete release acquire relaxed cta cluster "
+    "shared shared::cta shared::cluster b64",
 )
 def _mbarrier(e: Emitter, i: Instruction) -> None:
     what, space, operands = i.parts[1], _space(i), list(i.operands)

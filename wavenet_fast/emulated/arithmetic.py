@@ -1,4 +1,4 @@
-"""Instructions that compute: registers in, registers out. Each becomes a call of the helper of its name in numeric.h."""
+"""Instructions that compute: registers in, registers out. Each becomes a call of its helper in numeric.h."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Compiles generated C++ with the machine's compiler, and keeps what it made on disk.
 
 The cache lies in `$XDG_CACHE_HOME/wavenet_fast/emulated` (or `~/.cache/…`); its key holds the source, the runtime, the
-flags, the compiler's version and the processor. A file appears there by rename, so that two processes may build at once.
+flags, the compiler's version and the processor. A file appears there by rename: two processes may build at once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -84,6 +85,8 @@ def _runtime_text() -> bytes:
 
 def _run(command: list[str], what: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
+    if match := re.search(r"^kernel\.ptx:(\d+):(?:\d+:)? error: (.*)", done.stderr, re.M):
+        raise EmulationError(f"line {match[1]}: the instruction is not understood ({match[2]})", int(match[1]))
     if done.returncode:
         raise EmulationError(f"{command[0]} cannot compile {what}: {(done.stderr or done.stdout).strip()[-2000:]}")
 

@@ -1,12 +1,12 @@
 """The table of instructions: what a family of mnemonics becomes in C++, and which modifiers it may have.
 
-A family is declared with `@family(mnemonics, modifiers)` above a function that writes one instruction. A modifier that is
-not listed is an error; so is a mnemonic that no family has. `HINTS` say how to cache and change no result.
+A family is declared with `@family(mnemonics, modifiers)` above a function that writes one instruction. A modifier that
+is not listed is an error; so is a mnemonic that no family has. `HINTS` say how to cache and change no result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,7 @@ TABLE: dict[str, Family] = {}
 
 
 def family(
-    mnemonics: str, modifiers: str = "", *sets: set[str] | dict[str, str], hints: bool = False
+    mnemonics: str, modifiers: str = "", *sets: Iterable[str], hints: bool = False
 ) -> Callable[[Writer], Writer]:
     """Enters the decorated function into `TABLE` under each of `mnemonics`."""
     allowed = frozenset(modifiers.split()).union(*map(set, sets))
@@ -59,6 +59,15 @@ def family(
     return enter
 
 
+# What to do instead of the largest groups of instructions that are not emulated.
+INSTEAD = {
+    "wgmma": "use mma.sync (in Triton: fewer than 64 rows on sm_90)",
+    "tcgen05": "use mma.sync (in Triton: fewer than 64 rows on sm_100)",
+    "cp.async.bulk": "copy with cp.async (in Triton: without tensor descriptors)",
+    "cp.reduce.async.bulk": "copy with cp.async (in Triton: without tensor descriptors)",
+}
+
+
 def lookup(instruction: Instruction) -> Family:
     """The family of an instruction.
 
@@ -67,9 +76,11 @@ def lookup(instruction: Instruction) -> Family:
     """
     name, *modifiers = instruction.parts
     found = TABLE.get(name)
-    if found is None:
+    instead = next((f": {text}" for start, text in INSTEAD.items() if instruction.opcode.startswith(start)), "")
+    if found is None or instead:
         raise EmulationError(
-            f"line {instruction.line}: the instruction `{instruction.opcode}` is not emulated", instruction.line
+            f"line {instruction.line}: the instruction `{instruction.opcode}` is not emulated{instead}",
+            instruction.line,
         )
     for modifier in modifiers:
         hint = found.hints and (modifier in HINTS or modifier.startswith(HINT_PREFIXES))
@@ -151,4 +162,4 @@ def label(instruction: Instruction) -> str:
     if name in ("mma", "shfl", "vote", "redux", "ldmatrix", "stmatrix", "movmatrix", "match", "elect"):
         return f"{name}.sync"
     kind = next((part for part in reversed(parts) if part in SIZES), None)
-    return f"{name}.{kind}" if kind and kind[0] != "b" or kind in REALS else name
+    return f"{name}.{kind}" if (kind and kind[0] != "b") or kind in REALS else name

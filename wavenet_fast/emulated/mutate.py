@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from wavenet_fast.emulated.program import Mode, Program
 from wavenet_fast.emulated.ptx import Instruction, Label, Module, parse
@@ -56,7 +56,10 @@ class MutationReport:
 
     def as_dict(self) -> dict[str, Any]:
         """For a results file: counts, and line and description of every mutant."""
-        told = lambda m: {"line": m.line, "kind": m.kind, "description": m.description}  # noqa: E731
+
+        def told(m: Mutant) -> dict[str, Any]:
+            return {"line": m.line, "kind": m.kind, "description": m.description}
+
         return {
             "mutants": len(self.caught) + len(self.survived) + len(self.equivalent),
             "caught": [{**told(c.mutant), "mode": c.mode, "by": c.by} for c in self.caught],
@@ -93,7 +96,7 @@ def survivors(
         workers: how many at once; mode `plain` runs one at a time in any case.
 
     Raises:
-        EmulationError: the unbroken program is caught.
+        EmulationError, AssertionError: from `run`, on the unbroken program.
     """
     everything = mutants(ptx)
     chosen = [everything[site] for site in sites] if sites is not None else everything
@@ -139,7 +142,7 @@ def same(a: Any, b: Any) -> bool:
 
         return bool(a.shape == b.shape and torch.equal(a.view(getattr(torch, view)), b.view(getattr(torch, view))))
     a, b = np.asarray(a), np.asarray(b)
-    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    return bool(a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes())
 
 
 # ---- the mutated text

@@ -75,28 +75,27 @@ class Library:
         self._lock = threading.Lock()
 
     def launch(self, request: Request, stop: Callable[[], bool]) -> Outcome:
-        """Runs to the end, or until `stop` says so.
+        """Runs to the end, or until `stop`, asked every few thousand switches, says so.
 
-        An exception that `stop` or a signal handler raises (Ctrl-C) ends the launch and is raised here: Python runs
-        signal handlers when the runtime calls back, which it does every few thousand switches.
+        The launch has a thread of its own, because a signal handler (Ctrl-C) runs only where the main thread executes
+        Python: an exception that arrives meanwhile ends the launch and is raised here.
         """
-        raised: list[BaseException] = []
-
-        def poll() -> int:
-            try:
-                return int(stop())
-            except BaseException as error:
-                raised.append(error)
-                return 1
-
-        report = Report()
-        request.poll = POLL(poll)
+        report, ended = Report(), threading.Event()
+        request.poll = POLL(lambda: int(ended.is_set() or stop()))
+        status: list[int] = []
+        worker = threading.Thread(
+            target=lambda: status.append(self._launch(ctypes.byref(request), ctypes.byref(report))), daemon=True
+        )
         with self._lock:
-            status = self._launch(ctypes.byref(request), ctypes.byref(report))
-        if raised:
-            raise raised[0]
+            worker.start()
+            try:
+                worker.join()
+            except BaseException:
+                ended.set()
+                worker.join()
+                raise
         message = report.message.decode(errors="replace")
-        return Outcome(status, report.switches, report.barriers, report.spins, report.line, message)
+        return Outcome(status[0], report.switches, report.barriers, report.spins, report.line, message)
 
 
 def pointers(buffers: list[Any]) -> Any:

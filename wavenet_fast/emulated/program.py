@@ -68,7 +68,7 @@ class Program:
         self.mode = mode
         module = parse(ptx)
         self._lines = module.lines
-        translation = translate(module, Options(lines=mode != "plain", count=count, mutable=mutable))
+        translation = translate(module, Options(count=count, mutable=mutable))
         if not translation.kernels:
             raise EmulationError("the PTX has no kernel (.entry)")
         self.sites: list[Site] = translation.sites
@@ -81,7 +81,10 @@ class Program:
             )
             for name in translation.kernels
         }
-        self.path = build(translation.source, mode)
+        try:
+            self.path = build(translation.source, mode)
+        except EmulationError as error:
+            raise EmulationError(self.explain(str(error), error.line or 0), error.line) from error
         self._library = native.Library(self.path) if mode == "plain" else None
 
     def with_mutant(self, site: int, time_limit: float | None = None) -> Program:

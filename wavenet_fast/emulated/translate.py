@@ -70,7 +70,6 @@ class Translation:
 
 @dataclass
 class Options:
-    lines: bool = False
     count: bool = False
     mutable: bool = False
 
@@ -352,8 +351,7 @@ class Emitter:
     def _instruction(self, i: Instruction) -> None:
         self.instruction = i
         found = lookup(i)
-        if self.options.lines:
-            self.text.append(f'#line {i.line} "kernel.ptx"')
+        self.text.append(f'#line {i.line} "kernel.ptx"')
         guard = f"if ({self._predicate(i.guard)}) " if i.guard else ""
         start = len(self.text)
         self.text.append(f"  {guard}{{")
@@ -367,9 +365,8 @@ class Emitter:
         except (ValueError, IndexError, KeyError, StopIteration) as error:
             raise self.error(f"`{i.opcode}` is not understood") from error
         self.text.append("  }")
-        if self.options.lines:
-            # On one line, so that all of it has the line of the PTX.
-            self.text[start:] = [" ".join(piece.strip() for piece in self.text[start:])]
+        # On one line, so that all of it has the line of the PTX.
+        self.text[start:] = [" ".join(piece.strip() for piece in self.text[start:])]
 
 
 def _identifier(name: str) -> str:
@@ -403,9 +400,8 @@ def translate(module: Module, options: Options | None = None) -> Translation:
     text = ['#include "ptx.h"', "namespace {"]
     for variable in memory:
         initial = ", ".join(map(str, variable.initial.rstrip(b"\0"))) if variable.initial else ""
-        text.append(
-            f"alignas({max(variable.align, 16)}) u8 variable_{_identifier(variable.name)}[{max(variable.size or 0, 1)}] = {{{initial}}};"
-        )
+        align, size = max(variable.align, 16), max(variable.size or 0, 1)
+        text.append(f"alignas({align}) u8 variable_{_identifier(variable.name)}[{size}] = {{{initial}}};")
     bodies, entries = [], []
     for function in module.functions.values():
         if not function.defined:
@@ -435,7 +431,7 @@ def translate(module: Module, options: Options | None = None) -> Translation:
         [
             *text,
             *bodies,
-            '#line 1 "table"' if options.lines else "",
+            '#line 1 "table"',
             "}",
             "namespace simt {",
             f"const Kernel kernels[] = {{{', '.join(entries) or '{nullptr, nullptr, 0, 0}'}}};",

@@ -1,7 +1,8 @@
-// Memory as PTX sees it: addresses to host pointers, loads and stores, and the accesses that synchronise. This header is
-// compiled with the sanitizer of the mode, so that every access of the kernel is one that the sanitizer sees.
+// Memory as PTX sees it: addresses to host pointers, loads and stores, and the accesses that synchronise. This header
+// is compiled with the sanitizer of the mode, so that every access of the kernel is one that the sanitizer sees.
 //
-//   address            shared window: offset in the block's shared memory; bits 24 and up hold 1 + the rank in the cluster.
+//   address            shared window: offset in the block's shared memory; bits 24 and up hold 1 + the rank in the
+//   cluster.
 //                      Generic and global: a host address. Local window: offset in the thread's local memory.
 //   mode plain         every access is checked here: against the arguments, the size of shared and of local memory
 //   mode thread        the same, in the runtime, which ThreadSanitizer does not watch
@@ -15,19 +16,22 @@
 
 namespace ptx {
 
-using simt::Thread;
 using simt::fail;
+using simt::Thread;
 
-template <bool write> inline char* global(Thread& t, u64 address, u32 size, u32 align, int line) {
+template <bool write>
+inline char* global(Thread& t, u64 address, u32 size, u32 align, int line) {
 #if defined(__SANITIZE_ADDRESS__)
-  if (address % align) fail(t, line, "misaligned access of %u bytes at address 0x%llx", size, (unsigned long long)address);
+  if (address % align)
+    fail(t, line, "misaligned access of %u bytes at address 0x%llx", size, (unsigned long long)address);
   (void)write;
   return reinterpret_cast<char*>(address);
 #elif defined(__SANITIZE_THREAD__)
   return simt::find_global(t, address, size, align, write, line);
 #else
   const simt::Window& window = write ? simt::write_window : simt::read_window;
-  if (__builtin_expect(window.size >= size && address - window.base <= window.size - size && !(address & (align - 1)), 1))
+  if (__builtin_expect(window.size >= size && address - window.base <= window.size - size && !(address & (align - 1)),
+                       1))
     return reinterpret_cast<char*>(address);
   return simt::find_global(t, address, size, align, write, line);
 #endif
@@ -40,12 +44,15 @@ inline char* shared(Thread& t, u64 address, u32 size, u32 align, int line) {
 
 inline char* local(Thread& t, u64 address, u32 size, u32 align, int line) {
   if (address + size > t.local_size || address + size < size)
-    fail(t, line, "access of %u bytes out of bounds: byte %lld of local memory, which has %llu", size, (long long)address, (unsigned long long)t.local_size);
-  if (address & (align - 1)) fail(t, line, "misaligned access of %u bytes: byte %llu of local memory", size, (unsigned long long)address);
+    fail(t, line, "access of %u bytes out of bounds: byte %lld of local memory, which has %llu", size,
+         (long long)address, (unsigned long long)t.local_size);
+  if (address & (align - 1))
+    fail(t, line, "misaligned access of %u bytes: byte %llu of local memory", size, (unsigned long long)address);
   return t.local + address;
 }
 
-template <bool write> inline char* generic(Thread& t, u64 address, u32 size, u32 align, int line) {
+template <bool write>
+inline char* generic(Thread& t, u64 address, u32 size, u32 align, int line) {
   u64 offset = address - reinterpret_cast<u64>(t.shared);
   if (offset < t.shared_size) return shared(t, offset, size, align, line);
 #if defined(__SANITIZE_ADDRESS__)
@@ -64,20 +71,23 @@ inline bool is_local(Thread& t, u64 address) { return address - reinterpret_cast
 
 // ---- plain accesses
 
-template <class T> inline T load(const char* place) {
+template <class T>
+inline T load(const char* place) {
   T value;
   value = *reinterpret_cast<const T*>(place);
   return value;
 }
 
 #if defined(__SANITIZE_THREAD__)
-template <class T> [[gnu::noinline, gnu::no_sanitize("thread")]] bool already_there(const char* place, T value) {
+template <class T>
+[[gnu::noinline, gnu::no_sanitize("thread")]] bool already_there(const char* place, T value) {
   return *reinterpret_cast<const volatile T*>(place) == value;
 }
 #endif
 
 // A store of the value that is there already is not a race: compilers write replicated elements from several threads.
-template <class T> inline void store(char* place, T value) {
+template <class T>
+inline void store(char* place, T value) {
 #if defined(__SANITIZE_THREAD__)
   if (already_there<T>(place, value)) return;
 #endif
@@ -92,13 +102,15 @@ enum Order : u8 { kRelaxed = 0, kAcquire = 1, kRelease = 2, kBoth = 3 };
 inline Order weakened(int site, Order order) { return simt::mutant == site ? kRelaxed : order; }
 
 // Seeing the same value in the same place twice in a row is what a thread does that waits: let the others run.
-template <class T> inline void polled(Thread& t, const char* place, T value, int line) {
+template <class T>
+inline void polled(Thread& t, const char* place, T value, int line) {
   auto& slot = t.seen[reinterpret_cast<u64>(place) / 4 % 8];
   if (slot.at == place && slot.value == u64(value)) simt::spin(t, line, "a polling loop");
   slot = {place, u64(value)};
 }
 
-template <class T> inline T load_ordered(Thread& t, const char* place, Order order, int line) {
+template <class T>
+inline T load_ordered(Thread& t, const char* place, Order order, int line) {
   auto* p = reinterpret_cast<const T*>(place);
   T value;
   if (order & kAcquire) {
@@ -111,7 +123,8 @@ template <class T> inline T load_ordered(Thread& t, const char* place, Order ord
   return value;
 }
 
-template <class T> inline void store_ordered(Thread& t, char* place, Order order, T value) {
+template <class T>
+inline void store_ordered(Thread& t, char* place, Order order, T value) {
   auto* p = reinterpret_cast<T*>(place);
   if (order & kRelease) {
     __atomic_store_n(p, value, __ATOMIC_RELEASE);
@@ -123,7 +136,8 @@ template <class T> inline void store_ordered(Thread& t, char* place, Order order
 }
 
 // Reads, computes and writes as one: `update` maps the old word to the new one.
-template <class W, class F> inline W modify(Thread& t, char* place, Order order, int line, F update) {
+template <class W, class F>
+inline W modify(Thread& t, char* place, Order order, int line, F update) {
   auto* p = reinterpret_cast<W*>(place);
   W old = __atomic_load_n(p, __ATOMIC_RELAXED), wanted = update(old);
   // Nothing can come between on one OS thread; the exchange tells ThreadSanitizer what is ordered.
@@ -141,31 +155,62 @@ template <class W, class F> inline W modify(Thread& t, char* place, Order order,
       __atomic_exchange_n(p, wanted, __ATOMIC_RELEASE);
       simt::relaxed_loaded(t, p);
       break;
-    default: __atomic_exchange_n(p, wanted, __ATOMIC_ACQ_REL); break;
+    default:
+      __atomic_exchange_n(p, wanted, __ATOMIC_ACQ_REL);
+      break;
   }
-  if (wanted == old) polled(t, place, old, line);
-  else simt::progress();
+  if (wanted == old)
+    polled(t, place, old, line);
+  else
+    simt::progress();
   return old;
 }
 
-template <class T> inline raw_t<T> atom_add(raw_t<T> a, raw_t<T> b) {
-  if constexpr (is_pair<T> || is_real<T>) return add_real<T, 0, kNear>(a, b);
-  else return add<T>(a, b);
+template <class T>
+inline raw_t<T> atom_add(raw_t<T> a, raw_t<T> b) {
+  if constexpr (is_pair<T> || is_real<T>)
+    return add_real<T, 0, kNear>(a, b);
+  else
+    return add<T>(a, b);
 }
-template <class T> inline raw_t<T> atom_min(raw_t<T> a, raw_t<T> b) {
-  if constexpr (is_pair<T> || is_real<T>) return min_real<T, 0, kNear>(a, b);
-  else return min<T>(a, b);
+template <class T>
+inline raw_t<T> atom_min(raw_t<T> a, raw_t<T> b) {
+  if constexpr (is_pair<T> || is_real<T>)
+    return min_real<T, 0, kNear>(a, b);
+  else
+    return min<T>(a, b);
 }
-template <class T> inline raw_t<T> atom_max(raw_t<T> a, raw_t<T> b) {
-  if constexpr (is_pair<T> || is_real<T>) return max_real<T, 0, kNear>(a, b);
-  else return max<T>(a, b);
+template <class T>
+inline raw_t<T> atom_max(raw_t<T> a, raw_t<T> b) {
+  if constexpr (is_pair<T> || is_real<T>)
+    return max_real<T, 0, kNear>(a, b);
+  else
+    return max<T>(a, b);
 }
-template <class T> inline raw_t<T> atom_and(raw_t<T> a, raw_t<T> b) { return a & b; }
-template <class T> inline raw_t<T> atom_or(raw_t<T> a, raw_t<T> b) { return a | b; }
-template <class T> inline raw_t<T> atom_xor(raw_t<T> a, raw_t<T> b) { return a ^ b; }
-template <class T> inline raw_t<T> atom_exch(raw_t<T>, raw_t<T> b) { return b; }
-template <class T> inline raw_t<T> atom_inc(raw_t<T> a, raw_t<T> b) { return a >= b ? 0 : raw_t<T>(a + 1); }
-template <class T> inline raw_t<T> atom_dec(raw_t<T> a, raw_t<T> b) { return a == 0 || a > b ? b : raw_t<T>(a - 1); }
+template <class T>
+inline raw_t<T> atom_and(raw_t<T> a, raw_t<T> b) {
+  return a & b;
+}
+template <class T>
+inline raw_t<T> atom_or(raw_t<T> a, raw_t<T> b) {
+  return a | b;
+}
+template <class T>
+inline raw_t<T> atom_xor(raw_t<T> a, raw_t<T> b) {
+  return a ^ b;
+}
+template <class T>
+inline raw_t<T> atom_exch(raw_t<T>, raw_t<T> b) {
+  return b;
+}
+template <class T>
+inline raw_t<T> atom_inc(raw_t<T> a, raw_t<T> b) {
+  return a >= b ? 0 : raw_t<T>(a + 1);
+}
+template <class T>
+inline raw_t<T> atom_dec(raw_t<T> a, raw_t<T> b) {
+  return a == 0 || a > b ? b : raw_t<T>(a - 1);
+}
 
 // ---- copies that land later
 
@@ -202,7 +247,8 @@ inline simt::Words ldmatrix(Thread& t, u64 address, int count, bool transposed, 
   }
   return words;
 }
-inline void stmatrix(Thread& t, u64 address, int count, bool transposed, int line, u32 a, u32 b = 0, u32 c = 0, u32 d = 0) {
+inline void stmatrix(Thread& t, u64 address, int count, bool transposed, int line, u32 a, u32 b = 0, u32 c = 0,
+                     u32 d = 0) {
   u64 row = t.lane < 8u * u32(count) ? reinterpret_cast<u64>(shared(t, address, 16, 16, line)) : 0;
   simt::Rows rows = simt::matrix_rows(t, row, transposed, line);
   u32 words[4] = {a, b, c, d};
@@ -229,4 +275,4 @@ inline void mbarrier_init(Thread& t, char* place, u32 count, int line) {
   *reinterpret_cast<volatile u64*>(place) = count;
 }
 
-} // namespace ptx
+}  // namespace ptx

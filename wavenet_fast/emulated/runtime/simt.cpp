@@ -36,10 +36,10 @@ namespace simt {
 namespace {
 
 constexpr u32 kBarriers = 16, kWarp = 32;
-constexpr u64 kFuel = 1 << 20;        // backward branches before a thread is preempted
-constexpr u64 kPollEvery = 4096;      // switches between two questions whether to stop
+constexpr u64 kFuel = 1 << 20;    // backward branches before a thread is preempted
+constexpr u64 kPollEvery = 4096;  // switches between two questions whether to stop
 constexpr u64 kPage = 4096;
-constexpr unsigned kNoOrder = 1;      // __tsan_switch_to_fiber: the switch itself synchronises nothing
+constexpr unsigned kNoOrder = 1;  // __tsan_switch_to_fiber: the switch itself synchronises nothing
 
 // What the runtime does with its own memory is none of ThreadSanitizer's business.
 struct Unchecked {
@@ -65,15 +65,15 @@ struct Fiber : Thread {
   void* tsan = nullptr;
   void* asan = nullptr;
   bool done = false;
-  const char* waits = nullptr; // in what, for reports
-  int line = 0;                // where
-  u32 result = 0;              // of a barrier reduction
+  const char* waits = nullptr;  // in what, for reports
+  int line = 0;                 // where
+  u32 result = 0;               // of a barrier reduction
   u64 cluster_phase = 0;
   bool cluster_arrived = false;
   std::vector<Copy> copies;
   u64 copy_group = 0;
-  void* loads = nullptr;  // a TSan fiber that knows what this thread's relaxed loads saw
-  void* stores = nullptr; // a TSan fiber that knows what this thread's last fence covers
+  void* loads = nullptr;   // a TSan fiber that knows what this thread's relaxed loads saw
+  void* stores = nullptr;  // a TSan fiber that knows what this thread's last fence covers
   char loads_tag = 0, stores_tag = 0;
 };
 
@@ -81,7 +81,7 @@ struct Barrier {
   u32 arrived = 0, expected = 0;
   u64 generation = 0;
   std::vector<Fiber*> waiting;
-  std::vector<int> warp_line; // where the warp's first lane of this generation came from, 0 none
+  std::vector<int> warp_line;  // where the warp's first lane of this generation came from, 0 none
   std::vector<std::pair<Fiber*, int>> arrivals;
   u32 popc = 0;
   char tag[2] = {};
@@ -101,7 +101,7 @@ struct Rendezvous {
 };
 
 struct Warp {
-  u32 present = 0; // lanes that exist and have not exited
+  u32 present = 0;  // lanes that exist and have not exited
   std::vector<std::unique_ptr<Rendezvous>> meetings;
 };
 
@@ -118,7 +118,7 @@ struct Cluster {
   char tag[2] = {};
 };
 
-} // namespace
+}  // namespace
 
 struct Block {
   u32 index = 0, live = 0;
@@ -153,7 +153,7 @@ void* scheduler_asan;
 const void* scheduler_stack;
 size_t scheduler_stack_size;
 u64 random_state, shared_size, live, fruitless, until_poll;
-char start_tag, end_tag; // what the host wrote happens before the kernel, and the kernel before what the host reads
+char start_tag, end_tag;  // what the host wrote happens before the kernel, and the kernel before what the host reads
 
 u64 random_bits() {
   random_state ^= random_state << 13;
@@ -194,8 +194,11 @@ void append_waiting() {
   std::map<std::pair<int, std::string>, std::map<u32, std::vector<u32>>> places;
   std::map<u32, u32> exited;
   for (auto& fiber : fibers) {
-    if (fiber->done) exited[fiber->block->index]++;
-    else places[{fiber->line, fiber->waits ? fiber->waits : "nothing: it can run"}][fiber->block->index].push_back(fiber->linear);
+    if (fiber->done)
+      exited[fiber->block->index]++;
+    else
+      places[{fiber->line, fiber->waits ? fiber->waits : "nothing: it can run"}][fiber->block->index].push_back(
+          fiber->linear);
   }
   for (auto& [place, members] : places)
     for (auto& [index, threads] : members)
@@ -227,7 +230,7 @@ void to_fiber(Fiber* fiber) {
 [[noreturn]] void abandon() {
   status = kFault;
   to_scheduler();
-  abort(); // the scheduler never comes back to a fiber of a failed launch
+  abort();  // the scheduler never comes back to a fiber of a failed launch
 }
 
 void head_of_report(const Thread& t, int line) {
@@ -256,7 +259,8 @@ void check_reachable(Fiber& me, const Barrier& barrier, u32 id, u32 waiting, int
   u32 outstanding = barrier.expected - barrier.arrived, others = me.block->live - waiting;
   if (me.block->live == block_threads() || outstanding <= others) return;
   head_of_report(me, line);
-  append("barrier %u needs %u threads, %u have come, and the others have exited", id, barrier.expected, barrier.arrived);
+  append("barrier %u needs %u threads, %u have come, and the others have exited", id, barrier.expected,
+         barrier.arrived);
   append_waiting();
   abandon();
 }
@@ -265,7 +269,8 @@ void check_reachable(Fiber& me, const Barrier& barrier, u32 id, u32 waiting, int
 bool arrive(Fiber& me, u32 id, u32 count, bool aligned, int line, bool predicate) {
   u32 threads = block_threads(), need = count ? count : threads;
   if (id >= kBarriers) fail(me, line, "barrier %u does not exist: a block has %u", id, kBarriers);
-  if (count % kWarp && count != threads) fail(me, line, "barrier %u with %u threads: the count must be a multiple of 32", id, count);
+  if (count % kWarp && count != threads)
+    fail(me, line, "barrier %u with %u threads: the count must be a multiple of 32", id, count);
   if (need > threads) fail(me, line, "barrier %u waits for %u threads, and a block has %u", id, need, threads);
   Barrier& barrier = me.block->barriers[id];
   if (!barrier.arrived) {
@@ -281,8 +286,10 @@ bool arrive(Fiber& me, u32 id, u32 count, bool aligned, int line, bool predicate
   int& first = barrier.warp_line[me.warp];
   if (aligned && first && first != line) {
     head_of_report(me, line);
-    append("divergent barrier: this lane comes to barrier %u here, other lanes of its warp came at line %d; an aligned "
-           "barrier must be executed by the whole warp", id, first);
+    append(
+        "divergent barrier: this lane comes to barrier %u here, other lanes of its warp came at line %d; an aligned "
+        "barrier must be executed by the whole warp",
+        id, first);
     append_waiting();
     abandon();
   }
@@ -389,7 +396,8 @@ void complete_cluster(Cluster& one) {
 }
 
 void start_fiber() {
-  if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
+  if (__sanitizer_finish_switch_fiber)
+    __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
   Fiber& me = *current;
   acquire(&start_tag);
   kernels[request->kernel].run(me, request->params);
@@ -399,25 +407,34 @@ void start_fiber() {
 // ---- addresses
 
 const Region* region_of(u64 address) {
-  auto next = std::upper_bound(regions.begin(), regions.end(), address, [](u64 a, const Region& r) { return a < r.base; });
+  auto next =
+      std::upper_bound(regions.begin(), regions.end(), address, [](u64 a, const Region& r) { return a < r.base; });
   return next == regions.begin() ? nullptr : &*(next - 1);
 }
 
+// Bytes between an address and a region, 0 inside of it.
+u64 distance(const Region& region, u64 address) {
+  if (address < region.base) return region.base - address;
+  return address - region.base < region.size ? 0 : address - region.base - region.size;
+}
+
 std::string relative(u64 address) {
-  char text[160];
-  const Region* best = region_of(address);
-  auto next = best ? best + 1 : regions.data();
-  if (next != regions.data() + regions.size() && (!best || next->base - address < address - (best->base + best->size))) best = next;
   if (!address) return "the null pointer";
-  if (!best || (address < best->base ? best->base - address : address - best->base - best->size) > (u64(1) << 32)) {
+  const Region* best = nullptr;
+  for (auto& region : regions)
+    if (!best || distance(region, address) < distance(*best, address)) best = &region;
+  char text[160];
+  if (!best || distance(*best, address) > u64(1) << 20) {
     snprintf(text, sizeof text, "address 0x%llx, which is far from every argument", (unsigned long long)address);
-  } else {
-    char name[48];
-    if (best->argument >= 0) snprintf(name, sizeof name, "argument %d", best->argument);
-    else snprintf(name, sizeof name, "%s", best->argument == -1 ? "a further buffer" : "a module variable");
-    snprintf(text, sizeof text, "byte %lld of %s, which has %llu", (long long)(address - best->base), name,
-             (unsigned long long)best->size);
+    return text;
   }
+  char name[48] = "a module variable";
+  if (best->argument >= 0)
+    snprintf(name, sizeof name, "argument %d", best->argument);
+  else if (best->argument == -1)
+    snprintf(name, sizeof name, "a further buffer");
+  snprintf(text, sizeof text, "byte %lld of %s, which has %llu", (long long)(address - best->base), name,
+           (unsigned long long)best->size);
   return text;
 }
 
@@ -430,7 +447,7 @@ Block* block_of_shared(const Thread& t, u64 address) {
   return nullptr;
 }
 
-} // namespace
+}  // namespace
 
 void fail(const Thread& thread, int line, const char* format, ...) {
   Unchecked unchecked;
@@ -453,7 +470,8 @@ void spin(Thread& thread, int line, const char* what) {
     me.waits = what;
     me.line = line;
     head_of_report(me, line);
-    append("livelock: %llu polls in a row, by all threads together, have seen nothing new", (unsigned long long)fruitless);
+    append("livelock: %llu polls in a row, by all threads together, have seen nothing new",
+           (unsigned long long)fruitless);
     append_waiting();
     abandon();
   }
@@ -595,8 +613,11 @@ char* find_global(Thread& thread, u64 address, u32 size, u32 align, bool write, 
   const Region* region = region_of(address);
   if (!region || address - region->base > region->size || region->size - (address - region->base) < size)
     fail(thread, line, "%s of %u bytes out of bounds: %s", verb, size, relative(address).c_str());
-  if (write && !region->writable) fail(thread, line, "store of %u bytes to read-only memory: %s", size, relative(address).c_str());
-  if (address % align) fail(thread, line, "misaligned %s of %u bytes: %s (address 0x%llx)", verb, size, relative(address).c_str(), (unsigned long long)address);
+  if (write && !region->writable)
+    fail(thread, line, "store of %u bytes to read-only memory: %s", size, relative(address).c_str());
+  if (address % align)
+    fail(thread, line, "misaligned %s of %u bytes: %s (address 0x%llx)", verb, size, relative(address).c_str(),
+         (unsigned long long)address);
   read_window = {region->base, region->size};
   if (region->writable) write_window = read_window;
   return reinterpret_cast<char*>(address);
@@ -611,10 +632,14 @@ char* find_generic(Thread& thread, u64 address, u32 size, u32 align, bool write,
     base = reinterpret_cast<u64>(thread.local), limit = thread.local_size, what = "local memory";
   }
   if (!base) return find_global(thread, address, size, align, write, line);
-  if (owner && owner != thread.block && !owner->live) fail(thread, line, "access to the shared memory of block %u, which has exited", owner->index);
+  if (owner && owner != thread.block && !owner->live)
+    fail(thread, line, "access to the shared memory of block %u, which has exited", owner->index);
   if (address - base + size > limit)
-    fail(thread, line, "access of %u bytes out of bounds: byte %llu of %s, which has %llu", size, (unsigned long long)(address - base), what, (unsigned long long)limit);
-  if (address % align) fail(thread, line, "misaligned access of %u bytes: byte %llu of %s", size, (unsigned long long)(address - base), what);
+    fail(thread, line, "access of %u bytes out of bounds: byte %llu of %s, which has %llu", size,
+         (unsigned long long)(address - base), what, (unsigned long long)limit);
+  if (address % align)
+    fail(thread, line, "misaligned access of %u bytes: byte %llu of %s", size, (unsigned long long)(address - base),
+         what);
   return reinterpret_cast<char*>(address);
 }
 
@@ -622,12 +647,15 @@ char* find_shared(Thread& thread, u64 address, u32 size, u32 align, int line) {
   Unchecked unchecked;
   u64 offset = address & 0xffffff, rank = address >> 24;
   Block* owner = thread.block;
-  if (rank > cluster) fail(thread, line, "access of %u bytes out of bounds: shared address 0x%llx", size, (unsigned long long)address);
+  if (rank > cluster)
+    fail(thread, line, "access of %u bytes out of bounds: shared address 0x%llx", size, (unsigned long long)address);
   if (rank) owner = blocks[thread.block->index / cluster * cluster + rank - 1].get();
   if (!owner->live) fail(thread, line, "access to the shared memory of block %u, which has exited", owner->index);
   if (offset + size > shared_size)
-    fail(thread, line, "access of %u bytes out of bounds: byte %llu of shared memory, which has %llu", size, (unsigned long long)offset, (unsigned long long)shared_size);
-  if (offset % align) fail(thread, line, "misaligned access of %u bytes: byte %llu of shared memory", size, (unsigned long long)offset);
+    fail(thread, line, "access of %u bytes out of bounds: byte %llu of shared memory, which has %llu", size,
+         (unsigned long long)offset, (unsigned long long)shared_size);
+  if (offset % align)
+    fail(thread, line, "misaligned access of %u bytes: byte %llu of shared memory", size, (unsigned long long)offset);
   return owner->shared + offset;
 }
 
@@ -681,7 +709,8 @@ bool next_copy(Thread& thread, u64 keep, Copy& copy) {
 // ---- order of relaxed accesses, for ThreadSanitizer
 
 // A helper fiber never runs code: it is a clock. What a relaxed load saw is ordered only after a fence, so the load
-// tells it to a helper, and the fence asks the helper; a relaxed store publishes what the last fence covers, and no more.
+// tells it to a helper, and the fence asks the helper; a relaxed store publishes what the last fence covers, and no
+// more.
 static void as_helper(Fiber& me, void*& helper, void (*act)(void*), void* place) {
   if (!helper) {
     helper = __tsan_create_fiber(0);
@@ -754,7 +783,7 @@ void build(Stacks& stacks) {
     home->cluster = clusters[b / cluster].get();
     u64 room = (shared_size + 64 + 1023) / 1024 * 1024;
     home->shared = static_cast<char*>(aligned_alloc(1024, room));
-    memset(home->shared, 0xff, room); // NaN in every floating-point format: what was not written is noticed
+    memset(home->shared, 0xff, room);  // NaN in every floating-point format: what was not written is noticed
     if (__asan_poison_memory_region) __asan_poison_memory_region(home->shared + shared_size, room - shared_size);
     home->warps.resize((threads + kWarp - 1) / kWarp);
     for (u32 t = 0; t < threads; t++) {
@@ -819,11 +848,13 @@ void schedule() {
 }
 
 void tear_down() {
+  // ThreadSanitizer has the fibers of a failed launch in the middle of something; its process ends anyway.
   for (auto& fiber : fibers)
     for (void* clock : {fiber->tsan, fiber->loads, fiber->stores})
-      if (clock && __tsan_destroy_fiber) __tsan_destroy_fiber(clock);
+      if (clock && status == kDone && __tsan_destroy_fiber) __tsan_destroy_fiber(clock);
   for (auto& home : blocks) {
-    if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(home->shared, (shared_size + 64 + 1023) / 1024 * 1024);
+    if (__asan_unpoison_memory_region)
+      __asan_unpoison_memory_region(home->shared, (shared_size + 64 + 1023) / 1024 * 1024);
     free(home->shared);
   }
   blocks.clear();
@@ -833,8 +864,8 @@ void tear_down() {
   mbarriers.clear();
 }
 
-} // namespace
-} // namespace simt
+}  // namespace
+}  // namespace simt
 
 extern "C" int wavenet_fast_launch(const simt::Request* asked, simt::Report* told) {
   using namespace simt;

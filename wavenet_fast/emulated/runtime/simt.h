@@ -1,6 +1,6 @@
-// A small SIMT machine. Every CUDA thread is a fiber, all fibers share one OS thread, all blocks are resident, and a seed
-// chooses the order in which they run. What cannot go on (deadlock, livelock, misuse of a barrier, an access out of
-// bounds) ends the launch with a sentence; the fibers are then abandoned and the launcher returns.
+// A small SIMT machine. Every CUDA thread is a fiber, all fibers share one OS thread, all blocks are resident, and a
+// seed chooses the order in which they run. What cannot go on (deadlock, livelock, misuse of a barrier, an access out
+// of bounds) ends the launch with a sentence; the fibers are then abandoned and the launcher returns.
 //
 // simt.cpp and warp.cpp are compiled without sanitizers: their bookkeeping is shared by all fibers on purpose, and a
 // switch between fibers must not count as synchronisation. Only the code generated from PTX is checked.
@@ -35,24 +35,24 @@ struct Region {
 struct Request {
   u32 kernel;
   Dim grid, block;
-  u32 cluster;           // blocks in a cluster, along x
-  s32 mutant;            // the site to break (mutate.py), or −1
-  u64 dynamic_shared;    // bytes
-  u64 seed;              // 0: first come, first served
-  u64 max_spins;         // this many fruitless polls in a row, by all threads together, are a livelock
-  void* const* params;   // one pointer per kernel parameter
-  const Region* regions; // sorted by base, not overlapping
+  u32 cluster;            // blocks in a cluster, along x
+  s32 mutant;             // the site to break (mutate.py), or −1
+  u64 dynamic_shared;     // bytes
+  u64 seed;               // 0: first come, first served
+  u64 max_spins;          // this many fruitless polls in a row, by all threads together, are a livelock
+  void* const* params;    // one pointer per kernel parameter
+  const Region* regions;  // sorted by base, not overlapping
   u64 n_regions;
-  u64* counts;           // [threads][n_counters] executed instructions, or null
+  u64* counts;  // [threads][n_counters] executed instructions, or null
   u64 n_counters;
-  int (*poll)();         // asked now and then; not 0 ends the launch
+  int (*poll)();  // asked now and then; not 0 ends the launch
 };
 
 enum Status : int { kDone = 0, kFault = 1, kInterrupted = 2 };
 
 struct Report {
   u64 switches, barriers, spins;
-  s32 line;              // of the PTX, 0 where no single line is to blame
+  s32 line;  // of the PTX, 0 where no single line is to blame
   char message[16384];
 };
 
@@ -63,37 +63,38 @@ struct Thread {
   Dim tid, bid;
   u32 linear, lane, warp, cluster_rank;
   Block* block;
-  char* shared;          // this block's shared memory
-  u64 shared_size;       // bytes
+  char* shared;     // this block's shared memory
+  u64 shared_size;  // bytes
   char* local;
-  u64 local_size;        // bytes
-  u64 fuel;              // backward branches until another thread gets its turn
+  u64 local_size;  // bytes
+  u64 fuel;        // backward branches until another thread gets its turn
   u64* counts;
   struct Seen {
     const void* at;
     u64 value;
-  } seen[8];             // last value of a polled place
+  } seen[8];  // last value of a polled place
 };
 
 using KernelFunction = void (*)(Thread&, void* const*);
 struct Kernel {
   const char* name;
   KernelFunction run;
-  u64 static_shared, stack; // bytes
+  u64 static_shared, stack;  // bytes
 };
 // Defined by the generated code.
 extern const Kernel kernels[];
-extern const Region module_regions[]; // .global and .const variables
+extern const Region module_regions[];  // .global and .const variables
 extern const u32 n_module_regions;
 
 extern Dim grid, block;
 extern u32 cluster;
 extern s32 mutant;
 extern u64 dynamic_shared;
-extern u32 grid_workspace[16]; // what %envreg1 and %envreg2 point to: the grid barrier of cooperative groups
+extern u32 grid_workspace[16];  // what %envreg1 and %envreg2 point to: the grid barrier of cooperative groups
 
 // Ends the launch; does not return to the thread.
-[[noreturn, gnu::cold]] void fail(const Thread&, int line, const char* format, ...) __attribute__((format(printf, 3, 4)));
+[[noreturn, gnu::cold]] void fail(const Thread&, int line, const char* format, ...)
+    __attribute__((format(printf, 3, 4)));
 [[noreturn]] void exit_thread(Thread&);
 
 // Lets other threads run. `spin` counts as a fruitless poll, `preempt` does not; `progress` resets that count.
@@ -111,7 +112,7 @@ void warp_sync(Thread&, u32 mask, int line);
 
 // Every lane of `mask` brings `in`; the last one to come computes all `out` (at most 64 bytes each). Orders no memory.
 struct Exchange {
-  u32 mask;              // the lanes that take part
+  u32 mask;  // the lanes that take part
   u8 (*in)[64];
   u8 (*out)[64];
   int line;
@@ -144,14 +145,14 @@ extern Window read_window, write_window;
 // cp.async: what was asked for and has not landed.
 struct Copy {
   char* to;
-  const char* from;      // null: zeros only
-  u32 size, zeros;       // bytes
+  const char* from;  // null: zeros only
+  u32 size, zeros;   // bytes
   u64 group;
 };
 void copy_later(Thread&, const Copy&);
 void copies_commit(Thread&);
-bool next_copy(Thread&, u64 keep, Copy&); // takes the next copy of all but the `keep` youngest groups
-constexpr u64 kEvery = ~u64(0);          // as `keep`: of every group, committed or not
+bool next_copy(Thread&, u64 keep, Copy&);  // takes the next copy of all but the `keep` youngest groups
+constexpr u64 kEvery = ~u64(0);            // as `keep`: of every group, committed or not
 
 // For ThreadSanitizer: relaxed accesses order nothing by themselves, and with a fence they do (PTX memory model,
 // release and acquire patterns). Without it these do nothing.
@@ -159,6 +160,6 @@ void relaxed_loaded(Thread&, const void*);
 void relaxed_stored(Thread&, const void*);
 void fence(Thread&);
 
-} // namespace simt
+}  // namespace simt
 
 extern "C" __attribute__((visibility("default"))) int wavenet_fast_launch(const simt::Request*, simt::Report*);

@@ -74,17 +74,17 @@ using Context = void*;
 inline void prepare(Context& context, char* stack, size_t size, void (*entry)()) {
   auto top = reinterpret_cast<void**>(stack + size);
 #if defined(__x86_64__)
-  *--top = nullptr; // where a return address would lie: keeps the stack aligned as the ABI wants it at a call
+  *--top = nullptr;  // where a return address would lie: keeps the stack aligned as the ABI wants it at a call
   *--top = reinterpret_cast<void*>(entry);
   for (int i = 0; i < 6; i++) *--top = nullptr;
 #else
   for (int i = 0; i < 20; i++) *--top = nullptr;
-  top[11] = reinterpret_cast<void*>(entry); // x30
+  top[11] = reinterpret_cast<void*>(entry);  // x30
 #endif
   context = top;
 }
 inline void change(Context& from, Context& to) { wavenet_fast_switch(&from, to); }
-} // namespace simt
+}  // namespace simt
 
 #else
 
@@ -99,6 +99,6 @@ inline void prepare(Context& context, char* stack, size_t size, void (*entry)())
   makecontext(&context, entry, 0);
 }
 inline void change(Context& from, Context& to) { swapcontext(&from, &to); }
-} // namespace simt
+}  // namespace simt
 
 #endif

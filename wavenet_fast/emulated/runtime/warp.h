@@ -37,4 +37,4 @@ enum Element { kF16, kBF16, kTF32, kS8, kU8 };
 Words mma(Thread&, Element a, Element b, int k, bool half_accumulators, bool saturate, int line, u32 a0, u32 a1, u32 a2,
           u32 a3, u32 b0, u32 b1, u32 c0, u32 c1, u32 c2, u32 c3);
 
-} // namespace simt
+}  // namespace simt
