@@ -15,7 +15,7 @@ from tolerances import BLOCK, UNIFORM, VALUE
 from wavenet_fast import sampling
 from wavenet_fast.backends import gpu
 from wavenet_fast.config import CategoricalHead, GaussianHead, LogisticHead, OneHotInput, WaveNetConfig, decode
-from wavenet_fast.errors import BackendError, ConfigError, InputError, ShapeError
+from wavenet_fast.errors import BackendError, CheckpointError, ConfigError, InputError, ShapeError
 
 torch = pytest.importorskip("torch", reason="ops are PyTorch's")
 if (why := gpu.why_not_emulated()) is not None:
@@ -326,6 +326,17 @@ def test_compiled_programs_hold_the_ops(made):
     assert torch.equal(states[0].rings, states[1].rings) and states[1].positions.tolist() == [5] * B
 
 
+def test_exported_programs_take_any_number_of_rows():
+    class Drawer(torch.nn.Module):
+        def forward(self, logits, uniforms):
+            return ops.sample(logits, uniforms, CLASSES, 0.9, emulated=True)
+
+    rows = torch.export.Dim("rows", min=2, max=1000)
+    exported = torch.export.export(Drawer(), (draws((5, 30)), draws((5, 4))), dynamic_shapes=({0: rows}, {0: rows}))
+    logits, uniforms = draws((21, 30)), draws((21, 4))
+    assert torch.equal(exported.module()(logits, uniforms), Drawer()(logits, uniforms))
+
+
 def test_there_are_no_gradients():
     logits = draws((4, 30)).requires_grad_()
     given = ops.sample(logits, draws((4, 4)), LogisticHead(components=10), emulated=True)
@@ -447,7 +458,7 @@ def test_refusals_of_generate(made, case):
     assert not streams.positions.any() and not streams.rings.any()
 
 
-def test_refusals_of_streams_and_models(made):
+def test_refusals_of_streams_and_models(made, monkeypatch):
     model, streams = made["model"], ops.start(made["model"], [3, 4, 5])
     call = {"projected": made["projected"], "steps": 5, "emulated": True}
     for name, value, sentence in (
@@ -474,6 +485,18 @@ def test_refusals_of_streams_and_models(made):
         ops.start(model, [1, -1])
     with pytest.raises(InputError, match=r"dtype is 'int8'"):
         ops.prepare(PLAIN, random_weights(PLAIN), "int8", "cpu")
+    weights = random_weights(PLAIN)
+    with pytest.raises(CheckpointError, match=r"weights: .* tensors 1 missing: input.weight"):
+        ops.prepare(PLAIN, {n: w for n, w in weights.items() if n != "input.weight"}, "fp32", "cpu")
+    with pytest.raises(CheckpointError, match=r"1 of another shape: input.weight \(1,\)"):
+        ops.prepare(PLAIN, {**weights, "input.weight": np.zeros(1, np.float32)}, "fp32", "cpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(
+        BackendError, match=r"device is 'cuda': CUDA_VISIBLE_DEVICES.* give 'cpu' here and emulated=True"
+    ):
+        ops.prepare(PLAIN, weights)
+    with pytest.raises(BackendError, match=r"device is 'tpu': possible are 'cuda', 'cuda:N' and 'cpu'$"):
+        ops.prepare(PLAIN, weights, device="tpu")
     assert decode(WaveNetConfig, json.loads(model.config), "config") == PLAIN
 
 

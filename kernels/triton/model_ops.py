@@ -134,6 +134,7 @@ def generate(
     classes. Raises `InputError` for those.
     """
     s = streams
+    checks.tensors(rings=s.rings, inputs=s.inputs, filters=s.filters, positions=s.positions, seeds=s.seeds)
     checks.tensors(projected=projected, counts=counts, first_q=first_q, last_column=last_column, forced=forced)
     check_temperature(temperature)
     steps = checks.whole("steps", steps, 0, INT32_MAX)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wavenet_fast.backends import gpu
 from wavenet_fast.config import OneHotInput, Stages, WaveNetConfig, decode
-from wavenet_fast.errors import InputError
+from wavenet_fast.errors import BackendError, InputError
+from wavenet_fast.tensors import compare_shapes
+from wavenet_fast.weights import weight_shapes
 
 from . import checks
 from .block import FORMATS
@@ -58,7 +62,16 @@ def prepare(
 ) -> Ready:
     """Packs a checkpoint's weights (`Checkpoint.weights`) on a device: "cpu" for emulation.
 
-    Raises `BackendError` where a weight is too large for fp16."""
+    Raises `CheckpointError` for tensors that are missing or of another shape, `BackendError` for a device that is not
+    there and for a weight that is too large for fp16."""
+    wanted = weight_shapes(config)
+    compare_shapes({n: tuple(w.shape) for n, w in weights.items() if n in wanted}, wanted, "weights")
+    if str(device) != "cpu":
+        found = re.fullmatch(r"cuda(:\d+)?", str(device))
+        why = gpu.why_not_cuda(str(device)) if found else "possible are 'cuda', 'cuda:N' and 'cpu'"
+        if why is not None:
+            hint = "; for a proof on the CPU, slow, give 'cpu' here and emulated=True to the ops"
+            raise BackendError(f"device is '{device}': {why}" + hint * bool(found))
     packed = packed_tensors(config, weights, checks.number_format(dtype), torch.device(device))
     hears = config.conditioning
     first_q = 0 if isinstance(hears.upsampling, Stages) else hears.offset
