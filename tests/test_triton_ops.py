@@ -400,7 +400,18 @@ SAMPLE_REFUSALS = {
     "temperature": ({"temperature": 0}, InputError, r"temperature is 0; it must be a positive finite number"),
     "infinite": ({"temperature": float("inf")}, InputError, r"temperature is inf"),
     "head": ({"head": "categorical"}, InputError, r"head is a str; give a CategoricalHead"),
-    "classes": ({"head": CategoricalHead(classes=1)}, ConfigError, r"head: classes: is 1; it must be an integer"),
+    "classes": (
+        {"head": CategoricalHead(classes=1)},
+        InputError,
+        r"classes of the head is 1; it must be an integer 2 … ",
+    ),
+    "no-classes": ({"head": CategoricalHead(classes="a")}, InputError, r"classes of the head is 'a'"),
+    "no-floor": ({"head": LogisticHead(log_scale_min="a")}, InputError, r"log_scale_min of the head is 'a'"),
+    "sparse": (
+        {"logits": torch.eye(5, 30).to_sparse()},
+        InputError,
+        r"logits is torch.sparse_coo; give a dense tensor",
+    ),
     "cpu": ({"emulated": False}, BackendError, r"logits is on cpu; this op runs on CUDA"),
 }
 

@@ -64,8 +64,10 @@ def target(emulated: Any) -> int:
 
 
 def tensors(**given: Any) -> None:
-    """Raises `InputError` for what is no tensor; None passes."""
+    """Raises `InputError` for what is no tensor, or a nested one; None passes."""
     for name, value in given.items():
+        if isinstance(value, Tensor) and value.is_nested:
+            raise InputError(f"{name} is a nested tensor; give one with a single size for each dimension")
         if value is not None and not isinstance(value, Tensor):
             raise InputError(f"{name} is a {type(value).__module__}.{type(value).__name__}; give a torch.Tensor")
 
@@ -147,7 +149,9 @@ class Sizes:
         self._sizes.update(zip(words, given, strict=True))
         if tensor.dtype != dtype:
             raise InputError(f"{name} is {tensor.dtype}; it must be {dtype}: {name}.to({dtype}) makes it so")
-        if tensor.layout != torch.strided or not tensor.is_contiguous():
+        if tensor.layout != torch.strided:
+            raise InputError(f"{name} is {tensor.layout}; give a dense tensor")
+        if not tensor.is_contiguous():
             raise InputError(f"{name} is not contiguous; pass {name}.contiguous()")
         if tensor.numel() > INT32_MAX:
             raise InputError(f"{name} has {tensor.numel()} elements; possible are 2^31 − 1: give less at a time")

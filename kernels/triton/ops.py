@@ -109,9 +109,12 @@ def _fit_sample(
 def _described(head: Head) -> tuple[str, int, float | None]:
     """A head as an op's arguments: kind, classes or components, log_scale_min."""
     if isinstance(head, CategoricalHead):
-        return "categorical", head.classes, None
+        return "categorical", checks.whole("classes of the head", head.classes, 2, INT32_MAX), None
     if isinstance(head, (LogisticHead, GaussianHead)):
-        return "logistic" if isinstance(head, LogisticHead) else "gaussian", head.components, head.log_scale_min
+        kind = "logistic" if isinstance(head, LogisticHead) else "gaussian"
+        components = checks.whole("components of the head", head.components, 1, INT32_MAX)
+        floor = head.log_scale_min
+        return kind, components, None if floor is None else checks.finite("log_scale_min of the head", floor)
     raise InputError(f"head is a {type(head).__name__}; give a CategoricalHead, LogisticHead or GaussianHead")
 
 
