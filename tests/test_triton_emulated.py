@@ -234,7 +234,7 @@ def component_is_clear(logits: Any, u: Any, temperature: float) -> Any:
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: f"{type(head).__name__}-{out_channels(head)}")
 def test_the_sampling_kernel_draws_what_sampling_draws(head: Any) -> None:
     config = small(dilations=(1,), head=head, input=ScalarInput())
-    model = Model(config, random_weights(config), "fp32", HostileLauncher(90))
+    model = Model.from_weights(config, random_weights(config), "fp32", HostileLauncher(90))
     rows, A = 133, out_channels(head)
     logits = hard_logits(head, rows)
     u = np.random.default_rng(5).random((rows, 4), np.float32)

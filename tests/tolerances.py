@@ -46,3 +46,8 @@ EMULATED_DOT = {"c16": 1e-4, "cbf": 1e-4, "ctf": 1e-4, "chalf": 8 * 2**-6}
 
 for d in ("fp32","bf16","fp16"):
     TRACE_MAX["triton",d]=9.; TRACE_RMS["triton",d]=9.
+
+# One residual block against its reference in the same number format, relative to the output's standard deviation:
+# (largest, root mean square). fp32: the order of sums and the gate's polynomials. In 16 bit a gate near a rounding
+# boundary may fall on the other side, one unit of its format times one weight.
+BLOCK = {"fp32": (1e-5, 1e-6), "fp16": (2e-3, 2e-4), "bf16": (1.5e-2, 1.5e-3)}

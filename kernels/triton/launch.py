@@ -13,6 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from wavenet_fast.emulated import Program
+from wavenet_fast.emulated.program import Mode
 from wavenet_fast.errors import BackendError
 
 from .dense import dense
@@ -72,7 +73,7 @@ class EmulatedLauncher:
     upcast = False
     multiprocessors = 132
 
-    def __init__(self, capability: int = 90, mode: str = "plain", seed: int = 0) -> None:
+    def __init__(self, capability: int = 90, mode: Mode = "plain", seed: int = 0) -> None:
         self.capability, self.mode, self.seed = capability, mode, seed
         self._programs: dict[str, Program] = {}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .shapes import MIN_CHANNELS, Shape
+from .shapes import MIN_CHANNELS, BlockShape, Shape
 
 SHARED_KIB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 """Shared memory that one block may use, by compute capability ·10 (CUDA C++ Programming Guide, "Technical
@@ -41,12 +41,12 @@ def for_generate(shape: Shape, dtype: str, capability: int, streams: int, multip
     """16 streams a program, the fewest rows that tensor cores take; 32 where 16 would not leave a multiprocessor for
     every program. 8 warps: with 4 the draw and the panels of weights do not fit 255 registers a thread."""
     tile = 16 if streams <= 16 * multiprocessors else 32
-    gate, stages = _block_gate(shape, dtype, capability)
+    gate, stages = _block_gate(shape.block, dtype, capability)
     hidden = _block_hidden(shape, dtype, capability)
     return Options(tile, 8, stages, _inputs(shape.R, dtype), gate, _inputs(shape.S, dtype), hidden)
 
 
-def for_residual_block(shape: Shape, dtype: str, capability: int) -> Options:
+def for_residual_block(shape: BlockShape, dtype: str, capability: int) -> Options:
     """16 samples a program: utterances are long enough to fill a GPU with such programs, and N = 16 keeps what a thread
     holds as small as in `generate`."""
     gate, stages = _block_gate(shape, dtype, capability)
@@ -72,12 +72,12 @@ def _inputs(channels: int, dtype: str) -> int:
     return min(channels, 32) if dtype == "fp32" else channels
 
 
-def _panel(shape: Shape, gates: int) -> int:
+def _panel(shape: BlockShape, gates: int) -> int:
     """Elements of all matrices of a layer that belong to so many gates."""
     return gates * (2 * shape.K * shape.R + shape.R + shape.S)
 
 
-def _block_gate(shape: Shape, dtype: str, capability: int) -> tuple[int, int]:
+def _block_gate(shape: BlockShape, dtype: str, capability: int) -> tuple[int, int]:
     """(gates worked on at a time, stages).
 
     In 16 bit as many as leave room in shared memory for one copy of their weights, for the taps' operands and for 16

@@ -114,14 +114,14 @@ class TritonEngine(HostEngine[TritonState]):
             raise BackendError(f"dtype is {dtype!r}; the triton backend offers {', '.join(DTYPES)}")
         super().__init__(config, weights, dtype, _STATE_FORMAT)
         launcher = launcher_for(device) if launcher is None else launcher
-        self.model = Model(config, weights, dtype, launcher)
+        self.model = Model.from_weights(config, weights, dtype, launcher)
         self.isa = f"sm_{launcher.capability}" + ("" if device.startswith("cuda") else f", {device.partition(':')[0]}")
         self._features = Features(config, weights)
 
     @property
     def weight_bytes(self) -> int:
         """Of the packed matrices that every sample passes, padding included."""
-        return self.model.weight_bytes
+        return int(self.model.weight_bytes)
 
     def _new_state(self, seeds: NDArray[np.uint64], speakers: NDArray[np.float32]) -> TritonState:
         return TritonState(self, seeds, speakers)
@@ -144,7 +144,7 @@ class TritonEngine(HostEngine[TritonState]):
     # --- one call -----------------------------------------------------------------------------------------------
 
     def _run(self, state: TritonState, call: Call) -> None:
-        starts = self.model.starts(state.speakers)
+        starts = self.model.starts(self.model.tensor(state.speakers))
         total, made = int(call.counts.sum()), 0
         for window in self._windows(state, call):
             heard = self._heard(state, call, window, starts)
@@ -190,25 +190,24 @@ class TritonEngine(HostEngine[TritonState]):
     # --- sample by sample ---------------------------------------------------------------------------------------
 
     def _generate(self, state: TritonState, call: Call, window: _Window, heard: Heard) -> None:
-        model, c, n = self.model, self.config, window.steps
+        model, n = self.model, window.steps
         positions = state.positions + window.done
         inputs = model.tensor(self._rolled(state.inputs, positions))
         filters = model.tensor(state.filters)
-        audio, draws = model.empty(state.batch, n), model.empty(state.batch, n)
-        logits = None if call.logits is None else model.empty(state.batch, n, c.out_channels)
         piece = slice(window.done, window.done + n)
         forced = None if call.forced is None else model.tensor(call.forced[:, piece])
         trace = None
         if call.stages is not None:
             trace = {name: model.empty(state.batch, n, *shape) for name, shape in trace_shapes(model.shape).items()}
-        model.generate(
+        made = model.generate(
             state.rings, inputs, filters, model.tensor(positions), model.tensor(state.seeds.view(np.int64)),
-            model.tensor(window.counts.astype(np.int32)), heard, audio, draws, logits, forced, n,
-            call.temperature, trace,
+            model.tensor(window.counts.astype(np.int32)), heard, n, call.temperature, forced,
+            call.logits is not None, trace,
         )  # fmt: skip
         state.inputs[:] = self._unrolled(inputs.cpu().numpy(), positions + window.counts)
         state.filters[:] = filters.cpu().numpy()
-        self._give(call, window, audio.cpu().numpy(), draws.cpu().numpy(), None if logits is None else logits.cpu())
+        logits = None if made.logits is None else made.logits.cpu()
+        self._give(call, window, made.audio.cpu().numpy(), made.draws.cpu().numpy(), logits)
         if trace is not None and call.stages is not None:
             call.stages.update(self._unpadded(trace))
 
@@ -272,5 +271,3 @@ class TritonEngine(HostEngine[TritonState]):
                 audio[b, :count], state.filters[b] = sound_of(drawn, past[b, :count], c, float(state.filters[b]))
             state.inputs[b] = history[b, count + taps]
         self._give(call, window, audio, draws, logits[..., : c.out_channels].cpu())
-
-
