@@ -150,7 +150,7 @@ def test_tiles_blocks_and_warps_change_no_bit(
 ) -> None:
     engine = engine_of(name, dtype, 90)
     usual = tuning.for_generate(engine.model.shape, dtype, 90, 3, 132)
-    assert usual.block_gate != options.block_gate and usual.block_hidden != options.block_hidden
+    assert usual.tile != options.tile or usual.block_gate != options.block_gate
     frames, draws, logits, state = spoken(name, dtype, 90)
     monkeypatch.setattr(tuning, "for_generate", lambda *given: options)
     monkeypatch.setattr(tuning, "for_residual_block", lambda *given: options)
