@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from engine_models import MODELS, random_mel, small, speaker_vectors
+from last_device import device_of
 
 from wavenet_fast import InputError, ShapeError, StateError, Vocoder, streaming
 from wavenet_fast.config import Conditioning, FrameConv, Linear, OneHotInput, Signal
@@ -30,7 +31,7 @@ FRAMES, LANES, SEED = 9, 3, 5
 class Voice:
     def __init__(self, name, checkpoint, backend):
         self.name, self.config = name, checkpoint.config
-        self.voc = Vocoder(checkpoint, backend=backend, dtype="fp32")
+        self.voc = Vocoder(checkpoint, backend, device_of(backend), "fp32")
         self.ahead, self.hop = self.voc.lookahead_frames, self.voc.hop_length
         self.mel = random_mel(self.config, FRAMES, LANES)
         self.wav = np.random.default_rng(3).uniform(-0.7, 0.7, (LANES, FRAMES * self.hop)).astype(np.float32)
