@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from engine_models import MODELS, case, random_weights
+from wavenet_fast.kernels.triton.packing import DTYPES, STREAMED, pack, unpack
+from wavenet_fast.kernels.triton.shapes import MIN_CHANNELS, Shape, padded, padded_outputs
 
 from wavenet_fast.cases import CASES
 from wavenet_fast.errors import BackendError
-from wavenet_fast.kernels.triton.packing import DTYPES, STREAMED, pack, unpack
-from wavenet_fast.kernels.triton.shapes import MIN_CHANNELS, Shape, padded, padded_outputs
 from wavenet_fast.packing import from_bf16, hearing_format, is_streamed, rounded
 from wavenet_fast.weights import weight_shapes
 

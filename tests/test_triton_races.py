@@ -1,4 +1,4 @@
-"""The kernels' PTX under ThreadSanitizer and AddressSanitizer, in other orders of threads, and with barriers missing."""
+"""The kernels' PTX under ThreadSanitizer and AddressSanitizer, in other orders of threads, and without barriers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 from engine_models import random_weights, small
 
-torch = pytest.importorskip("torch", reason="the Triton engine needs PyTorch")
+pytest.importorskip("torch", reason="the Triton engine needs PyTorch")
 pytest.importorskip("triton", reason="its compiler writes the PTX")
 
+import torch
 from triton_checks import check_known_history, speak
 from triton_launches import Launch, Recorder, own_barriers
+from wavenet_fast.kernels.triton.launch import KERNELS
 
 from wavenet_fast.backends import gpu
 from wavenet_fast.backends.triton import TritonEngine
 from wavenet_fast.config import CategoricalHead, Conditioning, Linear, OneHotInput
 from wavenet_fast.emulated import Program
 from wavenet_fast.emulated.mutate import mutants, same, survivors
-from wavenet_fast.kernels.triton.launch import KERNELS
 
 pytestmark = [
     pytest.mark.skipif(gpu.why_not_emulated() is not None, reason=str(gpu.why_not_emulated())),

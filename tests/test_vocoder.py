@@ -248,7 +248,9 @@ def test_temperature_left_out_is_the_checkpoints(checkpoint, backend, voc, mel):
     assert voc.default_temperature == 1
     np.testing.assert_array_equal(voc(mel[0]), voc(mel[0], temperature=1.0))
     info = {"sampling": {"temperature": 0.5}}
-    cooler = Vocoder(Checkpoint(checkpoint.config, checkpoint.mel, checkpoint.weights, info), backend, device_of(backend), "fp32")
+    cooler = Vocoder(
+        Checkpoint(checkpoint.config, checkpoint.mel, checkpoint.weights, info), backend, device_of(backend), "fp32"
+    )
     assert cooler.default_temperature == 0.5
     np.testing.assert_array_equal(cooler(mel[0]), voc(mel[0], temperature=0.5))
     np.testing.assert_array_equal(cooler(mel[0], temperature=1.0), voc(mel[0]))

@@ -10,9 +10,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from last_device import device_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from last_device import device_of
 
 from wavenet_fast import InputError, ShapeError, StateError, Vocoder
 from wavenet_fast.config import Conditioning, FrameConv, Linear

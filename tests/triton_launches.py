@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from wavenet_fast.emulated import Program
 from wavenet_fast.kernels.triton import generate
 from wavenet_fast.kernels.triton.launch import EmulatedLauncher, compile_for
 from wavenet_fast.kernels.triton.tuning import Options
+
+from wavenet_fast.emulated import Program
 
 
 @dataclass(frozen=True)
