@@ -46,16 +46,17 @@ def _add(e: Emitter, i: Instruction) -> None:
     if kind.endswith("x2"):
         raise refuse(i)
     if "cc" in i.parts:
-        helper = "add_carry" if name == "add" else "sub_borrow"
+        helper = "add_carry" if name == "add" else "sub_carry"
         a, b = (e.value(operand, kind) for operand in i.operands[1:])
-        return e.assign(i.operands[0], f"{helper}<{word(kind)}>({a}, {b}, false, &carry)", kind)
+        start = "false" if name == "add" else "true"
+        return e.assign(i.operands[0], f"{helper}<{word(kind)}>({a}, {b}, {start}, &carry)", kind)
     _whole(e, i, f"{name}_sat" if "sat" in i.parts else name, kind)
 
 
 @family("addc subc", "cc", WHOLES)
 def _add_carry(e: Emitter, i: Instruction) -> None:
     kind = type_of(i)
-    helper = "add_carry" if i.parts[0] == "addc" else "sub_borrow"
+    helper = "add_carry" if i.parts[0] == "addc" else "sub_carry"
     a, b = (e.value(operand, kind) for operand in i.operands[1:])
     out = "&carry" if "cc" in i.parts else "nullptr"
     e.assign(i.operands[0], f"{helper}<{word(kind)}>({a}, {b}, carry, {out})", kind)
@@ -267,17 +268,20 @@ def _comparison(e: Emitter, i: Instruction, kind: str) -> str:
     return f"compare<{cpp(kind)}, {COMPARISONS[i.parts[1]]}{ftz}>({a}, {b})"
 
 
+def _halves(e: Emitter, i: Instruction, kind: str) -> list[str]:
+    """The comparison of packed operands: low halves, high halves."""
+    ftz = ", kFtz" if "ftz" in i.parts else ""
+    a, b = (e.value(operand, kind) for operand in i.operands[1:3])
+    how = f"compare<{kind[:-2]}, {COMPARISONS[i.parts[1]]}{ftz}>"
+    return [f"{how}(u16({a} >> {shift}), u16({b} >> {shift}))" for shift in (0, 16)]
+
+
 @family("setp", "ftz and or xor", COMPARISONS, REALS - {"f32x2"}, WHOLES)
 def _setp(e: Emitter, i: Instruction) -> None:
     kind = type_of(i)
     targets = i.operands[0].split("|")
     if kind.endswith("x2"):
-        element = kind[:-2]
-        a, b = (e.value(operand, kind) for operand in i.operands[1:3])
-        outcomes = [
-            f"compare<{element}, {COMPARISONS[i.parts[1]]}>(u16({a} >> {shift}), u16({b} >> {shift}))"
-            for shift in (0, 16)
-        ]
+        outcomes = _halves(e, i, kind)
     else:
         outcomes = [_comparison(e, i, kind)]
         outcomes.append(f"!{outcomes[0]}")
@@ -288,17 +292,21 @@ def _setp(e: Emitter, i: Instruction) -> None:
     e.assign_all([(target, outcome, "pred") for target, outcome in zip(targets, outcomes, strict=False)])
 
 
-@family("set", "ftz and or xor", COMPARISONS, REALS - {"f32x2", "f16x2", "bf16x2"}, WHOLES)
+# What `set` writes for true; anything else gets all ones.
+ONES = {"f32": "0x3f800000u", "f16": "u16(0x3c00)", "bf16": "u16(0x3f80)", "f16x2": "u16(0x3c00)", "bf16x2": "u16(0x3f80)"}
+
+
+@family("set", "ftz and or xor", COMPARISONS, REALS - {"f32x2"}, WHOLES)
 def _set(e: Emitter, i: Instruction) -> None:
-    source = type_of(i)
-    target = [part for part in i.parts if part in SIZES][-2]
-    outcome = _comparison(e, i, source)
+    target, source = [part for part in i.parts if part in SIZES][-2:]
+    packed = source.endswith("x2")
+    outcomes = _halves(e, i, source) if packed else [_comparison(e, i, source)]
     if boolean := next((BOOLEANS[part] for part in i.parts if part in BOOLEANS), None):
-        outcome = f"bool({outcome} {boolean} {e.value(i.operands[3], 'pred')})"
-    yes = "0x3f800000u" if target == "f32" else f"{word(target)}(~0ull)"
-    if target in ("f16", "bf16"):
-        yes = "u16(0x3c00)" if target == "f16" else "u16(0x3f80)"
-    e.assign(i.operands[0], f"{outcome} ? {yes} : {word(target)}(0)", target)
+        outcomes = [f"bool({outcome} {boolean} {e.value(i.operands[3], 'pred')})" for outcome in outcomes]
+    element = "u16" if packed else word(target)
+    yes = ONES.get(target, f"{element}(~0ull)")
+    words = [f"({outcome} ? {yes} : {element}(0))" for outcome in outcomes]
+    e.assign(i.operands[0], f"u32({words[1]}) << 16 | {words[0]}" if packed else words[0], target)
 
 
 @family("selp", "", REALS, WHOLES)

@@ -344,7 +344,7 @@ def _read_statement(
 ) -> None:
     if not statement or statement.startswith(".pragma"):
         return
-    if match := re.match(r"\.reg\s+\.(\w+)\s+(.*)", statement):
+    if match := re.match(r"\.reg\s*\.(\w+)\s+(.*)", statement):
         if match[1] not in SIZES:
             raise EmulationError(f"line {line}: registers of type .{match[1]} are not emulated", line)
         for name in split_operands(match[2]):

@@ -418,7 +418,8 @@ inline raw_t<T> sad(raw_t<T> a, raw_t<T> b, raw_t<T> c) {
   return raw_t<T>(c + (as<T>(a) > as<T>(b) ? a - b : b - a));
 }
 
-// Additions with a carry in and out (CC.CF); subtraction has its borrow there.
+// With a carry in and out (CC.CF). A subtraction is an addition of the complement: its carry means that nothing was
+// borrowed, which compilers rely on where they ask for it with addc.
 template <class T>
 inline raw_t<T> add_carry(raw_t<T> a, raw_t<T> b, bool in, bool* carry) {
   raw_t<T> partial = raw_t<T>(a + b), sum = raw_t<T>(partial + in);
@@ -426,9 +427,8 @@ inline raw_t<T> add_carry(raw_t<T> a, raw_t<T> b, bool in, bool* carry) {
   return sum;
 }
 template <class T>
-inline raw_t<T> sub_borrow(raw_t<T> a, raw_t<T> b, bool in, bool* borrow) {
-  if (borrow) *borrow = a < b || (a == b && in);
-  return raw_t<T>(a - b - in);
+inline raw_t<T> sub_carry(raw_t<T> a, raw_t<T> b, bool in, bool* carry) {
+  return add_carry<T>(a, raw_t<T>(~b), in, carry);
 }
 
 template <class T>
