@@ -6,6 +6,7 @@ flags, the compiler's version and the processor. A file appears there by rename:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -30,10 +31,13 @@ COMMON = [
     "-fno-math-errno",
     "-w",
 ]
+# Files that the cache holds, of some 100 KB each.
+KEPT = 1000
+# -Og: half the time of -O1 to compile, and as fast for the few steps that a kernel is run.
 MODES = {
-    "plain": ["-O1"],
-    "thread": ["-O1", "-g1", "-fsanitize=thread"],
-    "address": ["-O1", "-g1", "-fsanitize=address"],
+    "plain": ["-Og"],
+    "thread": ["-Og", "-g1", "-fsanitize=thread"],
+    "address": ["-Og", "-g1", "-fsanitize=address"],
 }
 # Stack variables of generated code are registers: nothing of the kernel's could reach beyond them.
 NO_STACK = {"gcc": ["--param", "asan-stack=0"], "clang": ["-mllvm", "-asan-stack=0"]}
@@ -97,6 +101,8 @@ def _cached(key: str, name: str, make: list[list[str]], what: str, directory: Pa
     """`directory/name`, made by the commands unless it is there; `OUT` in a command is where to write."""
     path = directory / f"{key[:32]}-{name}"
     if path.exists():
+        with contextlib.suppress(OSError):  # a cache that others own is read all the same
+            os.utime(path)
         return path
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -111,9 +117,18 @@ def _cached(key: str, name: str, make: list[list[str]], what: str, directory: Pa
             _run([temporary if word == "OUT" else word for word in command], what)
         os.chmod(temporary, 0o755)
         os.replace(temporary, path)
+        _prune(directory)
     finally:
         Path(temporary).unlink(missing_ok=True)
     return path
+
+
+def _prune(directory: Path) -> None:
+    """Deletes what has not been used for longest."""
+    with contextlib.suppress(OSError):  # another process may do the same
+        files = sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in files[KEPT:]:
+            path.unlink()
 
 
 def _key(*pieces: str) -> str:
