@@ -118,7 +118,7 @@ case(
 )
 case("{ sub.cc.u32 %r30, A, B; addc.u32 D, 0, 0; }", "u32 u32", "u32", each(lambda a, b: int(a >= b)))
 case("{ sub.cc.u64 %rd30, A, B; subc.cc.u64 %rd31, 5, A; subc.u64 D, 9, 0; }", "u64 u64", "u64",
-     each(lambda a, b: 9 - (5 < a + (a < b))))  # fmt: skip
+     each(lambda a, b: 9 - (a + (a < b) > 5)))  # fmt: skip
 for relation, compare in {"lt": lambda a, b: a < b, "ge": lambda a, b: a >= b}.items():
     case(f"set.{relation}.f32.s32 D, A, B;", "s32 s32", "f32", each(lambda a, b, f=compare: float(f(a, b))))
 for kind in ("b16", "b32", "b64"):
