@@ -93,6 +93,11 @@ def _run(command: list[str], what: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if match := re.search(r"^kernel\.ptx:(\d+):(?:\d+:)? error: (.*)", done.stderr, re.M):
         raise EmulationError(f"line {match[1]}: the instruction is not understood ({match[2]})", int(match[1]))
+    if match := re.search(r"cannot find .*?(?:lib|-l|rt\.)(tsan|asan)", done.stderr):
+        raise EmulationError(
+            f"{command[0]} has no lib{match[1]}, which this mode needs: install it (Debian: g++ brings it), or name "
+            "another compiler in CXX"
+        )
     if done.returncode:
         raise EmulationError(f"{command[0]} cannot compile {what}: {(done.stderr or done.stdout).strip()[-2000:]}")
 

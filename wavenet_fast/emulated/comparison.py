@@ -107,15 +107,30 @@ def _slct(e: Emitter, i: Instruction) -> None:
 WHOLE_ROUNDINGS = {"rni": "kNear", "rzi": "kZero", "rmi": "kDown", "rpi": "kUp"}
 
 
-@family("cvt", "tf32", FLAGS, ROUNDINGS, WHOLE_ROUNDINGS, REALS - {"f32x2"}, WHOLES)
+@family("cvt", "tf32 e4m3x2 e5m2x2", FLAGS, ROUNDINGS, WHOLE_ROUNDINGS, REALS - {"f32x2"}, WHOLES)
 def _convert(e: Emitter, i: Instruction) -> None:
     target, source = [part for part in i.parts if part in SIZES][-2:]
     flags = flags_of(i)
     whole = next((WHOLE_ROUNDINGS[part] for part in i.parts if part in WHOLE_ROUNDINGS), None)
     how = whole or rounding_of(i)
+    relu = "true" if "relu" in i.parts else "false"
     if target == "tf32":
-        relu = "true" if "relu" in i.parts else "false"
         return e.assign(i.operands[0], f"to_tf32(as<f32>({e.value(i.operands[1], 'f32')}), {how}, {relu})", "b32")
+    if target in ("e4m3x2", "e5m2x2"):
+        if source == "f32":
+            values = [f"as<f32>({e.value(operand, 'f32')})" for operand in i.operands[1:]]
+        elif source == "f16x2":
+            halves = e.value(i.operands[1], source)
+            values = [f"float(as<f16>(u16({halves} >> {shift})))" for shift in (16, 0)]
+        else:
+            raise refuse(i)
+        return e.assign(i.operands[0], f"to_8bit_pair<{target[:-2]}>({', '.join(values)}, {relu})", "b16")
+    if source in ("e4m3x2", "e5m2x2"):
+        if target != "f16x2":
+            raise refuse(i)
+        return e.assign(
+            i.operands[0], f"from_8bit_pair<{source[:-2]}>({e.value(i.operands[1], source)}, {relu})", "b32"
+        )
     if target in ("f16x2", "bf16x2"):
         if source != "f32" or len(i.operands) != 3:
             raise refuse(i)

@@ -27,7 +27,7 @@ def _barrier(e: Emitter, i: Instruction) -> None:
         arrive = "arrive" in parts
         ordered = "false" if "relaxed" in parts else "true"
         if ordered == "true":
-            site = e.site("weaken", i, f"{'release' if arrive else 'acquire'} made relaxed")
+            site = e.site("weaken", i, "release made relaxed") if arrive else None
             ordered = "true" if site is None else f"simt::mutant != {site}"
         # Arrival and wait are one barrier: deleting half of it would only be a misuse.
         call = f"simt::cluster_{'arrive' if arrive else 'wait'}(t, {ordered}, {i.line});"
@@ -150,8 +150,8 @@ def _movmatrix(e: Emitter, i: Instruction) -> None:
 
 
 # Element type of A and B → the K that are emulated.
-MMA = {"f16": (8, 16), "bf16": (8, 16), "tf32": (4, 8), "s8": (16, 32), "u8": (16, 32)}
-ELEMENTS = {"f16": "kF16", "bf16": "kBF16", "tf32": "kTF32", "s8": "kS8", "u8": "kU8"}
+MMA = {"f16": (8, 16), "bf16": (8, 16), "tf32": (4, 8), "s8": (16, 32), "u8": (16, 32), "e4m3": (32,), "e5m2": (32,)}
+ELEMENTS = {"f16": "kF16", "bf16": "kBF16", "tf32": "kTF32", "s8": "kS8", "u8": "kU8", "e4m3": "kE4M3", "e5m2": "kE5M2"}
 
 
 @family("mma", "sync aligned row col satfinite f32 s32 m16n8k4 m16n8k8 m16n8k16 m16n8k32", MMA)
@@ -160,9 +160,9 @@ def _mma(e: Emitter, i: Instruction) -> None:
     match = re.search(r"\.m16n8k(\d+)\.row\.col\.", i.opcode)
     k = int(match[1]) if match else 0
     whole = a in ("s8", "u8")
-    if k not in MMA.get(a, ()) or d != c or (b != a and not (whole and b in ("s8", "u8"))):
-        raise refuse(i)
-    if d != "s32" if whole else d not in (("f32", "f16") if a == "f16" else ("f32",)):
+    mixed = next((pair for pair in ({"s8", "u8"}, {"e4m3", "e5m2"}) if a in pair), {a})
+    results = ("s32",) if whole else ("f32", "f16") if a in ("f16", "e4m3", "e5m2") else ("f32",)
+    if k not in MMA.get(a, ()) or b not in mixed or d != c or d not in results:
         raise refuse(i)
     groups = [[e.value(register, "b32") for register in e.vector(operand)] for operand in i.operands]
     for group, room in zip(groups[1:], (4, 2, 4), strict=True):
