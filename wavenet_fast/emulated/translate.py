@@ -9,8 +9,13 @@ from wavenet_fast.emulated.ptx import Function, Module
 
 
 def _shared_layout(function: Function, module: Module) -> tuple[dict[str, int], int]:
-    """Offsets of the `.shared` variables in the block's window; dynamic ones begin where the static ones end."""
-    variables = [*(v for v in module.variables if v.space == "shared"), *function.shared]
+    """Offsets of the `.shared` variables in the block's window; dynamic ones begin where the static ones end.
+
+    Those of device functions come before a kernel's own, so that they lie alike in every kernel.
+    """
+    variables = [v for v in module.variables if v.space == "shared"]
+    variables += [v for other in module.functions.values() if not other.is_kernel for v in other.shared]
+    variables += function.shared if function.is_kernel else []
     offsets, end = {}, 0
     for variable in variables:
         if variable.size is not None:
@@ -48,11 +53,7 @@ def translate(module: Module, options: Options | None = None) -> Translation:
         text.append(f"void {name}(Thread& t, void* const* PARAM);")
         bodies += [f"void {name}(Thread& t, void* const* PARAM) {{", "  (void)PARAM; bool carry = false; (void)carry;"]
         if emitter.local_size:
-            bodies += [
-                f"  alignas(64) char local_memory[{emitter.local_size}];",
-                "  for (char& x : local_memory) x = char(-1);",
-            ]
-            bodies += ["  t.local = local_memory; t.local_size = sizeof local_memory;"]
+            bodies.append(f"  LocalMemory<{emitter.local_size}> local_memory(t);")
         bodies += [*body, "}"]
         if function.is_kernel:
             out.kernels.append(function.name)
