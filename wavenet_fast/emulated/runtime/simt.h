@@ -82,10 +82,15 @@ struct Thread {
 };
 
 using KernelFunction = void (*)(Thread&, void* const*);
+struct Gap {  // bytes of shared memory that belong to no variable
+  u64 begin, end;
+};
 struct Kernel {
   const char* name;
   KernelFunction run;
   u64 static_shared, stack;  // bytes
+  const Gap* gaps;
+  u64 n_gaps;
 };
 // Defined by the generated code.
 extern const Kernel kernels[];
