@@ -29,13 +29,14 @@ import torch
 import triton
 from tqdm import tqdm
 from triton import knobs
+from wavenet_fast.kernels.triton.calls import TYPES
+from wavenet_fast.kernels.triton.launch import KERNELS, compile_for
+from wavenet_fast.kernels.triton.tuning import Options, shared_limit
 
 from wavenet_fast.backends.triton import DTYPES, TritonEngine
 from wavenet_fast.bench_gate import forced_history
 from wavenet_fast.cases import case, random_weights
 from wavenet_fast.errors import WavenetFastError
-from wavenet_fast.kernels.triton.launch import KERNELS, compile_for
-from wavenet_fast.kernels.triton.tuning import Options, shared_limit
 
 TABLE = Path(__file__).parent / "results" / "triton-compiled.json"
 TARGETS = (80, 86, 89, 90, 100, 120)
@@ -75,20 +76,22 @@ class Recorded:
 
 
 class RecordingLauncher:
-    """Runs nothing and keeps the first launch of every kernel. With no multiprocessors any number of streams is many."""
+    """Runs nothing and keeps of every kernel the first launch whose operands have the model's number format: where
+    that is fp16, conditioning is projected in fp32. With no multiprocessors any number of streams is many."""
 
     device = torch.device("cpu")
     upcast = False
 
-    def __init__(self, capability: int, multiprocessors: int = H100_MULTIPROCESSORS) -> None:
-        self.capability, self.multiprocessors = capability, multiprocessors
+    def __init__(self, dtype: str, capability: int, multiprocessors: int = H100_MULTIPROCESSORS) -> None:
+        self.format, self.capability, self.multiprocessors = TYPES[dtype], capability, multiprocessors
         self.launches: dict[str, Recorded] = {}
 
     def run(self, name: str, grid: tuple[int, ...], arguments: Mapping[str, Any], options: Options) -> None:
         """See `launch.Launcher`."""
-        self.launches.setdefault(name, Recorded(grid, dict(arguments), options))
-        if "draws" in arguments:
-            arguments["draws"].zero_()  # the host looks at them
+        if arguments.get("OP", self.format) == self.format:
+            self.launches.setdefault(name, Recorded(grid, dict(arguments), options))
+        for output in {"draws", "out"} & arguments.keys():
+            arguments[output].zero_()  # the host and other kernels look at it
 
 
 def cases() -> list[Case]:
@@ -111,7 +114,7 @@ def weights_of(shape: str) -> Mapping[str, Any]:
 @lru_cache(maxsize=2)
 def launches_of(shape: str, dtype: str, target: int, tile: int = 16) -> Mapping[str, Recorded]:
     """Kernel → its launch when `STREAMS` streams speak, and then are told what they said."""
-    launcher = RecordingLauncher(target, H100_MULTIPROCESSORS if tile == 16 else 0)
+    launcher = RecordingLauncher(dtype, target, H100_MULTIPROCESSORS if tile == 16 else 0)
     engine = TritonEngine(case(shape), weights_of(shape), dtype, "recorded", launcher)
     config, batch = engine.config, STREAMS
     samples = FRAMES * config.hop_length
