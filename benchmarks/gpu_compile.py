@@ -19,8 +19,9 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from wavenet_fast.errors import WavenetFastError
 TABLE = Path(__file__).parent / "results" / "triton-compiled.json"
 TARGETS = (80, 86, 89, 90, 100, 120)
 SHAPES = ("tiny", "voice", "nv-medium", "r9y9-mol")
-STREAMS, FRAMES = 3, 2
+FRAMES = 2
 H100_MULTIPROCESSORS = 132
 
 PRODUCTS = ("generate", "residual_block", "dense")
@@ -112,11 +113,11 @@ def weights_of(shape: str) -> Mapping[str, Any]:
 
 
 @lru_cache(maxsize=2)
-def launches_of(shape: str, dtype: str, target: int, tile: int = 16) -> Mapping[str, Recorded]:
-    """Kernel → its launch when `STREAMS` streams speak, and then are told what they said."""
+def launches_of(shape: str, dtype: str, target: int, tile: int = 16, streams: int = 3) -> Mapping[str, Recorded]:
+    """Kernel → its launch when so many streams speak, and then are told what they said."""
     launcher = RecordingLauncher(dtype, target, H100_MULTIPROCESSORS if tile == 16 else 0)
     engine = TritonEngine(case(shape), weights_of(shape), dtype, "recorded", launcher)
-    config, batch = engine.config, STREAMS
+    config, batch = engine.config, streams
     samples = FRAMES * config.hop_length
     mel = np.zeros((batch, config.n_mels, FRAMES), np.float32)
     for forced in (None, forced_history(config, samples).repeat(batch, 0)):
@@ -173,13 +174,17 @@ def compiler() -> dict[str, str]:
 # --- limits -----------------------------------------------------------------------------------------------------
 
 
-def faults(row: Mapping[str, Any]) -> list[str]:
-    """What of a row no compiler's version may do."""
+def faults(row: Mapping[str, Any], recorded: Mapping[str, Any] | None = None) -> list[str]:
+    """What of a row no version of the compiler may do. Spills are forgiven as far as they are `recorded`, in fp32 and
+    for 32 streams a program; in 16 bit for 16 streams there are none."""
     found = []
     if row["shared_bytes"] > row["shared_limit"]:
         found.append(f"{row['shared_bytes']} bytes of shared memory; the target has {row['shared_limit']}")
-    if row["spill_stores"] or row["spill_loads"]:
-        found.append(f"{row['spill_stores']} stores and {row['spill_loads']} loads of spilled registers")
+    spills, known = row["spill_stores"] + row["spill_loads"], 0
+    if recorded is not None and (row["dtype"] == "fp32" or row["tile"] > 16):
+        known = recorded["spill_stores"] + recorded["spill_loads"]
+    if spills > known:
+        found.append(f"{spills} loads and stores of spilled registers; {known} are known")
     tensor = sum(row["tensor"].values())
     if row["dtype"] == "fp32" and tensor:
         found.append(f"{tensor} tensor-core instructions, which round fp32")
@@ -193,8 +198,23 @@ def differences(row: Mapping[str, Any], recorded: Mapping[str, Any]) -> list[str
     return [f"{key} {row[key]}, recorded {recorded[key]}" for key in row if row[key] != recorded[key]]
 
 
-def key(row: Mapping[str, Any]) -> Case:
-    return Case(row["kernel"], row["shape"], row["dtype"], row["target"], row["tile"])
+def recorded_table(path: Path = TABLE) -> tuple[dict[str, str], dict[Case, dict[str, Any]]]:
+    """The compiler that the table was made with, and its rows."""
+    told = json.loads(path.read_text(encoding="utf-8"))
+    names = [field.name for field in fields(Case)]
+    return told["compiler"], {Case(**{name: row[name] for name in names}): row for row in told["kernels"]}
+
+
+def sample_of_cases() -> list[Case]:
+    """What a test has time for: `generate` in bf16 of the bundled voice's shape for every target, every shape in every
+    number format for one target, so that each target has two, and every other kernel for one or two targets a shape."""
+    chosen = [Case("generate", "voice", "bf16", target) for target in TARGETS]
+    for i, (shape, dtype) in enumerate(product(SHAPES, DTYPES)):
+        chosen.append(Case("generate", shape, dtype, TARGETS[i % len(TARGETS)]))
+    for i, (shape, kernel) in enumerate(product(SHAPES, [name for name in KERNELS if name != "generate"])):
+        chosen.append(Case(kernel, shape, DTYPES[i % len(DTYPES)], TARGETS[i % len(TARGETS)]))
+    chosen += [Case("generate", "voice", "bf16", 80, 32), Case("generate", "r9y9-mol", "bf16", 90, 32)]
+    return list(dict.fromkeys(chosen))
 
 
 def main() -> None:
