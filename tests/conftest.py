@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from last_device import device_of
 
 from wavenet_fast.backends import BACKENDS
 from wavenet_fast.checkpoint import Checkpoint
@@ -66,11 +67,10 @@ def make_checkpoint() -> Callable[..., Checkpoint]:
     return small_checkpoint
 
 
-@pytest.fixture(scope="session", params=["cpu", "reference"])
+@pytest.fixture(scope="session", params=["cpu", "reference", "triton"])
 def backend(request: pytest.FixtureRequest) -> str:
-    """Every backend in turn, on its last device (no backend that runs on GPUs needs one then); skipped with the reason
-    where one does not work here."""
-    if (why := BACKENDS[request.param].why_not(BACKENDS[request.param].devices[-1])) is not None:
+    """Every backend in turn, to be run on `device_of` it; skipped with the reason where one does not work here."""
+    if (why := BACKENDS[request.param].why_not(device_of(request.param))) is not None:
         pytest.skip(f"{request.param}: {why}")
     return request.param
 

@@ -136,4 +136,14 @@ def reference_stages(
     return {stage: values[0].numpy() for stage, values in trace.items()}
 
 
-__all__ = ["MODELS", "SMALL", "case", "random_history", "random_mel", "random_weights", "reference_stages", "small", "speaker_vectors"]
+__all__ = [
+    "MODELS",
+    "SMALL",
+    "case",
+    "random_history",
+    "random_mel",
+    "random_weights",
+    "reference_stages",
+    "small",
+    "speaker_vectors",
+]

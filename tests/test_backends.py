@@ -7,6 +7,7 @@ import dataclasses
 import msgspec
 import numpy as np
 import pytest
+from last_device import device_of
 from tolerances import UNIFORM
 
 from wavenet_fast.backends import BACKENDS, availability, choose
@@ -74,7 +75,7 @@ class Setup:
     def __init__(self, backend, config, weights, dtype="fp32"):
         self.config = config
         self.weights = weights
-        self.engine = BACKENDS[backend].make(config, weights, dtype, BACKENDS[backend].devices[-1])
+        self.engine = BACKENDS[backend].make(config, weights, dtype, device_of(backend))
         rng = np.random.default_rng(7)
         self.mel = rng.standard_normal((3, config.n_mels, FRAMES)).astype(np.float32)
         self.seeds = np.array([5, 2**64 - 1, 1 << 33], np.uint64)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from engine_models import MODELS, case, random_weights
+from wavenet_fast.kernels.triton.packing import DTYPES, STREAMED, pack, unpack
+from wavenet_fast.kernels.triton.shapes import MIN_CHANNELS, Shape, padded, padded_outputs
 
 from wavenet_fast.cases import CASES
 from wavenet_fast.errors import BackendError
-from wavenet_fast.kernels.triton.packing import DTYPES, STREAMED, pack, unpack
-from wavenet_fast.kernels.triton.shapes import MIN_CHANNELS, Shape, padded, padded_outputs
 from wavenet_fast.packing import from_bf16, hearing_format, is_streamed, rounded
 from wavenet_fast.weights import weight_shapes
 
@@ -52,18 +52,18 @@ def test_what_unpacking_leaves_out_is_in_its_place(name: str) -> None:
     np.testing.assert_allclose(ours, skips if s.RUNNING else skips.sum(0, keepdims=True), rtol=0, atol=1e-6)
     np.testing.assert_array_equal(packed["b_hidden"][: c.head_channels], bias("head.hidden.bias", c.head_channels))
     np.testing.assert_array_equal(packed["b_out"][: c.out_channels], bias("head.out.bias", c.out_channels))
-    gates = (c.n_layers, 2, s.HALF)
+    gates = (c.n_layers, s.HALF, 2)  # the column that tanh takes, the one that the sigmoid takes, by turns
     for part, where in (("dilated", "b_dilated"), ("conditioning", "b_project"), ("speaker", "b_speaker")):
         if part == "speaker" and not c.speakers.channels:
             assert where not in packed and "speaker" not in packed
             continue
         for i, row in enumerate(packed[where].reshape(gates)):
             expected = bias(f"layers.{i}.{part}.bias", c.gate_channels)
-            np.testing.assert_array_equal(row[:, :half].ravel(), expected, f"{part} {i}")
+            np.testing.assert_array_equal(row[:half].T.ravel(), expected, f"{part} {i}")
     if c.speakers.channels:
         for i, matrix in enumerate(packed["speaker"].reshape(-1, *gates).transpose(1, 2, 3, 0)):
             expected = weights[f"layers.{i}.speaker.weight"].reshape(2, half, -1)
-            np.testing.assert_array_equal(matrix[:, :half], expected)
+            np.testing.assert_array_equal(matrix[:half].swapaxes(0, 1), expected)
     for i in range(c.n_layers - 1):
         np.testing.assert_array_equal(packed["b_residual"][i, :R], bias(f"layers.{i}.residual.bias", R))
     assert not packed["w_residual"][-1].any() and not packed["b_residual"][-1].any()

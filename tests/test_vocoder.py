@@ -9,6 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
+from last_device import device_of
 
 from wavenet_fast import (
     AudioError,
@@ -43,7 +44,7 @@ def checkpoint(make_checkpoint, make_config):
 
 @pytest.fixture(scope="module")
 def voc(checkpoint, backend):
-    return Vocoder(checkpoint, backend=backend, dtype="fp32")
+    return Vocoder(checkpoint, backend, device_of(backend), "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +248,9 @@ def test_temperature_left_out_is_the_checkpoints(checkpoint, backend, voc, mel):
     assert voc.default_temperature == 1
     np.testing.assert_array_equal(voc(mel[0]), voc(mel[0], temperature=1.0))
     info = {"sampling": {"temperature": 0.5}}
-    cooler = Vocoder(Checkpoint(checkpoint.config, checkpoint.mel, checkpoint.weights, info), backend, dtype="fp32")
+    cooler = Vocoder(
+        Checkpoint(checkpoint.config, checkpoint.mel, checkpoint.weights, info), backend, device_of(backend), "fp32"
+    )
     assert cooler.default_temperature == 0.5
     np.testing.assert_array_equal(cooler(mel[0]), voc(mel[0], temperature=0.5))
     np.testing.assert_array_equal(cooler(mel[0], temperature=1.0), voc(mel[0]))
@@ -271,7 +274,7 @@ def test_speakers(make_checkpoint, make_config, backend, voc, mel):
     with pytest.raises(InputError, match="leave speaker out"):
         voc(mel, speaker=0)
     checkpoint = make_checkpoint(make_config(speakers=Speakers(channels=3, count=4)))
-    many = Vocoder(checkpoint, backend, dtype="fp32")
+    many = Vocoder(checkpoint, backend, device_of(backend), "fp32")
     table = checkpoint.weights["speakers.weight"]
     by_id = many(mel, speaker=[3, 0, 3], seed=5)
     np.testing.assert_array_equal(by_id, many(mel, speaker=table[[3, 0, 3]], seed=5))
@@ -286,19 +289,19 @@ def test_speakers(make_checkpoint, make_config, backend, voc, mel):
 
 def test_threads(checkpoint, backend, voc, mel, sound):
     for threads in (1, 2, 3, 64):
-        several = Vocoder(checkpoint, backend, dtype="fp32", threads=threads)
+        several = Vocoder(checkpoint, backend, device_of(backend), "fp32", threads=threads)
         assert several.threads == threads
         np.testing.assert_array_equal(several(mel, seed=5), sound)
     for threads in (0, -1, 1025, 1.0, "2", True):
         with pytest.raises(InputError, match=r"threads is .*give 1 … 1024"):
-            Vocoder(checkpoint, backend, threads=threads)
+            Vocoder(checkpoint, backend, device_of(backend), threads=threads)
     assert voc.threads >= 1
 
 
 def test_threads_ignore_the_environment(checkpoint, backend, monkeypatch):
     for value in ("0", "abc"):
         monkeypatch.setenv("OMP_NUM_THREADS", value)
-        assert Vocoder(checkpoint, backend).threads >= 1
+        assert Vocoder(checkpoint, backend, device_of(backend)).threads >= 1
 
 
 # --- mel, copy synthesis, likelihood ----------------------------------------------------------------------------
@@ -342,7 +345,7 @@ def test_nll_is_what_the_references_logits_give(make_checkpoint, make_config, ba
 
     checkpoint = make_checkpoint(make_config(**MODELS[model]))
     config = checkpoint.config
-    voc = Vocoder(checkpoint, backend, dtype="fp32")
+    voc = Vocoder(checkpoint, backend, device_of(backend), "fp32")
     speaker = [3, 0, 1] if model == "speakers" else None
     sound = voc(mel, seed=5, speaker=speaker)
     target = to_model_domain(sound, config)
@@ -400,7 +403,7 @@ def test_nll_bad_input(voc, mel, sound):
 def test_nll_undoes_nothing_twice(make_checkpoint, make_config, backend, mel):
     """With pre-emphasis and gain, own samples are still the likeliest: the domain is that of the model."""
     config = make_config(signal=Signal(preemphasis=0.9, gain=0.5))
-    voc = Vocoder(make_checkpoint(config), backend, dtype="fp32")
+    voc = Vocoder(make_checkpoint(config), backend, device_of(backend), "fp32")
     sound = voc(mel[0], temperature=0.3)
     assert voc.nll(mel[0], sound * 0.9) > voc.nll(mel[0], sound) < voc.nll(mel[0], sound * 1.1)
 
@@ -420,7 +423,7 @@ def speech_like(make_checkpoint, make_config):
 
 def test_a_mel_of_another_recipe_is_noticed(speech_like, backend):
     checkpoint, mel = speech_like
-    voc = Vocoder(checkpoint, backend, dtype="fp32")
+    voc = Vocoder(checkpoint, backend, device_of(backend), "fp32")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         voc(mel[:, :1])
@@ -433,7 +436,7 @@ def test_a_mel_of_another_recipe_is_noticed(speech_like, backend):
     with pytest.warns(MelMismatchWarning), voc.streaming() as lane:
         for block in blocks:
             lane.step(block)
-    strict = Vocoder(checkpoint, backend, dtype="fp32", strict_mel=True)
+    strict = Vocoder(checkpoint, backend, device_of(backend), "fp32", strict_mel=True)
     with pytest.raises(InputError, match="decibels"):
         strict(decibels)
     # Only what the lengths count is looked at, in every utterance.
@@ -478,34 +481,34 @@ def test_sound_with_its_channels_last_is_explained(voc):
 def test_save_and_load(voc, backend, mel, sound, tmp_path):
     voc.save_pretrained(tmp_path / "voice")
     for path in (tmp_path / "voice", str(tmp_path / "voice")):
-        again = Vocoder.from_pretrained(path, backend=backend, device="cpu", dtype="fp32")
+        again = Vocoder.from_pretrained(path, backend=backend, device=device_of(backend), dtype="fp32")
         np.testing.assert_array_equal(again(mel, seed=5), sound)
 
 
 def test_what_it_says_about_itself(voc, checkpoint, backend):
     assert (voc.sample_rate, voc.hop_length, voc.n_mels) == (8000, 6, 5)
-    assert (voc.backend, voc.device, voc.dtype) == (backend, "cpu", "fp32")
+    assert (voc.backend, voc.device, voc.dtype) == (backend, device_of(backend), "fp32")
     assert voc.config == checkpoint.config and voc.mel_spec == checkpoint.mel
     assert voc.lookahead_frames == 2
     assert "8000 Hz, 5 mels, hop 6" in repr(voc) and backend in repr(voc)
 
 
 def test_unknown_devices_and_formats(checkpoint, backend):
-    with pytest.raises(BackendError, match="device is 'cuda'"):
-        Vocoder(checkpoint, backend, device="cuda")
+    with pytest.raises(BackendError, match="device is 'tpu'"):
+        Vocoder(checkpoint, backend, device="tpu")
     with pytest.raises(BackendError, match="dtype is 'fp8'"):
-        Vocoder(checkpoint, backend, dtype="fp8")
+        Vocoder(checkpoint, backend, device_of(backend), "fp8")
 
 
 def test_bf16_is_another_number_format_but_nearly_the_same_model(checkpoint, backend, voc, mel, sound):
-    reduced = Vocoder(checkpoint, backend, dtype="bf16")
+    reduced = Vocoder(checkpoint, backend, device_of(backend), "bf16")
     assert reduced.dtype == "bf16"
     assert abs(reduced.nll(mel, sound) - voc.nll(mel, sound)).max() < 0.1
     assert (reduced.nll(mel, sound) != voc.nll(mel, sound)).any()
 
 
 def test_use_after_close(checkpoint, backend, mel):
-    with Vocoder(checkpoint, backend) as voc:
+    with Vocoder(checkpoint, backend, device_of(backend)) as voc:
         voc(mel[0, :, :1])
     voc.close()
     assert "closed" in repr(voc)

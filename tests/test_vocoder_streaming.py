@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from last_device import device_of
 
 from wavenet_fast import InputError, ShapeError, StateError, Vocoder
 from wavenet_fast.config import Conditioning, FrameConv, Linear
@@ -25,7 +26,7 @@ EXAMPLES = settings(max_examples=10, deadline=None, suppress_health_check=[Healt
 def voc(make_checkpoint, make_config, backend):
     up = Conditioning(network=(FrameConv(7, 3, activation="tanh"),), upsampling=Linear())
     config = make_config(conditioning=up, hop_length=3, dilations=(1, 3))
-    return Vocoder(make_checkpoint(config), backend=backend, dtype="fp32")
+    return Vocoder(make_checkpoint(config), backend, device_of(backend), "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_a_strict_voice_goes_on_refusing(make_checkpoint, make_config, backend):
     voice = make_checkpoint(make_config())
     statistics = {"mel.mean": np.zeros(5, np.float32), "mel.scale": np.ones(5, np.float32)}
     voice = dataclasses.replace(voice, weights={**voice.weights, **statistics})
-    with Vocoder(voice, backend=backend, strict_mel=True).streaming() as lanes:
+    with Vocoder(voice, backend, device_of(backend), strict_mel=True).streaming() as lanes:
         for _ in range(2):
             with pytest.raises(InputError, match="looks like"):
                 lanes.step(np.full((5, 40), -50, np.float32))
@@ -305,8 +306,8 @@ def other_ready(rest, voc):
 
 
 def test_states_that_do_not_fit(voc, mel, make_checkpoint, make_config, backend):
-    stranger = Vocoder(make_checkpoint(make_config(hop_length=3)), backend, dtype="fp32")
-    reduced = Vocoder(voc._checkpoint, backend, dtype="bf16")
+    stranger = Vocoder(make_checkpoint(make_config(hop_length=3)), backend, device_of(backend), "fp32")
+    reduced = Vocoder(voc._checkpoint, backend, device_of(backend), "bf16")
     with voc.streaming(2) as lanes, voc.streaming(3) as more:
         lanes.step(mel[:2])
         before = lanes.state_dict()

@@ -44,8 +44,9 @@ EMULATED_FUNCTION = 1e-6
 # rounded (2^-11 of up to 32) once per 16 products.
 EMULATED_DOT = {"c16": 1e-4, "cbf": 1e-4, "ctf": 1e-4, "chalf": 8 * 2**-6}
 
-for d in ("fp32","bf16","fp16"):
-    TRACE_MAX["triton",d]=9.; TRACE_RMS["triton",d]=9.
+for d in ("fp32", "bf16", "fp16"):
+    TRACE_MAX["triton", d] = 9.0
+    TRACE_RMS["triton", d] = 9.0
 
 # One residual block against its reference in the same number format, relative to the output's standard deviation:
 # (largest, root mean square). fp32: the order of sums and the gate's polynomials. In 16 bit a gate near a rounding

@@ -13,10 +13,10 @@ import torch
 from engine_models import random_history, random_mel, reference_stages, speaker_vectors
 from numpy.typing import NDArray
 from tolerances import MISMATCHES, TRACE_MAX, TRACE_RMS, UNIFORM, VALUE
+from wavenet_fast.kernels.triton.launch import KERNELS
 
 from wavenet_fast.backends.triton import TritonEngine, TritonState
 from wavenet_fast.config import CategoricalHead, WaveNetConfig
-from wavenet_fast.kernels.triton.launch import KERNELS
 from wavenet_fast.packing import hearing_format
 from wavenet_fast.rng import uniforms
 from wavenet_fast.sampling import cdf_edge_distance, sample
@@ -157,9 +157,10 @@ def check_known_history(engine: TritonEngine, frames: int, draws: Any, logits: A
         np.testing.assert_array_equal(drawn, draws)
     else:
         np.testing.assert_allclose(drawn, draws, rtol=0, atol=VALUE)
-    filters, own = forced.filters.copy(), state.filters
-    np.testing.assert_allclose(filters, own, rtol=0, atol=1e-5 * max(1.0, float(np.abs(own).max())))
-    forced.filters[:] = own  # the host's exponential and the device's may differ in the last bit
+    if engine.config.signal.domain == "mulaw" and not isinstance(engine.config.head, CategoricalHead):
+        # The host's exponential and the device's may differ in the last bit.
+        np.testing.assert_allclose(forced.filters, state.filters, rtol=1e-5, atol=1e-6)
+        forced.filters[:] = state.filters
     same_states(forced, state)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
 from wavenet_fast.kernels.triton.launch import EmulatedLauncher
 from wavenet_fast.kernels.triton.tuning import Options
 

@@ -285,12 +285,14 @@ def generate(
                 room, u0, highest, temperature, active, A, CLASSES, A, N, BLOCK_CLASSES
             ).to(tl.float32)  # fmt: skip
 
+        # In a `where`, so that the product is rounded before it is added, as signal.sound_of does it: not fused.
+        before = tl.where(active, preemphasis * memory, 0.0)
         # The draw becomes sound and, unless the history is forced, the newest input.
         if HEAD == 0:
             emphasised = tl.load(sound + drawn.to(tl.int32), mask=active, other=0.0)
         else:
             emphasised = expand(drawn, mu) if COMPANDED else drawn
-        emphasised += preemphasis * memory
+        emphasised += before
         tl.store(audio + out, tl.clamp(emphasised / gain, -1.0, 1.0), mask=active)
         tl.store(draws + out, drawn, mask=active)
         heard = drawn
@@ -300,7 +302,7 @@ def generate(
                 emphasised = tl.load(sound + heard.to(tl.int32), mask=active, other=0.0)
             else:
                 emphasised = expand(heard, mu) if COMPANDED else heard
-            emphasised += preemphasis * memory
+            emphasised += before
         elif HEAD == 0 and not ONE_HOT:
             heard = tl.load(feedback + drawn.to(tl.int32), mask=active, other=0.0)
         memory = tl.where(active, emphasised, memory)

@@ -1,5 +1,5 @@
-"""These tests need Triton's interpreter, which is chosen when triton is imported: test_triton_interpreted.py, one folder
-up, runs them in a process of their own."""
+"""These tests need Triton's interpreter, which is chosen when triton is imported: test_triton_interpreted.py, one
+folder up, runs them in a process of their own."""
 
 import os
 
