@@ -8,6 +8,10 @@ rounded elsewhere, or not rounded, shows up a thousandfold.
 stage's standard deviation. In bf16 an activation near a rounding boundary may fall on the other side (2^-9 of its
 value) and that spreads through the layers above; measured up to 2.8e-2 (largest) and 3.5e-3 (root mean square).
 
+The Triton kernels round activations to fp16 too, and so does the reference that they are compared with; there it is
+2^-11 that an activation may fall on the other side by. Emulated, over 30 networks of 200 samples in each format, the
+largest were 2.4e-6 in fp32, 1.1e-2 in bf16, 3.1e-3 in fp16, and root mean square 4.1e-7, 4.2e-4, 1.7e-4.
+
 `UNIFORM`, `MISMATCHES`: a categorical draw may differ only where the uniform lies so near a CDF edge, and this often.
 In bf16 the edges of a peaked distribution move as far as the difference of the step's own logits carries them (measured
 on the bundled voice: up to 8e-3); there the limit is computed from those logits, and `TRACE_MAX` bounds them. In int8,
@@ -26,8 +30,14 @@ HEARD, HEARD_OTHER_SIDE, HEARD_UNIT = 1e-5, 0.02, 2**-7
 HEARD_ROUNDED, HEARD_ROUNDED_RMS = (1e-4, 0.02), 2**-8
 
 STAGE = {("cpu", "fp32"): 1e-5, ("cpu", "bf16"): 1e-5, ("cpu", "fp16"): 1e-5, ("cpu", "int8"): 1e-5}
-TRACE_MAX = {("cpu", "fp32"): 2e-5, ("cpu", "bf16"): 5e-2, ("cpu", "fp16"): 2e-5, ("cpu", "int8"): 1.5e-1}
-TRACE_RMS = {("cpu", "fp32"): 3e-6, ("cpu", "bf16"): 6e-3, ("cpu", "fp16"): 3e-6, ("cpu", "int8"): 2e-2}
+TRACE_MAX = {
+    ("cpu", "fp32"): 2e-5, ("cpu", "bf16"): 5e-2, ("cpu", "fp16"): 2e-5, ("cpu", "int8"): 1.5e-1,
+    ("triton", "fp32"): 6e-6, ("triton", "bf16"): 2.5e-2, ("triton", "fp16"): 8e-3,
+}  # fmt: skip
+TRACE_RMS = {
+    ("cpu", "fp32"): 3e-6, ("cpu", "bf16"): 6e-3, ("cpu", "fp16"): 3e-6, ("cpu", "int8"): 2e-2,
+    ("triton", "fp32"): 1e-6, ("triton", "bf16"): 1e-3, ("triton", "fp16"): 4e-4,
+}  # fmt: skip
 UNIFORM = 1e-5
 MISMATCHES = {"fp32": 1 / 1000, "bf16": 1 / 20, "fp16": 1 / 1000}
 
@@ -43,10 +53,6 @@ EMULATED_FUNCTION = 1e-6
 # Sums of 64 to 136 products of unit variance in fp32, in another order than float64's; in fp16 the sum itself is
 # rounded (2^-11 of up to 32) once per 16 products.
 EMULATED_DOT = {"c16": 1e-4, "cbf": 1e-4, "ctf": 1e-4, "chalf": 8 * 2**-6}
-
-for d in ("fp32", "bf16", "fp16"):
-    TRACE_MAX["triton", d] = 9.0
-    TRACE_RMS["triton", d] = 9.0
 
 # One residual block against its reference in the same number format, relative to the output's standard deviation:
 # (largest, root mean square). fp32: the order of sums and the gate's polynomials. In 16 bit a gate near a rounding

@@ -34,7 +34,7 @@ class HostileLauncher(EmulatedLauncher):
     # Each of these poisons a launch's arguments and gives the parts that must be as they are when it ends.
 
     def _generate(self, a: dict[str, Any]) -> Iterator[Tensor]:
-        outputs = ["audio", "draws", *(key for key in a if key.endswith("_trace")), "logits_out", "scratch"]
+        outputs = ["audio", "draws", *(key for key in a if key.endswith("_trace")), "logits_out", "logits_room", "skip_room"]
         for key in outputs:
             if a[key] is not None:
                 a[key].fill_(NAN)
@@ -50,7 +50,7 @@ class HostileLauncher(EmulatedLauncher):
                 for key in self._kept:
                     a[key][b] = NAN
                     yield a[key][b]
-            yield from (a[key][b, count:] for key in outputs if a[key] is not None and key != "scratch")
+            yield from (a[key][b, count:] for key in outputs if a[key] is not None and not key.endswith("_room"))
 
     def _residual_block(self, a: dict[str, Any]) -> Iterator[Tensor]:
         reach = (a["K"] - 1) * a["dilation"]

@@ -24,7 +24,6 @@ from .stages import (
     choose,
     column_of_sample,
     draw_value,
-    expand,
     gate,
     hear,
     matrix,
@@ -33,6 +32,7 @@ from .stages import (
     prefix_sums,
     product,
     relu,
+    sound_of,
     tangent,
     tap_matrix,
     uniform,
@@ -285,24 +285,14 @@ def generate(
                 room, u0, highest, temperature, active, A, CLASSES, A, N, BLOCK_CLASSES
             ).to(tl.float32)  # fmt: skip
 
-        # In a `where`, so that the product is rounded before it is added, as signal.sound_of does it: not fused.
-        before = tl.where(active, preemphasis * memory, 0.0)
         # The draw becomes sound and, unless the history is forced, the newest input.
-        if HEAD == 0:
-            emphasised = tl.load(sound + drawn.to(tl.int32), mask=active, other=0.0)
-        else:
-            emphasised = expand(drawn, mu) if COMPANDED else drawn
-        emphasised += before
+        emphasised = sound_of(drawn, sound, memory, active, preemphasis, mu, HEAD == 0, COMPANDED)
         tl.store(audio + out, tl.clamp(emphasised / gain, -1.0, 1.0), mask=active)
         tl.store(draws + out, drawn, mask=active)
         heard = drawn
         if FORCED:
             heard = tl.load(forced + out, mask=active, other=0.0)
-            if ONE_HOT:
-                emphasised = tl.load(sound + heard.to(tl.int32), mask=active, other=0.0)
-            else:
-                emphasised = expand(heard, mu) if COMPANDED else heard
-            emphasised += before
+            emphasised = sound_of(heard, sound, memory, active, preemphasis, mu, ONE_HOT, COMPANDED)
         elif HEAD == 0 and not ONE_HOT:
             heard = tl.load(feedback + drawn.to(tl.int32), mask=active, other=0.0)
         memory = tl.where(active, emphasised, memory)

@@ -16,6 +16,7 @@ from wavenet_fast.emulated import Program
 from wavenet_fast.emulated.program import Mode
 from wavenet_fast.errors import BackendError
 
+from .decode import decode
 from .dense import dense
 from .embed import embed
 from .generate import generate
@@ -23,7 +24,7 @@ from .residual_block import residual_block
 from .sample import sample
 from .tuning import Options, shared_limit
 
-KERNELS = {"generate": generate, "residual_block": residual_block, "sample": sample, "dense": dense, "embed": embed}
+KERNELS = {"generate": generate, "residual_block": residual_block, "sample": sample, "decode": decode, "dense": dense, "embed": embed}
 Grid = tuple[int, ...]
 
 

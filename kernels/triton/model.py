@@ -245,6 +245,24 @@ class Model:
         """(n, ≥ A) and (n, 4) → (n,) fp32: classes as numbers, or values."""
         return calls.draw(self.launcher, self.config.head, logits, uniforms, temperature)
 
+    def decode(self, draws: Tensor, heard: Tensor, filters: Tensor, counts: Tensor) -> Tensor:
+        """Draws (B, T) as sound, each on top of the past that was heard, (B, T); `filters` (B,) go on from what was
+        heard. Of each stream `counts` (B,) int32; beyond them it is zero."""
+        c, table, o = self.config, self._tables, tuning.for_decode()
+        batch, steps = draws.shape
+        audio = torch.zeros_like(draws)
+        self.launcher.run(
+            "decode", (-(-batch // o.tile),),
+            {
+                "draws": draws, "heard": heard, "audio": audio, "filters": filters, "counts": counts,
+                "sound": table.sound, "batch": batch, "steps": steps, "stride": steps,
+                "preemphasis": c.signal.preemphasis, "gain": c.signal.gain, "mu": self._mu,
+                "DRAWS_CLASSES": self.shape.HEAD == 0, "HEARD_CLASSES": self.shape.ONE_HOT,
+                "COMPANDED": self.shape.COMPANDED, "N": o.tile,
+            }, o,
+        )  # fmt: skip
+        return audio
+
 
 def trace_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     """Stage → what `generate` leaves of it for every sample, padded."""
