@@ -48,6 +48,14 @@ def main() -> None:
             assert np.array_equal(copy(mel[:, :10], seed=5), voc(mel[:, :10], seed=5))
         assert json.loads(command("inspect", f"{room}/copy", "--json"))["sample_rate_hz"] == voc.sample_rate
 
+    from wavenet_fast.emulated import Program
+
+    seven = np.zeros(1, np.uint32)
+    body = ".reg .b64 %a; ld.param.u64 %a, [k_0]; st.global.u32 [%a], 7; ret;"
+    head = ".version 8.0\n.target sm_90\n.address_size 64\n"
+    Program(f"{head}.visible .entry k(.param .u64 k_0) {{ {body} }}").launch("k", args=[seven])
+    assert seven[0] == 7
+
     measured = json.loads(command("bench", "--case", "tiny", "--batch", 2, "--seconds", 0.2, "--json", "-"))
     assert "portable" in measured["gate"]["reference"] and measured["samples_per_s"] > 0, measured
 

@@ -116,6 +116,11 @@ case(
     "u32",
     each(lambda a, b, c: a * b + c >> 32),
 )
+case("{ sub.cc.u32 %r30, A, B; addc.u32 D, 0, 0; }", "u32 u32", "u32", each(lambda a, b: int(a >= b)))
+case("{ sub.cc.u64 %rd30, A, B; subc.cc.u64 %rd31, 5, A; subc.u64 D, 9, 0; }", "u64 u64", "u64",
+     each(lambda a, b: 9 - (a + (a < b) > 5)))  # fmt: skip
+for relation, compare in {"lt": lambda a, b: a < b, "ge": lambda a, b: a >= b}.items():
+    case(f"set.{relation}.f32.s32 D, A, B;", "s32 s32", "f32", each(lambda a, b, f=compare: float(f(a, b))))
 for kind in ("b16", "b32", "b64"):
     w = bits(kind)
     case(f"and.{kind} D, A, B;", f"{kind} {kind}", kind, each(lambda a, b: a & b))
@@ -378,6 +383,35 @@ case("cvt.rz.bf16x2.f32 D, A, B;", "f32 f32", "bf16x2", packed("bf16", "rz"))
 case("cvt.rn.relu.bf16x2.f32 D, A, B;", "f32 f32", "bf16x2", packed("bf16", "rn", relu=True))
 case("cvt.rna.tf32.f32 D, A;", "f32", "tf32",
      each(lambda a: 0x7FFFFFFF if math.isnan(a) else word_of(a) + 0x1000 * math.isfinite(a) & 0xFFFFE000))  # fmt: skip
+
+
+def decoded(code: int, mantissa: int, lowest: int) -> float:
+    """An 8-bit float as the formula of its format says; NaN and infinity as NaN."""
+    exponent, rest = (code & 127) >> mantissa, code & ((1 << mantissa) - 1)
+    if (code & 127) == 127 or (mantissa == 2 and exponent == 31):
+        return math.nan
+    size = math.ldexp(rest + bool(exponent) * (1 << mantissa), max(exponent, 1) - 1 + lowest - mantissa)
+    return -size if code & 128 else size
+
+
+def encoded(value: float, mantissa: int, lowest: int) -> int:
+    """The nearest code; of two, the even one. Beyond the largest: the largest."""
+    if math.isnan(value):
+        return 127
+    codes = [code for code in range(128) if not math.isnan(decoded(code, mantissa, lowest))]
+    distance = lambda code: (abs(decoded(code, mantissa, lowest) - min(abs(value), 1e9)), code & 1)  # noqa: E731
+    return min(codes, key=distance) | (128 if math.copysign(1, value) < 0 else 0)
+
+
+def both_decoded(shape: tuple[int, int]) -> Reference:
+    return lambda codes: np.array([[decoded(code & 255, *shape), decoded(code >> 8, *shape)] for code in codes.tolist()],
+                                  np.float16).view(np.uint32).ravel()  # fmt: skip
+
+
+for name, shape in {"e4m3": (3, -6), "e5m2": (2, -14)}.items():
+    case(f"cvt.rn.satfinite.{name}x2.f32 D, A, B;", "f32 f32", "b16",
+         each(lambda a, b, s=shape: encoded(a, *s) << 8 | encoded(b, *s)))  # fmt: skip
+    case(f"cvt.rn.f16x2.{name}x2 D, A;", "b16", "f16x2", both_decoded(shape))
 
 
 @pytest.fixture(scope="module")

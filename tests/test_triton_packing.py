@@ -109,4 +109,4 @@ def test_what_fp16_cannot_hold_is_refused() -> None:
 def test_padding_is_the_next_power_of_two_that_products_take() -> None:
     assert [padded(n) for n in (1, 15, 16, 17, 128, 129)] == [MIN_CHANNELS, 16, 16, 32, 128, 256]
     outputs = {CASES["tiny"]: 256, CASES["odd"]: 256, CASES["r9y9-mol"]: 32, MODELS["gaussian"]: 16}
-    assert {config: padded_outputs(config) for config in outputs} == outputs
+    assert {config: padded_outputs(config.head) for config in outputs} == outputs

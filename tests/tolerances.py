@@ -53,3 +53,8 @@ EMULATED_FUNCTION = 1e-6
 # Sums of 64 to 136 products of unit variance in fp32, in another order than float64's; in fp16 the sum itself is
 # rounded (2^-11 of up to 32) once per 16 products.
 EMULATED_DOT = {"c16": 1e-4, "cbf": 1e-4, "ctf": 1e-4, "chalf": 8 * 2**-6}
+
+# One residual block against its reference in the same number format, relative to the output's standard deviation:
+# (largest, root mean square). fp32: the order of sums and the gate's polynomials. In 16 bit a gate near a rounding
+# boundary may fall on the other side, one unit of its format times one weight.
+BLOCK = {"fp32": (1e-5, 1e-6), "fp16": (2e-3, 2e-4), "bf16": (1.5e-2, 1.5e-3)}

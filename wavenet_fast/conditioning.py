@@ -38,7 +38,7 @@ def _frames_of_first_hop(config: WaveNetConfig) -> tuple[int, int]:
     """Frames [first, last) that samples 0 … hop−1 depend on, were there no beginning and no end."""
     up = config.conditioning.upsampling
     if isinstance(up, Stages):
-        first, last = config.conditioning.offset, config.hop_length
+        first, last = int(config.conditioning.offset), config.hop_length
         for stage in reversed(up.stages):
             first, last = _stage_inputs(stage, first, last)
     else:

@@ -24,7 +24,6 @@ from .stages import (
     choose,
     column_of_sample,
     draw_value,
-    expand,
     gate,
     hear,
     matrix,
@@ -33,6 +32,7 @@ from .stages import (
     prefix_sums,
     product,
     relu,
+    sound_of,
     tangent,
     tap_matrix,
     uniform,
@@ -61,17 +61,22 @@ def embed_next(
 
 @triton.jit
 def hidden_to_logits(
-    skip, w_hidden, b_hidden, w_out, b_out, columns, hidden_trace, out, active,
-    S: tl.constexpr, H: tl.constexpr, A: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
+    x, x_row, w_hidden, b_hidden, w_out, b_out, columns, hidden_trace, out, active,
+    S: tl.constexpr, H: tl.constexpr, A: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
     OP: tl.constexpr, UPCAST: tl.constexpr, TRACE: tl.constexpr, N: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """ReLU, 1×1, ReLU, 1×1: (N, S) → logits (N, C) of the classes `columns` (C,)."""
-    s, h = tl.arange(0, S), tl.arange(0, BLOCK_HIDDEN)
-    x = operand(relu(skip), OP, UPCAST)
+    """1×1, ReLU, 1×1: operands x (N, S), or rows of them in memory where BLOCK_S < S → logits (N, C) of the classes
+    `columns` (C,)."""
+    s, h = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_HIDDEN)
     logits = tl.zeros((N, C), tl.float32) + tl.load(b_out + columns)[None, :]
     for first in range(0, H, BLOCK_HIDDEN):
         hidden = tl.zeros((N, BLOCK_HIDDEN), tl.float32) + tl.load(b_hidden + first + h)[None, :]
-        hidden = product(x, tl.load(matrix(w_hidden, s, first + h, H)), hidden, UPCAST)
+        if BLOCK_S == S:
+            hidden = product(x, tl.load(matrix(w_hidden, s, first + h, H)), hidden, UPCAST)
+        else:
+            for c in range(0, S, BLOCK_S):
+                part = tl.load(x_row[:, None] + (c + s)[None, :], mask=active[:, None], other=0.0)
+                hidden = product(part, tl.load(matrix(w_hidden, c + s, first + h, H)), hidden, UPCAST)
         if TRACE:
             tl.store((hidden_trace + out * H)[:, None] + (first + h)[None, :], hidden, mask=active[:, None])
         w = tl.load(matrix(w_out, first + h, columns, A))
@@ -107,7 +112,7 @@ def choose_in_blocks(
 
 # One compiled kernel for every number of streams and samples, and for outputs that begin anywhere.
 @triton.jit(
-    do_not_specialize=["stride", "logits_width", "n_columns", "batch", "steps"],
+    do_not_specialize=["stride", "logits_width", "n_columns", "batch", "steps", "LAYERS"],
     do_not_specialize_on_alignment=["audio", "draws", "logits_out", "forced"],
 )
 def generate(
@@ -128,22 +133,25 @@ def generate(
     # Classes → linear sound and → what a scalar input is fed, (CLASSES,).
     sound, feedback,
     # Out: audio and draws (B, stride) fp32; logits (B, stride, logits_width) where LOGITS. In: forced (B, stride) where
-    # FORCED: what the history is fed instead of the draws. scratch (B, A) where A > BLOCK_CLASSES.
-    audio, draws, logits_out, forced, scratch, stride, logits_width,
+    # FORCED: what the history is fed instead of the draws.
+    audio, draws, logits_out, forced, stride, logits_width,
     # Where TRACE, every stage: (B, stride, …) of (LAYERS, 2·HALF) (R) (LAYERS, HALF) (LAYERS, R) (S) (H).
     conditioning_trace, embed_trace, gate_trace, x_trace, skip_trace, hidden_trace,
-    batch, steps, temperature, log_scale_min, preemphasis, gain, mu, residual_scale, skip_scale,
-    LAYERS: tl.constexpr, K: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr, S: tl.constexpr, H: tl.constexpr,
+    # Room for logits (B, A) where A > BLOCK_CLASSES, and for operands of the head (B, S) where S > BLOCK_S.
+    logits_room, skip_room,
+    batch, steps, LAYERS, temperature, log_scale_min, preemphasis, gain, mu, residual_scale, skip_scale,
+    K: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr, S: tl.constexpr, H: tl.constexpr,
     A: tl.constexpr, SLOTS: tl.constexpr, CLASSES: tl.constexpr, COMPONENTS: tl.constexpr, HEAD: tl.constexpr,
     IN_TAPS: tl.constexpr, IN_DEPTH: tl.constexpr, ONE_HOT: tl.constexpr, TANH: tl.constexpr,
     COMPANDED: tl.constexpr, RUNNING: tl.constexpr, HOP: tl.constexpr, UPSAMPLING: tl.constexpr,
     OP: tl.constexpr, UPCAST: tl.constexpr, FORCED: tl.constexpr, LOGITS: tl.constexpr, TRACE: tl.constexpr,
-    N: tl.constexpr, BLOCK_GATE: tl.constexpr, BLOCK_HIDDEN: tl.constexpr, BLOCK_CLASSES: tl.constexpr,
+    N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_GATE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
+    BLOCK_CLASSES: tl.constexpr,
 ):  # fmt: skip
     """HEAD 0: categorical, 1: mixture of logistics, 2: of Gaussians. UPSAMPLING: `stages.column_of_sample`."""
     b = tl.program_id(0) * N + tl.arange(0, N)
     valid = b < batch
-    r, s = tl.arange(0, R), tl.arange(0, S)
+    r, s, rr = tl.arange(0, R), tl.arange(0, S), tl.arange(0, BLOCK_R)
     j, jj = tl.arange(0, BLOCK_GATE), tl.arange(0, 2 * BLOCK_GATE)
 
     # Rows of this tile's streams; 64-bit, because all rings together may exceed 2^31 elements.
@@ -161,7 +169,7 @@ def generate(
     memory = tl.load(filters + b, mask=valid, other=0.0)
     newest = tl.load(inputs_row + ((position - 1) & (IN_DEPTH - 1)), mask=valid, other=0.0)
 
-    for i in range(steps):
+    for i in tl.range(0, steps, disable_licm=True):
         active = i < count
         t = position + i
         now = t.to(tl.int32)  # its low bits are all that a ring asks for
@@ -182,12 +190,14 @@ def generate(
         if not RUNNING:
             skip += tl.load(b_skip + s)[None, :]
 
-        for layer in range(LAYERS):
+        for layer in tl.range(0, LAYERS, disable_licm=True):
             dilation, first_slot = tl.load(layers + layer * 3), tl.load(layers + layer * 3 + 1)
             around = tl.load(layers + layer * 3 + 2) - 1
             ring = rings_row + first_slot * R
             x_operand = operand(x, OP, UPCAST)
             tl.store((ring + (now & around) * R)[:, None] + r[None, :], x_operand, mask=active[:, None])
+            if BLOCK_R < R:
+                tl.debug_barrier()  # the newest input, too, is read from the ring
             update = tl.zeros((N, R), tl.float32) + tl.load(b_residual + layer * R + r)[None, :]
 
             for first in range(0, HALF, BLOCK_GATE):
@@ -200,11 +210,15 @@ def generate(
                     tl.store(traced[:, None] + gg[None, :], z, mask=active[:, None])
                 z += tl.load(b_dilated + heard + gg)[None, :]
                 w_layer = w_dilated + layer * (K * R * 2 * HALF)
-                for k in tl.static_range(K - 1):
+                for k in tl.static_range(K):
                     slot = (now - (K - 1 - k) * dilation) & around
-                    past = tl.load((ring + slot * R)[:, None] + r[None, :], mask=active[:, None], other=0.0)
-                    z = product(past, tl.load(tap_matrix(w_layer, k, r, gg, R, HALF)), z, UPCAST)
-                z = product(x_operand, tl.load(tap_matrix(w_layer, K - 1, r, gg, R, HALF)), z, UPCAST)
+                    for c in range(0, R, BLOCK_R):
+                        if BLOCK_R == R and k + 1 == K:
+                            x_then = x_operand
+                        else:
+                            part = ring + (slot * R + c)
+                            x_then = tl.load(part[:, None] + rr[None, :], mask=active[:, None], other=0.0)
+                        z = product(x_then, tl.load(tap_matrix(w_layer, k, c + rr, gg, R, HALF)), z, UPCAST)
 
                 # gate
                 gated = gate(z, N, BLOCK_GATE)
@@ -229,13 +243,19 @@ def generate(
             skip *= skip_scale
         if TRACE:
             tl.store((skip_trace + out * S)[:, None] + s[None, :], skip, mask=active[:, None])
+        skip_operand = operand(relu(skip), OP, UPCAST)
+        skip_row = out_row
+        if BLOCK_S < S:
+            skip_row = skip_room + row * S
+            tl.store(skip_row[:, None] + s[None, :], skip_operand, mask=active[:, None])
+            tl.debug_barrier()  # other threads read these operands
         word0, word1 = philox(seed, t)
         u0 = uniform(word0)
         c = tl.arange(0, BLOCK_CLASSES)
         if A == BLOCK_CLASSES:
             logits = hidden_to_logits(
-                skip, w_hidden, b_hidden, w_out, b_out, c, hidden_trace, out, active,
-                S, H, A, BLOCK_HIDDEN, OP, UPCAST, TRACE, N, BLOCK_CLASSES,
+                skip_operand, skip_row, w_hidden, b_hidden, w_out, b_out, c, hidden_trace, out, active,
+                S, H, A, BLOCK_S, BLOCK_HIDDEN, OP, UPCAST, TRACE, N, BLOCK_CLASSES,
             )  # fmt: skip
             if LOGITS:
                 to = logits_out + out * logits_width
@@ -247,42 +267,32 @@ def generate(
                     logits, u0, uniform(word1), temperature, log_scale_min, COMPONENTS, HEAD == 2, N, BLOCK_CLASSES
                 )
         else:
-            scratch_row = scratch + row * A
+            room = logits_room + row * A
             highest = tl.full((N,), -float("inf"), tl.float32)
             for first in range(0, A, BLOCK_CLASSES):
                 logits = hidden_to_logits(
-                    skip, w_hidden, b_hidden, w_out, b_out, first + c, hidden_trace, out, active,
-                    S, H, A, BLOCK_HIDDEN, OP, UPCAST, TRACE, N, BLOCK_CLASSES,
+                    skip_operand, skip_row, w_hidden, b_hidden, w_out, b_out, first + c, hidden_trace, out, active,
+                    S, H, A, BLOCK_S, BLOCK_HIDDEN, OP, UPCAST, TRACE, N, BLOCK_CLASSES,
                 )  # fmt: skip
                 inside = first + c < CLASSES
                 highest = tl.maximum(highest, tl.max(tl.where(inside[None, :], logits, -float("inf")), axis=1))
-                tl.store(scratch_row[:, None] + (first + c)[None, :], logits, mask=active[:, None])
+                tl.store(room[:, None] + (first + c)[None, :], logits, mask=active[:, None])
                 if LOGITS:
                     to = (logits_out + out * logits_width)[:, None] + (first + c)[None, :]
                     tl.store(to, logits, mask=active[:, None] & (first + c < logits_width)[None, :])
             tl.debug_barrier()  # other threads read these logits
             drawn = choose_in_blocks(
-                scratch_row, u0, highest, temperature, active, A, CLASSES, A, N, BLOCK_CLASSES
+                room, u0, highest, temperature, active, A, CLASSES, A, N, BLOCK_CLASSES
             ).to(tl.float32)  # fmt: skip
 
-        # In a `where`, so that the product is rounded before it is added, as signal.sound_of does it: not fused.
-        before = tl.where(active, preemphasis * memory, 0.0)
         # The draw becomes sound and, unless the history is forced, the newest input.
-        if HEAD == 0:
-            emphasised = tl.load(sound + drawn.to(tl.int32), mask=active, other=0.0)
-        else:
-            emphasised = expand(drawn, mu) if COMPANDED else drawn
-        emphasised += before
+        emphasised = sound_of(drawn, sound, memory, active, preemphasis, mu, HEAD == 0, COMPANDED)
         tl.store(audio + out, tl.clamp(emphasised / gain, -1.0, 1.0), mask=active)
         tl.store(draws + out, drawn, mask=active)
         heard = drawn
         if FORCED:
             heard = tl.load(forced + out, mask=active, other=0.0)
-            if ONE_HOT:
-                emphasised = tl.load(sound + heard.to(tl.int32), mask=active, other=0.0)
-            else:
-                emphasised = expand(heard, mu) if COMPANDED else heard
-            emphasised += before
+            emphasised = sound_of(heard, sound, memory, active, preemphasis, mu, ONE_HOT, COMPANDED)
         elif HEAD == 0 and not ONE_HOT:
             heard = tl.load(feedback + drawn.to(tl.int32), mask=active, other=0.0)
         memory = tl.where(active, emphasised, memory)

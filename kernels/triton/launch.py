@@ -13,8 +13,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from wavenet_fast.emulated import Program
+from wavenet_fast.emulated.program import Mode
 from wavenet_fast.errors import BackendError
 
+from .decode import decode
 from .dense import dense
 from .embed import embed
 from .generate import generate
@@ -22,7 +24,7 @@ from .residual_block import residual_block
 from .sample import sample
 from .tuning import Options, shared_limit
 
-KERNELS = {"generate": generate, "residual_block": residual_block, "sample": sample, "dense": dense, "embed": embed}
+KERNELS = {"generate": generate, "residual_block": residual_block, "sample": sample, "decode": decode, "dense": dense, "embed": embed}
 Grid = tuple[int, ...]
 
 
@@ -72,7 +74,7 @@ class EmulatedLauncher:
     upcast = False
     multiprocessors = 132
 
-    def __init__(self, capability: int = 90, mode: str = "plain", seed: int = 0) -> None:
+    def __init__(self, capability: int = 90, mode: Mode = "plain", seed: int = 0) -> None:
         self.capability, self.mode, self.seed = capability, mode, seed
         self._programs: dict[str, Program] = {}
 

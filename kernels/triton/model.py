@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,15 +20,11 @@ from wavenet_fast.config import CategoricalHead, Linear, WaveNetConfig
 from wavenet_fast.packing import hearing_format
 from wavenet_fast.signal import drawn_signal, fed_back
 
-from . import tuning
+from . import calls, tuning
+from .block import FORMATS, as_operands
 from .launch import Launcher
 from .packing import pack
 from .shapes import Shape, depths
-
-OPERANDS: dict[str, tuple[torch.dtype, Any]] = {
-    "fp32": (torch.float32, tl.float32), "bf16": (torch.bfloat16, tl.bfloat16), "fp16": (torch.float16, tl.float16),
-}  # fmt: skip
-"""Number format → that of weights and operands, in torch and in Triton."""
 
 
 @dataclass(frozen=True)
@@ -41,34 +37,37 @@ class Heard:
     last_column: Tensor
 
 
-class Model:
-    """Immutable. `dtype` is the number format, "fp32", "bf16" or "fp16"."""
+@dataclass(frozen=True)
+class Made:
+    """Samples of one call: `audio` and `draws` (B, steps) fp32, draws as classes or values, and `logits`
+    (B, steps, out_channels) where they were asked for. Beyond a stream's count they are zero."""
 
-    def __init__(
-        self, config: WaveNetConfig, weights: Mapping[str, NDArray[np.float32]], dtype: str, launcher: Launcher
-    ) -> None:
+    audio: Tensor
+    draws: Tensor
+    logits: Tensor | None
+
+
+class Model:
+    """Immutable. `dtype` is the number format, "fp32", "bf16" or "fp16"; `packed` are the tensors of `packing.pack` by
+    name, on the launcher's device."""
+
+    def __init__(self, config: WaveNetConfig, packed: Mapping[str, Tensor], dtype: str, launcher: Launcher) -> None:
         self.config, self.dtype, self.launcher, self.shape = config, dtype, launcher, Shape.of(config)
-        self.operand, self._OP = OPERANDS[dtype]
-        packed = pack(config, weights, dtype)
-        self._weights = {name: self.tensor(array) for name, array in packed.items()}
-        slots = depths(config)
-        first = np.concatenate([[0], np.cumsum(slots)[:-1]])
-        self.rings = list(zip(config.dilations, first.tolist(), slots, strict=True))
-        """Of each layer: dilation, first slot, slots."""
-        self._layers = self.tensor(np.array(self.rings, np.int32))
-        self._fraction, self._shift = map(self.tensor, _interpolation(config, dtype))
-        sound = feedback = np.zeros(1, np.float32)
-        if isinstance(config.head, CategoricalHead):
-            classes = np.arange(config.out_channels)
-            sound, feedback = drawn_signal(classes, config), fed_back(classes, config).astype(np.float32)
-        self._sound, self._feedback = self.tensor(sound), self.tensor(feedback)
+        self.operand = FORMATS[dtype]
+        self._weights = dict(packed)
+        self._tables = tables(config, dtype, launcher.device)
+        self.rings = self._tables.rings
+
+    @classmethod
+    def from_weights(
+        cls, config: WaveNetConfig, weights: Mapping[str, NDArray[np.float32]], dtype: str, launcher: Launcher
+    ) -> Model:
+        """Raises `BackendError` where a weight is too large for fp16."""
+        return cls(config, packed_tensors(config, weights, dtype, launcher.device), dtype, launcher)
 
     def tensor(self, array: NDArray[Any]) -> Tensor:
         """An array on the device; uint16 are bf16 words."""
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if array.dtype == np.uint16:
-            tensor = tensor.view(torch.bfloat16)
-        return tensor.clone().to(self.launcher.device)
+        return on_device(array, self.launcher.device)
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.launcher.device)
@@ -81,14 +80,14 @@ class Model:
 
     # --- conditioning -------------------------------------------------------------------------------------------
 
-    def starts(self, speakers: NDArray[np.float32]) -> Tensor:
+    def starts(self, speakers: Tensor) -> Tensor:
         """What a projection begins with: biases and the speaker's share. (B, P) → (B, LAYERS·2·HALF)."""
         bias = self._weights["b_project"]
         if "speaker" not in self._weights:
             return bias.expand(len(speakers), -1).contiguous()
         matrix = self._weights["speaker"]
         # One vector after the other: a product of many may add in another order.
-        shares = [(self.tensor(vector)[:, None] * matrix).sum(0) for vector in speakers]
+        shares = [(vector[:, None] * matrix).sum(0) for vector in speakers]
         return torch.stack([bias + (share + self._weights["b_speaker"]) for share in shares])
 
     def project(self, features: Tensor, starts: Tensor) -> Tensor:
@@ -97,12 +96,12 @@ class Model:
         batch, n, channels = features.shape
         rounded = s.UPSAMPLING == 1 and hearing == "bf16"
         flat = self._dense(
-            features.reshape(-1, channels), self._weights["project"], starts, n, OPERANDS[hearing][1], rounded=rounded
+            features.reshape(-1, channels), self._weights["project"], starts, n, hearing, rounded=rounded
         )
         return flat.view(batch, n, s.LAYERS, 2 * s.HALF)
 
     def _dense(
-        self, x: Tensor, w: Tensor, start: Tensor, group: int, OP: Any, relu: bool = False, rounded: bool = False
+        self, x: Tensor, w: Tensor, start: Tensor, group: int, dtype: str, relu: bool = False, rounded: bool = False
     ) -> Tensor:
         """x·w on top of a row of `start` (groups, outputs) for every `group` rows of x (n, inputs)."""
         o, (inputs, outputs) = tuning.for_dense(), w.shape
@@ -112,14 +111,11 @@ class Model:
             "dense", (-(-len(x) // o.tile), -(-outputs // block)),
             {
                 "x": x, "w": w, "start": start, "out": out, "n": len(x), "group": group, "inputs": inputs,
-                "outputs": outputs, "RELU": relu, "OP": OP, "UPCAST": self._upcast(OP), "ROUND": rounded,
+                "outputs": outputs, "RELU": relu, **calls.formats(self.launcher, dtype), "ROUND": rounded,
                 "N": o.tile, "BLOCK_INPUTS": 32, "BLOCK_OUTPUTS": block,
             }, o,
         )  # fmt: skip
         return out
-
-    def _upcast(self, OP: Any) -> bool:
-        return self.launcher.upcast and OP == tl.bfloat16
 
     # --- sample by sample ---------------------------------------------------------------------------------------
 
@@ -132,20 +128,21 @@ class Model:
         seeds: Tensor,
         counts: Tensor,
         heard: Heard,
-        audio: Tensor,
-        draws: Tensor,
-        logits: Tensor | None,
-        forced: Tensor | None,
         steps: int,
         temperature: float,
+        forced: Tensor | None = None,
+        logits: bool = False,
         trace: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        """`steps` samples; see the arguments of `generate.generate`. audio, draws, logits and forced are (B, ≥ steps,
-        …) parts of tensors with the same row stride."""
-        c, s = self.config, self.shape
-        batch = len(rings)
+    ) -> Made:
+        """At most `steps` samples of every stream, `counts` (B,) int32 of each. Changes rings, inputs and filters in
+        place, and not positions (B,) int64. See the arguments of `generate.generate`."""
+        c, s, table = self.config, self.shape, self._tables
+        batch, device = len(rings), self.launcher.device
+        audio, draws = (torch.zeros(batch, steps, device=device) for _ in range(2))
+        made = Made(audio, draws, torch.zeros(batch, steps, c.out_channels, device=device) if logits else None)
         o = tuning.for_generate(s, self.dtype, self.launcher.capability, batch, self.launcher.multiprocessors)
-        scratch = self.empty(batch, s.A) if s.A > s.BLOCK_CLASSES else None
+        logits_room = self.empty(batch, s.A) if s.A > s.BLOCK_CLASSES else None
+        skip_room = self.empty(batch, s.S).to(self.operand) if o.block_s < s.S else None
         names = ("w_input", "b_input", "w_dilated", "b_dilated", "w_residual", "b_residual", "w_skip", "b_skip",
                  "w_hidden", "b_hidden", "w_out", "b_out")  # fmt: skip
         traces = {f"{stage}_trace": None if trace is None else trace[stage] for stage in trace_shapes(s)}
@@ -154,24 +151,21 @@ class Model:
             {
                 "rings": rings, "inputs": inputs, "filters": filters, "positions": positions, "seeds": seeds,
                 "counts": counts, "projected": heard.projected, "first_q": heard.first_q,
-                "last_column": heard.last_column, "fraction": self._fraction, "shift": self._shift,
+                "last_column": heard.last_column, "fraction": table.fraction, "shift": table.shift,
                 "n_columns": heard.projected.shape[1], **{name: self._weights[name] for name in names},
-                "layers": self._layers, "sound": self._sound, "feedback": self._feedback, "audio": audio,
-                "draws": draws, "logits_out": logits, "forced": forced, "scratch": scratch,
-                "stride": audio.stride(0), "logits_width": c.out_channels, **traces,
-                "batch": batch, "steps": steps, "temperature": temperature, "log_scale_min": self._log_scale_min,
+                "layers": table.layers, "sound": table.sound, "feedback": table.feedback, "audio": made.audio,
+                "draws": made.draws, "logits_out": made.logits, "forced": forced,
+                "stride": steps, "logits_width": c.out_channels, **traces, "logits_room": logits_room,
+                "skip_room": skip_room, "batch": batch, "steps": steps,
+                "temperature": temperature, "log_scale_min": calls.log_scale_min(c.head),
                 "preemphasis": c.signal.preemphasis, "gain": c.signal.gain, "mu": self._mu,
-                "residual_scale": c.residual_scale, "skip_scale": c.skip_scale,
-                **s.constexprs(), "OP": self._OP, "UPCAST": self._upcast(self._OP), "FORCED": forced is not None,
-                "LOGITS": logits is not None, "TRACE": trace is not None, "N": o.tile, "BLOCK_GATE": o.block_gate,
-                "BLOCK_HIDDEN": o.block_hidden,
+                "residual_scale": c.residual_scale, "skip_scale": c.skip_scale, **s.constexprs(),
+                **calls.formats(self.launcher, self.dtype), "FORCED": forced is not None, "LOGITS": logits,
+                "TRACE": trace is not None, "N": o.tile, "BLOCK_R": o.block_r, "BLOCK_GATE": o.block_gate,
+                "BLOCK_S": o.block_s, "BLOCK_HIDDEN": o.block_hidden,
             }, o,
         )  # fmt: skip
-
-    @property
-    def _log_scale_min(self) -> float:
-        floor = getattr(self.config.head, "log_scale_min", None)
-        return -float("inf") if floor is None else floor
+        return made
 
     @property
     def _mu(self) -> float:
@@ -208,8 +202,8 @@ class Model:
             x = self._layer(i, x, skip, rings, positions, counts, n_samples, heard)
         if not s.RUNNING:
             skip *= self.config.skip_scale
-        hidden = self._dense(skip.view(-1, s.S), w["w_hidden"], w["b_hidden"][None], batch * T, self._OP, relu=True)
-        logits = self._dense(hidden, w["w_out"], w["b_out"][None], batch * T, self._OP, relu=True)
+        hidden = self._dense(skip.view(-1, s.S), w["w_hidden"], w["b_hidden"][None], batch * T, self.dtype, relu=True)
+        logits = self._dense(hidden, w["w_out"], w["b_out"][None], batch * T, self.dtype, relu=True)
         return logits.view(batch, T, s.A)
 
     def _layer(
@@ -227,22 +221,15 @@ class Model:
         x[:, :reach] = rings[b, before].float()
         next_reach = 0 if last else (s.K - 1) * c.dilations[i + 1]
         x_next = x if last else self.empty(batch, next_reach + T, s.R)
-        o = tuning.for_residual_block(s, self.dtype, self.launcher.capability)
-        self.launcher.run(
-            "residual_block", (-(-T // o.tile), batch),
-            {
-                "x": x, "x_next": x_next[:, next_reach:], "skip": skip, "x_stride": x.stride(0),
-                "x_next_stride": x_next.stride(0), "skip_stride": skip.stride(0), "counts": n_samples,
-                "projected": heard.projected[:, :, i], "first_q": heard.first_q, "last_column": heard.last_column,
-                "fraction": self._fraction, "shift": self._shift, "projected_stride": heard.projected.stride(0),
-                "column_stride": heard.projected.stride(1), "w_dilated": w["w_dilated"][i],
-                "b_dilated": w["b_dilated"][i], "w_residual": w["w_residual"][i], "b_residual": w["b_residual"][i],
-                "w_skip": w["w_skip"][i], "b_skip": w["b_skip"][i if s.RUNNING else 0], "dilation": dilation,
-                "residual_scale": c.residual_scale, "skip_scale": c.skip_scale if i else 1.0, "K": s.K, "R": s.R,
-                "HALF": s.HALF, "S": s.S, "HOP": s.HOP, "UPSAMPLING": s.UPSAMPLING, "OP": self._OP,
-                "UPCAST": self._upcast(self._OP), "RESIDUAL": not last, "BIASED_SKIP": s.RUNNING, "N": o.tile,
-                "BLOCK_GATE": o.block_gate,
-            }, o,
+        block = {name: w[name][i] for name in ("w_dilated", "b_dilated", "w_residual", "b_residual", "w_skip")}
+        block["b_skip"] = w["b_skip"][i if s.RUNNING else 0]
+        table = self._tables
+        hears = calls.Columns(
+            heard.projected[:, :, i], heard.first_q, heard.last_column, table.fraction, table.shift, s.HOP, s.UPSAMPLING
+        )
+        calls.residual_block(
+            self.launcher, s.block, self.dtype, x, None if last else x_next[:, next_reach:], skip, n_samples, hears,
+            block, dilation, c.residual_scale, c.skip_scale if i else 1.0, s.RUNNING,
         )  # fmt: skip
         # The newest inputs of each utterance go to their slots; of a long call all that the ring holds, of a short one
         # as many as there are.
@@ -251,27 +238,30 @@ class Model:
         made = ages[rows, columns]
         slots = first + (positions[rows] + made) % depth
         kept = x[self.tensor(rows), self.tensor(reach + made)]
-        rings[self.tensor(rows), self.tensor(slots)] = self.rounded(kept)
+        rings[self.tensor(rows), self.tensor(slots)] = as_operands(kept, self.dtype)
         return x_next
-
-    def rounded(self, x: Tensor) -> Tensor:
-        """As operands: `stages.operand`."""
-        return x.clamp(-65504, 65504).half() if self.operand == torch.float16 else x.to(self.operand)
 
     def draw(self, logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
         """(n, ≥ A) and (n, 4) → (n,) fp32: classes as numbers, or values."""
-        s, o = self.shape, tuning.for_sample()
-        draws = self.empty(len(logits))
+        return calls.draw(self.launcher, self.config.head, logits, uniforms, temperature)
+
+    def decode(self, draws: Tensor, heard: Tensor, filters: Tensor, counts: Tensor) -> Tensor:
+        """Draws (B, T) as sound, each on top of the past that was heard, (B, T); `filters` (B,) go on from what was
+        heard. Of each stream `counts` (B,) int32; beyond them it is zero."""
+        c, table, o = self.config, self._tables, tuning.for_decode()
+        batch, steps = draws.shape
+        audio = torch.zeros_like(draws)
         self.launcher.run(
-            "sample", (-(-len(logits) // o.tile),),
+            "decode", (-(-batch // o.tile),),
             {
-                "logits": logits, "uniforms": uniforms, "draws": draws, "n": len(logits),
-                "logits_stride": logits.stride(0), "width": self.config.out_channels, "temperature": temperature,
-                "log_scale_min": self._log_scale_min, "CLASSES": s.CLASSES, "COMPONENTS": s.COMPONENTS,
-                "HEAD": s.HEAD, "A": s.A, "N": o.tile, "BLOCK_CLASSES": s.BLOCK_CLASSES,
+                "draws": draws, "heard": heard, "audio": audio, "filters": filters, "counts": counts,
+                "sound": table.sound, "batch": batch, "steps": steps, "stride": steps,
+                "preemphasis": c.signal.preemphasis, "gain": c.signal.gain, "mu": self._mu,
+                "DRAWS_CLASSES": self.shape.HEAD == 0, "HEARD_CLASSES": self.shape.ONE_HOT,
+                "COMPANDED": self.shape.COMPANDED, "N": o.tile,
             }, o,
         )  # fmt: skip
-        return draws
+        return audio
 
 
 def trace_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
@@ -281,6 +271,48 @@ def trace_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
         "conditioning": (s.LAYERS, 2 * s.HALF), "embed": (s.R,), "gate": (s.LAYERS, s.HALF), "x": (s.LAYERS, s.R),
         "skip": (s.S,), "hidden": (s.H,),
     }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What kernels look up besides weights. `rings`: of each layer dilation, first slot, slots; `layers` (LAYERS, 3)
+    int32 the same on the device; `fraction`, `shift` (HOP,): see
+    `stages.column_of_sample`; `sound`, `feedback` (classes,): a class as sound, and as a scalar input is fed it."""
+
+    rings: tuple[tuple[int, int, int], ...]
+    layers: Tensor
+    fraction: Tensor
+    shift: Tensor
+    sound: Tensor
+    feedback: Tensor
+
+
+@lru_cache(maxsize=64)
+def tables(config: WaveNetConfig, dtype: str, device: torch.device) -> Tables:
+    slots = depths(config)
+    first = np.concatenate([[0], np.cumsum(slots)[:-1]])
+    rings = tuple(zip(config.dilations, first.tolist(), slots, strict=True))
+    sound = feedback = np.zeros(1, np.float32)
+    if isinstance(config.head, CategoricalHead):
+        classes = np.arange(config.out_channels)
+        sound, feedback = drawn_signal(classes, config), fed_back(classes, config).astype(np.float32)
+    arrays = (np.array(rings, np.int32), *_interpolation(config, dtype), sound, feedback)
+    return Tables(rings, *(on_device(array, device) for array in arrays))
+
+
+def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A copy of an array; uint16 are bf16 words."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if array.dtype == np.uint16:
+        tensor = tensor.view(torch.bfloat16)
+    return tensor.clone().to(device)
+
+
+def packed_tensors(
+    config: WaveNetConfig, weights: Mapping[str, NDArray[np.float32]], dtype: str, device: torch.device
+) -> dict[str, Tensor]:
+    """`packing.pack` on a device."""
+    return {name: on_device(array, device) for name, array in pack(config, weights, dtype).items()}
 
 
 def _interpolation(config: WaveNetConfig, dtype: str) -> tuple[NDArray[np.float32], NDArray[np.int32]]:

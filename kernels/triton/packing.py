@@ -84,6 +84,24 @@ def pack(config: WaveNetConfig, weights: Mapping[str, Array], dtype: str) -> dic
     return {name: np.ascontiguousarray(array) for name, array in packed.items()}
 
 
+def packed_layout(config: WaveNetConfig, dtype: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name → shape and number format of the arrays of `pack`, in its order."""
+    c, s = config, Shape.of(config)
+    wide, P = s.LAYERS * 2 * s.HALF, c.speakers.channels
+    shapes: dict[str, tuple[int, ...]] = {"project": (c.conditioning_channels, wide), "b_project": (wide,)}
+    if P:
+        shapes |= {"speaker": (P, wide), "b_speaker": (wide,)}
+    shapes |= {
+        "w_input": (s.IN_TAPS, c.in_channels, s.R), "b_input": (s.R,),
+        "w_dilated": (s.LAYERS, s.K, s.R, 2 * s.HALF), "b_dilated": (s.LAYERS, 2 * s.HALF),
+        "w_residual": (s.LAYERS, s.HALF, s.R), "b_residual": (s.LAYERS, s.R),
+        "w_skip": (s.LAYERS, s.HALF, s.S), "b_skip": (s.LAYERS if s.RUNNING else 1, s.S),
+        "w_hidden": (s.S, s.H), "b_hidden": (s.H,), "w_out": (s.H, s.A), "b_out": (s.A,),
+    }  # fmt: skip
+    formats = dict.fromkeys(STREAMED, dtype) | {"project": hearing_format(dtype)}
+    return {name: (shape, formats.get(name, "fp32")) for name, shape in shapes.items()}
+
+
 STREAMED = ("w_dilated", "w_residual", "w_skip", "w_hidden", "w_out")
 
 

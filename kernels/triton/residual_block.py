@@ -26,13 +26,13 @@ def residual_block(
     dilation, residual_scale, skip_scale,
     K: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr, S: tl.constexpr, HOP: tl.constexpr,
     UPSAMPLING: tl.constexpr, OP: tl.constexpr, UPCAST: tl.constexpr, RESIDUAL: tl.constexpr, BIASED_SKIP: tl.constexpr,
-    N: tl.constexpr, BLOCK_GATE: tl.constexpr,
+    N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_GATE: tl.constexpr,
 ):  # fmt: skip
     """RESIDUAL: whether there is a next layer. BIASED_SKIP: skip' = (skip + g·W + bias)·skip_scale, else skip + g·W."""
     b = tl.program_id(1).to(tl.int64)
     t = tl.program_id(0) * N + tl.arange(0, N)
     valid = t < tl.load(counts + b)
-    r, s = tl.arange(0, R), tl.arange(0, S)
+    r, s, rr = tl.arange(0, R), tl.arange(0, S), tl.arange(0, BLOCK_R)
     j, jj = tl.arange(0, BLOCK_GATE), tl.arange(0, 2 * BLOCK_GATE)
 
     q, last = t + tl.load(first_q + b), tl.zeros((N,), tl.int32) + tl.load(last_column + b)
@@ -42,7 +42,6 @@ def residual_block(
 
     newest_row = x + b * x_stride + (t + (K - 1) * dilation).to(tl.int64) * R
     newest = tl.load(newest_row[:, None] + r[None, :], mask=valid[:, None], other=0.0)
-    x_operand = operand(newest, OP, UPCAST)
     update = tl.zeros((N, R), tl.float32) + tl.load(b_residual + r)[None, :]
     skip_row = skip + b * skip_stride + t.to(tl.int64) * S
     total = tl.load(skip_row[:, None] + s[None, :], mask=valid[:, None], other=0.0)
@@ -51,11 +50,12 @@ def residual_block(
         # dilated
         g, gg = first + j, 2 * first + jj
         z = hear(left_row, right_row, weight, gg, valid, UPSAMPLING) + tl.load(b_dilated + gg)[None, :]
-        for k in tl.static_range(K - 1):
-            row = newest_row - (K - 1 - k) * dilation * R
-            past = operand(tl.load(row[:, None] + r[None, :], mask=valid[:, None], other=0.0), OP, UPCAST)
-            z = product(past, tl.load(tap_matrix(w_dilated, k, r, gg, R, HALF)), z, UPCAST)
-        z = product(x_operand, tl.load(tap_matrix(w_dilated, K - 1, r, gg, R, HALF)), z, UPCAST)
+        for k in tl.static_range(K):
+            for c in range(0, R, BLOCK_R):
+                row = newest_row + (c - (K - 1 - k) * dilation * R)
+                x_then = tl.load(row[:, None] + rr[None, :], mask=valid[:, None], other=0.0)
+                panel = tl.load(tap_matrix(w_dilated, k, c + rr, gg, R, HALF))
+                z = product(operand(x_then, OP, UPCAST), panel, z, UPCAST)
 
         # gate, residual, skip
         gated = operand(gate(z, N, BLOCK_GATE), OP, UPCAST)

@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from wavenet_fast.config import CategoricalHead, GaussianHead, Linear, LogisticHead, OneHotInput, Stages, WaveNetConfig
+from wavenet_fast.sampling import Head, out_channels
 
 MIN_CHANNELS = 16
 """Inner dimension of the smallest product that the compiler takes."""
@@ -22,13 +23,50 @@ def padded(n: int) -> int:
     return max(MIN_CHANNELS, 1 << (n - 1).bit_length())
 
 
-def padded_outputs(config: WaveNetConfig) -> int:
+def padded_outputs(head: Head) -> int:
     """A, padded so that `stages.prefix_sums` can group it: 16, 32, 64, 256 or 512; more in steps of `BLOCK_CLASSES`
     where the head is categorical, else in powers of two."""
-    A = config.out_channels
-    if A > BLOCK_CLASSES and isinstance(config.head, CategoricalHead):
+    A = out_channels(head)
+    if A > BLOCK_CLASSES and isinstance(head, CategoricalHead):
         return -(-A // BLOCK_CLASSES) * BLOCK_CLASSES
     return padded(A) if A <= 64 else max(256, padded(A))
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """The letters of a head."""
+
+    A: int
+    CLASSES: int
+    COMPONENTS: int
+    HEAD: int
+    BLOCK_CLASSES: int
+
+    @classmethod
+    def of(cls, head: Head) -> HeadShape:
+        A, categorical = padded_outputs(head), isinstance(head, CategoricalHead)
+        return cls(
+            A=A,
+            CLASSES=head.classes if isinstance(head, CategoricalHead) else 1,
+            COMPONENTS=1 if isinstance(head, CategoricalHead) else head.components,
+            HEAD={CategoricalHead: 0, LogisticHead: 1, GaussianHead: 2}[type(head)],
+            BLOCK_CLASSES=min(A, BLOCK_CLASSES) if categorical else A,
+        )
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """The letters of one residual block."""
+
+    K: int
+    R: int
+    HALF: int
+    S: int
+
+    @classmethod
+    def of(cls, taps: int, residual: int, gate: int, skip: int) -> BlockShape:
+        """From K, R, G and S as a model has them."""
+        return cls(taps, padded(residual), padded(gate // 2), padded(skip))
 
 
 @dataclass(frozen=True)
@@ -63,22 +101,19 @@ class Shape:
         R, HALF, S, H = (
             padded(n) for n in (c.residual_channels, c.gate_channels // 2, c.skip_channels, c.head_channels)
         )
-        A = padded_outputs(c)
-        classes = min(A, BLOCK_CLASSES) if isinstance(c.head, CategoricalHead) else A
         up = c.conditioning.upsampling
         return cls(
-            LAYERS=c.n_layers, K=c.kernel_size, R=R, HALF=HALF, S=S, H=H, A=A,
-            SLOTS=sum(depths(c)),
-            CLASSES=c.out_channels if isinstance(c.head, CategoricalHead) else 1,
-            COMPONENTS=1 if isinstance(c.head, CategoricalHead) else c.head.components,
-            HEAD={CategoricalHead: 0, LogisticHead: 1, GaussianHead: 2}[type(c.head)],
+            LAYERS=c.n_layers, K=c.kernel_size, R=R, HALF=HALF, S=S, H=H, SLOTS=sum(depths(c)),
             IN_TAPS=c.input.kernel_size, IN_DEPTH=1 << c.input.kernel_size.bit_length(),
             ONE_HOT=isinstance(c.input, OneHotInput), TANH=c.input.tanh,
             COMPANDED=c.signal.domain == "mulaw", RUNNING=c.skip_rule == "running", HOP=c.hop_length,
             UPSAMPLING=2 if isinstance(up, Stages) else 1 if isinstance(up, Linear) else 0,
-            BLOCK_CLASSES=classes,
+            **dataclasses.asdict(HeadShape.of(c.head)),
         )  # fmt: skip
 
+    @property
+    def block(self) -> BlockShape:
+        return BlockShape(self.K, self.R, self.HALF, self.S)
 
     def constexprs(self) -> dict[str, int | bool]:
         """By the names of generate.py's constexpr arguments."""

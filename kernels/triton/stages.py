@@ -265,3 +265,21 @@ def expand(y, mu):
     """Inverse of µ-law companding: sign(y)·((1 + µ)^|y| − 1)/µ."""
     size = (tl.exp2(tl.abs(y) * tl.log2(1.0 + mu)) - 1.0) / mu
     return tl.where(y < 0.0, -size, size)
+
+
+# --- sound ------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def sound_of(
+    value, table, memory, valid, preemphasis, mu, CLASSES: tl.constexpr, COMPANDED: tl.constexpr
+):  # fmt: skip
+    """Classes or values (N,) → what they sound like on top of the filter's `memory` (N,), before the gain."""
+    if CLASSES:
+        y = tl.load(table + value.to(tl.int32), mask=valid, other=0.0)
+    elif COMPANDED:
+        y = expand(value, mu)
+    else:
+        y = value
+    # In a `where`, so that the product is rounded before it is added, as signal.without_emphasis does it: not fused.
+    return y + tl.where(valid, preemphasis * memory, 0.0)

@@ -128,13 +128,16 @@ def why_not_cuda(device: str = "cuda") -> str | None:
 
 def why_not_emulated() -> str | None:
     """Why GPU kernels cannot be executed on the CPU, with the next step; None where they can."""
-    if torch_build() is None:
-        return _INSTALL_TORCH
-    if (why := _why_not_triton()) is not None:
+    if (why := why_no_kernels()) is not None:
         return why
     if compiler() is None:
         return "no C++ compiler is found; install g++ (Debian: `apt install g++`), or name one in CXX"
     return None
+
+
+def why_no_kernels() -> str | None:
+    """Why the Triton kernels cannot even be imported, with the next step; None where they can."""
+    return _INSTALL_TORCH if torch_build() is None else _why_not_triton()
 
 
 def compiler() -> str | None:

@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..config import CategoricalHead, WaveNetConfig
+from ..conditioning import context_frames, lookahead_frames
+from ..config import WaveNetConfig
 from ..errors import BackendError, InputError
 from ..kernels.triton.launch import CudaLauncher, EmulatedLauncher, Launcher
 from ..kernels.triton.model import Heard, Model, trace_shapes
 from ..rng import uniforms
-from ..signal import sound_of
 from .features import Features
 from .host_engine import Call, HostEngine
 from .host_state import HostState
@@ -114,14 +114,14 @@ class TritonEngine(HostEngine[TritonState]):
             raise BackendError(f"dtype is {dtype!r}; the triton backend offers {', '.join(DTYPES)}")
         super().__init__(config, weights, dtype, _STATE_FORMAT)
         launcher = launcher_for(device) if launcher is None else launcher
-        self.model = Model(config, weights, dtype, launcher)
+        self.model = Model.from_weights(config, weights, dtype, launcher)
         self.isa = f"sm_{launcher.capability}" + ("" if device.startswith("cuda") else f", {device.partition(':')[0]}")
         self._features = Features(config, weights)
 
     @property
     def weight_bytes(self) -> int:
         """Of the packed matrices that every sample passes, padding included."""
-        return self.model.weight_bytes
+        return int(self.model.weight_bytes)
 
     def _new_state(self, seeds: NDArray[np.uint64], speakers: NDArray[np.float32]) -> TritonState:
         return TritonState(self, seeds, speakers)
@@ -144,7 +144,7 @@ class TritonEngine(HostEngine[TritonState]):
     # --- one call -----------------------------------------------------------------------------------------------
 
     def _run(self, state: TritonState, call: Call) -> None:
-        starts = self.model.starts(state.speakers)
+        starts = self.model.starts(self.model.tensor(state.speakers))
         total, made = int(call.counts.sum()), 0
         for window in self._windows(state, call):
             heard = self._heard(state, call, window, starts)
@@ -171,12 +171,10 @@ class TritonEngine(HostEngine[TritonState]):
         c, hop = self.config, self.config.hop_length
         rows, first_q = [], np.zeros(state.batch, np.int32)
         for b in range(state.batch):
-            held, new = int(state.mel_frames[b]), int(call.frames[b])
-            mel = np.concatenate([state.mel[b, :held].T, call.mel[b, :, :new]], axis=1)
             first = int(window.first_frames[b])
-            part, begin = self._features.rows(
-                mel, int(state.frames[b]) - held, first, first + int(window.counts[b]) // hop
-            )
+            last = first + int(window.counts[b]) // hop
+            mel, begin_mel = self._frames(state, call, b, first, last)
+            part, begin = self._features.rows(mel, begin_mel, first, last)
             rows.append(part)
             first_q[b] = 0 if begin is None else first * hop + c.conditioning.offset - begin * hop
         width = max(len(part) for part in rows)
@@ -187,28 +185,39 @@ class TritonEngine(HostEngine[TritonState]):
         projected = self.model.project(features.to(self.model.launcher.device), starts)
         return Heard(projected, self.model.tensor(first_q), self.model.tensor(last))
 
+    def _frames(
+        self, state: TritonState, call: Call, b: int, first: int, last: int
+    ) -> tuple[NDArray[np.float32], int]:
+        """The mel (M, n) that frames first … last − 1 depend on, of what is held and what has come, and its first
+        frame."""
+        held, known = int(state.mel_frames[b]), int(state.frames[b])
+        begin = max(first - context_frames(self.config), known - held, 0)
+        end = min(last + lookahead_frames(self.config), known + int(call.frames[b]))
+        old = state.mel[b, held - (known - begin) : held - max(known - end, 0)].T if begin < known else state.mel[b, :0].T
+        new = call.mel[b, :, max(begin - known, 0) : max(end - known, 0)]
+        return np.concatenate([old, new], axis=1), begin
+
     # --- sample by sample ---------------------------------------------------------------------------------------
 
     def _generate(self, state: TritonState, call: Call, window: _Window, heard: Heard) -> None:
-        model, c, n = self.model, self.config, window.steps
+        model, n = self.model, window.steps
         positions = state.positions + window.done
         inputs = model.tensor(self._rolled(state.inputs, positions))
         filters = model.tensor(state.filters)
-        audio, draws = model.empty(state.batch, n), model.empty(state.batch, n)
-        logits = None if call.logits is None else model.empty(state.batch, n, c.out_channels)
         piece = slice(window.done, window.done + n)
         forced = None if call.forced is None else model.tensor(call.forced[:, piece])
         trace = None
         if call.stages is not None:
             trace = {name: model.empty(state.batch, n, *shape) for name, shape in trace_shapes(model.shape).items()}
-        model.generate(
+        made = model.generate(
             state.rings, inputs, filters, model.tensor(positions), model.tensor(state.seeds.view(np.int64)),
-            model.tensor(window.counts.astype(np.int32)), heard, audio, draws, logits, forced, n,
-            call.temperature, trace,
+            model.tensor(window.counts.astype(np.int32)), heard, n, call.temperature, forced,
+            call.logits is not None, trace,
         )  # fmt: skip
         state.inputs[:] = self._unrolled(inputs.cpu().numpy(), positions + window.counts)
         state.filters[:] = filters.cpu().numpy()
-        self._give(call, window, audio.cpu().numpy(), draws.cpu().numpy(), None if logits is None else logits.cpu())
+        logits = None if made.logits is None else made.logits.cpu()
+        self._give(call, window, made.audio.cpu().numpy(), made.draws.cpu().numpy(), logits)
         if trace is not None and call.stages is not None:
             call.stages.update(self._unpadded(trace))
 
@@ -262,15 +271,11 @@ class TritonEngine(HostEngine[TritonState]):
         )  # fmt: skip
         u = uniforms(state.seeds[:, None], positions[:, None] + np.arange(n)[None])
         flat = logits.view(-1, logits.shape[-1])
-        draws = model.draw(flat, model.tensor(u.reshape(-1, 4)), call.temperature).view(-1, n).cpu().numpy()
-        audio = np.zeros_like(draws)
+        draws = model.draw(flat, model.tensor(u.reshape(-1, 4)), call.temperature).view(-1, n)
+        filters = model.tensor(state.filters)
+        audio = model.decode(draws, model.tensor(past), filters, model.tensor(window.counts.astype(np.int32)))
+        state.filters[:] = filters.cpu().numpy()
         taps = np.arange(state.inputs.shape[1])
         for b, count in enumerate(window.counts):
-            if count:
-                drawn: NDArray[Any] = draws[b, :count]
-                drawn = drawn.astype(np.int64) if isinstance(c.head, CategoricalHead) else drawn
-                audio[b, :count], state.filters[b] = sound_of(drawn, past[b, :count], c, float(state.filters[b]))
             state.inputs[b] = history[b, count + taps]
-        self._give(call, window, audio, draws, logits[..., : c.out_channels].cpu())
-
-
+        self._give(call, window, audio.cpu().numpy(), draws.cpu().numpy(), logits[..., : c.out_channels].cpu())

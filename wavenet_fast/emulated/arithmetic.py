@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wavenet_fast.emulated.families import (
-    FLAGS,
     REALS,
     ROUNDINGS,
     WHOLES,
@@ -17,10 +16,10 @@ from wavenet_fast.emulated.families import (
     type_of,
     word,
 )
-from wavenet_fast.emulated.ptx import SIZES, Instruction
+from wavenet_fast.emulated.ptx import Instruction
 
 if TYPE_CHECKING:
-    from wavenet_fast.emulated.translate import Emitter
+    from wavenet_fast.emulated.emitter import Emitter
 
 ROUND = set(ROUNDINGS) - {"rna"}
 
@@ -46,16 +45,17 @@ def _add(e: Emitter, i: Instruction) -> None:
     if kind.endswith("x2"):
         raise refuse(i)
     if "cc" in i.parts:
-        helper = "add_carry" if name == "add" else "sub_borrow"
+        helper = "add_carry" if name == "add" else "sub_carry"
         a, b = (e.value(operand, kind) for operand in i.operands[1:])
-        return e.assign(i.operands[0], f"{helper}<{word(kind)}>({a}, {b}, false, &carry)", kind)
+        start = "false" if name == "add" else "true"
+        return e.assign(i.operands[0], f"{helper}<{word(kind)}>({a}, {b}, {start}, &carry)", kind)
     _whole(e, i, f"{name}_sat" if "sat" in i.parts else name, kind)
 
 
 @family("addc subc", "cc", WHOLES)
 def _add_carry(e: Emitter, i: Instruction) -> None:
     kind = type_of(i)
-    helper = "add_carry" if i.parts[0] == "addc" else "sub_borrow"
+    helper = "add_carry" if i.parts[0] == "addc" else "sub_carry"
     a, b = (e.value(operand, kind) for operand in i.operands[1:])
     out = "&carry" if "cc" in i.parts else "nullptr"
     e.assign(i.operands[0], f"{helper}<{word(kind)}>({a}, {b}, carry, {out})", kind)
@@ -247,120 +247,3 @@ def _dot2(e: Emitter, i: Instruction) -> None:
     a, b, c = (e.value(operand, "b32") for operand in i.operands[1:])
     half = "true" if i.parts[1] == "hi" else "false"
     e.assign(i.operands[0], f"dp2a<{i.parts[2]}, {i.parts[3]}>({a}, {b}, {c}, {half})", "b32")
-
-
-# ---- comparison and selection
-
-COMPARISONS = {
-    **{name: f"k{name.capitalize()}" for name in ("eq", "ne", "lt", "le", "gt", "ge", "num")},
-    **{f"{name}u": f"k{name.capitalize()}u" for name in ("eq", "ne", "lt", "le", "gt", "ge")},
-    "nan": "kIsNan",
-    **{"lo": "kLt", "ls": "kLe", "hi": "kGt", "hs": "kGe"},
-}
-BOOLEANS = {"and": "&", "or": "|", "xor": "^"}
-
-
-def _comparison(e: Emitter, i: Instruction, kind: str) -> str:
-    """The C++ expression of the comparison, without the boolean that may follow it."""
-    ftz = ", kFtz" if "ftz" in i.parts else ""
-    a, b = (e.value(operand, kind) for operand in i.operands[1:3])
-    return f"compare<{cpp(kind)}, {COMPARISONS[i.parts[1]]}{ftz}>({a}, {b})"
-
-
-@family("setp", "ftz and or xor", COMPARISONS, REALS - {"f32x2"}, WHOLES)
-def _setp(e: Emitter, i: Instruction) -> None:
-    kind = type_of(i)
-    targets = i.operands[0].split("|")
-    if kind.endswith("x2"):
-        element = kind[:-2]
-        a, b = (e.value(operand, kind) for operand in i.operands[1:3])
-        outcomes = [
-            f"compare<{element}, {COMPARISONS[i.parts[1]]}>(u16({a} >> {shift}), u16({b} >> {shift}))"
-            for shift in (0, 16)
-        ]
-    else:
-        outcomes = [_comparison(e, i, kind)]
-        outcomes.append(f"!{outcomes[0]}")
-    boolean = next((BOOLEANS[part] for part in i.parts if part in BOOLEANS), None)
-    if boolean:
-        other = e.value(i.operands[3], "pred")
-        outcomes = [f"bool({outcome} {boolean} {other})" for outcome in outcomes]
-    e.assign_all([(target, outcome, "pred") for target, outcome in zip(targets, outcomes, strict=False)])
-
-
-@family("set", "ftz and or xor", COMPARISONS, REALS - {"f32x2", "f16x2", "bf16x2"}, WHOLES)
-def _set(e: Emitter, i: Instruction) -> None:
-    source = type_of(i)
-    target = [part for part in i.parts if part in SIZES][-2]
-    outcome = _comparison(e, i, source)
-    if boolean := next((BOOLEANS[part] for part in i.parts if part in BOOLEANS), None):
-        outcome = f"bool({outcome} {boolean} {e.value(i.operands[3], 'pred')})"
-    yes = "0x3f800000u" if target == "f32" else f"{word(target)}(~0ull)"
-    if target in ("f16", "bf16"):
-        yes = "u16(0x3c00)" if target == "f16" else "u16(0x3f80)"
-    e.assign(i.operands[0], f"{outcome} ? {yes} : {word(target)}(0)", target)
-
-
-@family("selp", "", REALS, WHOLES)
-def _select(e: Emitter, i: Instruction) -> None:
-    kind = type_of(i)
-    a, b = (e.value(operand, kind) for operand in i.operands[1:3])
-    e.assign(i.operands[0], f"{e.value(i.operands[3], 'pred')} ? {a} : {b}", kind)
-
-
-@family("slct", "ftz", REALS, WHOLES)
-def _slct(e: Emitter, i: Instruction) -> None:
-    kind, by = [part for part in i.parts if part in SIZES]
-    a, b = (e.value(operand, kind) for operand in i.operands[1:3])
-    zero = f"compare<{by}, kGe{', kFtz' if 'ftz' in i.parts else ''}>({e.value(i.operands[3], by)}, 0)"
-    e.assign(i.operands[0], f"{zero} ? {a} : {b}", kind)
-
-
-# ---- conversion
-
-WHOLE_ROUNDINGS = {"rni": "kNear", "rzi": "kZero", "rmi": "kDown", "rpi": "kUp"}
-
-
-@family("cvt", "tf32", FLAGS, ROUNDINGS, WHOLE_ROUNDINGS, REALS - {"f32x2"}, WHOLES)
-def _convert(e: Emitter, i: Instruction) -> None:
-    target, source = [part for part in i.parts if part in SIZES][-2:]
-    flags = flags_of(i)
-    whole = next((WHOLE_ROUNDINGS[part] for part in i.parts if part in WHOLE_ROUNDINGS), None)
-    how = whole or rounding_of(i)
-    if target == "tf32":
-        relu = "true" if "relu" in i.parts else "false"
-        return e.assign(i.operands[0], f"to_tf32(as<f32>({e.value(i.operands[1], 'f32')}), {how}, {relu})", "b32")
-    if target in ("f16x2", "bf16x2"):
-        if source != "f32" or len(i.operands) != 3:
-            raise refuse(i)
-        high, low = (f"convert<{target[:-2]}, f32, {flags}, {how}, false>({e.value(o, 'f32')})" for o in i.operands[1:])
-        return e.assign(i.operands[0], f"u32({high}) << 16 | {low}", "b32")
-    if source in ("f16x2", "bf16x2"):
-        raise refuse(i)
-    arguments = f"{cpp(target)}, {cpp(source)}, {flags}, {how}, {'true' if whole else 'false'}"
-    e.assign(i.operands[0], f"convert<{arguments}>({e.value(i.operands[1], source)})", target)
-
-
-# ---- moves
-
-
-@family("mov", "pred", REALS, WHOLES)
-def _move(e: Emitter, i: Instruction) -> None:
-    kind = type_of(i)
-    target, source = i.operands
-    if target.startswith("{"):
-        pieces = e.vector(target)
-        width = SIZES[kind] // len(pieces)
-        e.write(f"{word(kind)} whole = {e.value(source, kind)};")
-        for position, piece in enumerate(pieces):
-            if piece != "_":
-                e.assign(piece, f"u{8 * width}(whole >> {8 * width * position})", f"b{8 * width}")
-    elif source.startswith("{"):
-        pieces = e.vector(source)
-        width = SIZES[kind] // len(pieces)
-        terms = [
-            f"{word(kind)}({e.value(piece, f'b{8 * width}')}) << {8 * width * n}" for n, piece in enumerate(pieces)
-        ]
-        e.assign(target, " | ".join(terms), kind)
-    else:
-        e.assign(target, e.value(source, kind), kind)

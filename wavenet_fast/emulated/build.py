@@ -6,6 +6,7 @@ flags, the compiler's version and the processor. A file appears there by rename:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -30,11 +31,16 @@ COMMON = [
     "-fno-math-errno",
     "-w",
 ]
+# Files that the cache holds, of some 100 KB each.
+KEPT = 1000
+# -Og: half the time of -O1 to compile, and as fast for the few steps that a kernel is run.
 MODES = {
-    "plain": ["-O1"],
-    "thread": ["-O1", "-g1", "-fsanitize=thread"],
-    "address": ["-O1", "-g1", "-fsanitize=address", "--param", "asan-stack=0"],
+    "plain": ["-Og"],
+    "thread": ["-Og", "-g1", "-fsanitize=thread"],
+    "address": ["-Og", "-g1", "-fsanitize=address"],
 }
+# Stack variables of generated code are registers: nothing of the kernel's could reach beyond them.
+NO_STACK = {"gcc": ["--param", "asan-stack=0"], "clang": ["-mllvm", "-asan-stack=0"]}
 
 
 @functools.cache
@@ -87,6 +93,11 @@ def _run(command: list[str], what: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if match := re.search(r"^kernel\.ptx:(\d+):(?:\d+:)? error: (.*)", done.stderr, re.M):
         raise EmulationError(f"line {match[1]}: the instruction is not understood ({match[2]})", int(match[1]))
+    if match := re.search(r"cannot find .*?(?:lib|-l|rt\.)(tsan|asan)", done.stderr):
+        raise EmulationError(
+            f"{command[0]} has no lib{match[1]}, which this mode needs: install it (Debian: g++ brings it), or name "
+            "another compiler in CXX"
+        )
     if done.returncode:
         raise EmulationError(f"{command[0]} cannot compile {what}: {(done.stderr or done.stdout).strip()[-2000:]}")
 
@@ -95,6 +106,8 @@ def _cached(key: str, name: str, make: list[list[str]], what: str, directory: Pa
     """`directory/name`, made by the commands unless it is there; `OUT` in a command is where to write."""
     path = directory / f"{key[:32]}-{name}"
     if path.exists():
+        with contextlib.suppress(OSError):  # a cache that others own is read all the same
+            os.utime(path)
         return path
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -109,9 +122,18 @@ def _cached(key: str, name: str, make: list[list[str]], what: str, directory: Pa
             _run([temporary if word == "OUT" else word for word in command], what)
         os.chmod(temporary, 0o755)
         os.replace(temporary, path)
+        _prune(directory)
     finally:
         Path(temporary).unlink(missing_ok=True)
     return path
+
+
+def _prune(directory: Path) -> None:
+    """Deletes what has not been used for longest."""
+    with contextlib.suppress(OSError):  # another process may do the same
+        files = sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in files[KEPT:]:
+            path.unlink()
 
 
 def _key(*pieces: str) -> str:
@@ -121,7 +143,7 @@ def _key(*pieces: str) -> str:
     return digest.hexdigest()
 
 
-def build(source: str, mode: str, optimise: str | None = None) -> Path:
+def build(source: str, mode: str) -> Path:
     """A shared library (mode `plain`) or a program (`thread`, `address`) of generated C++.
 
     Raises:
@@ -130,13 +152,14 @@ def build(source: str, mode: str, optimise: str | None = None) -> Path:
     command = compiler()
     directory = cache_directory()
     native = [] if platform.machine() not in ("x86_64", "aarch64") else ["-march=native"]
-    flags = [*COMMON, *native, *(["-fno-gnu-unique"] if "clang" not in _version(tuple(command)) else [])]
+    clang = "clang" in _version(tuple(command))
+    flags = [*COMMON, *native, *([] if clang else ["-fno-gnu-unique"])]
     identity = (*command, _version(tuple(command)), _processor(), *flags)
     objects = []
-    for name in ("simt", "warp", *(["main"] if mode != "plain" else [])):
+    for name in ("switch", "simt", "sync", "address", "warp", *(["main"] if mode != "plain" else [])):
         make = [*command, *flags, "-O2", "-c", str(RUNTIME / f"{name}.cpp"), "-o", "OUT"]
         objects.append(str(_cached(_key(*identity, name), f"{name}.o", [make], "the runtime", directory)))
-    own = [*MODES[mode], *([optimise] if optimise else [])]
+    own = [*MODES[mode], *(NO_STACK["clang" if clang else "gcc"] if mode == "address" else [])]
     with tempfile.TemporaryDirectory() as room:
         text = Path(room) / "kernel.cpp"
         text.write_text(source)

@@ -14,7 +14,7 @@ from wavenet_fast.emulated.ptx import SIZES, Instruction
 from wavenet_fast.errors import EmulationError
 
 if TYPE_CHECKING:
-    from wavenet_fast.emulated.translate import Emitter
+    from wavenet_fast.emulated.emitter import Emitter
 
 Writer = Callable[["Emitter", Instruction], None]
 

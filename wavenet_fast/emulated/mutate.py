@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from wavenet_fast.emulated.parse import parse
 from wavenet_fast.emulated.program import Mode, Program
-from wavenet_fast.emulated.ptx import Instruction, Label, Module, parse
+from wavenet_fast.emulated.ptx import Instruction, Label, Module
 from wavenet_fast.emulated.translate import Options, Site, translate
 from wavenet_fast.errors import EmulationError
 

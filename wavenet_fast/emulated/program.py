@@ -15,7 +15,8 @@ import numpy.typing as npt
 from wavenet_fast.emulated import native
 from wavenet_fast.emulated.arguments import Packed, pack, regions
 from wavenet_fast.emulated.build import MODES, build
-from wavenet_fast.emulated.ptx import Variable, parse
+from wavenet_fast.emulated.parse import parse
+from wavenet_fast.emulated.ptx import Variable
 from wavenet_fast.emulated.translate import Options, Site, translate
 from wavenet_fast.errors import EmulationError
 
@@ -27,12 +28,13 @@ MAX_THREADS_CHECKED = 4096
 
 @dataclass(frozen=True)
 class Kernel:
-    """What a kernel takes: `shared` bytes of static shared memory, `cluster` blocks if it says so itself."""
+    """What a kernel takes: `shared` bytes of static shared memory; `cluster` and `block` sizes where it says so."""
 
     name: str
     parameters: tuple[Variable, ...]
     shared: int
     cluster: int | None
+    block: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,15 @@ class Program:
         self.mutant = -1
         self.time_limit: float | None = None
         self.kernels = {
-            name: Kernel(
-                name, tuple(module.functions[name].parameters), translation.shared[name], module.functions[name].cluster
+            function.name: Kernel(
+                function.name,
+                tuple(function.parameters),
+                translation.shared[function.name],
+                function.cluster,
+                function.block,
             )
-            for name in translation.kernels
+            for function in module.kernels.values()
+            if function.defined
         }
         try:
             self.path = build(translation.source, mode)
@@ -167,6 +174,8 @@ class Program:
             if not 1 <= len(sizes) <= 3 or any(int(size) < 1 for size in sizes):
                 raise EmulationError(f"{what} is {tuple(sizes)}; possible: one to three sizes of at least 1")
             setattr(request, what, native.Dim(*map(int, sizes), *[1] * (3 - len(sizes))))
+        if kernel.block and (*kernel.block, 1, 1)[:3] != tuple(request.block):
+            raise EmulationError(f"{kernel.name} is compiled for blocks of {kernel.block} threads, not {tuple(block)}")
         per_block = int(np.prod(request.block, dtype=np.int64))
         total = per_block * int(np.prod(request.grid, dtype=np.int64))
         if per_block > 1024:

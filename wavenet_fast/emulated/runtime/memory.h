@@ -14,6 +14,16 @@
 #include "numeric.h"
 #include "warp.h"
 
+// Clang says with a feature what GCC says with a macro.
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define __SANITIZE_THREAD__ 1
+#endif
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
+
 namespace ptx {
 
 using simt::fail;

@@ -1,6 +1,7 @@
 // Arithmetic of single PTX instructions. A register is an unsigned word; `raw` and `as` move between it and its typed
 // value. Each helper is named after its instruction and takes the instruction's type as first template argument.
 #pragma once
+#include <algorithm>
 #include <cfenv>
 #include <cmath>
 #include <limits>
@@ -418,7 +419,8 @@ inline raw_t<T> sad(raw_t<T> a, raw_t<T> b, raw_t<T> c) {
   return raw_t<T>(c + (as<T>(a) > as<T>(b) ? a - b : b - a));
 }
 
-// Additions with a carry in and out (CC.CF); subtraction has its borrow there.
+// With a carry in and out (CC.CF). A subtraction is an addition of the complement: its carry means that nothing was
+// borrowed, which compilers rely on where they ask for it with addc.
 template <class T>
 inline raw_t<T> add_carry(raw_t<T> a, raw_t<T> b, bool in, bool* carry) {
   raw_t<T> partial = raw_t<T>(a + b), sum = raw_t<T>(partial + in);
@@ -426,9 +428,8 @@ inline raw_t<T> add_carry(raw_t<T> a, raw_t<T> b, bool in, bool* carry) {
   return sum;
 }
 template <class T>
-inline raw_t<T> sub_borrow(raw_t<T> a, raw_t<T> b, bool in, bool* borrow) {
-  if (borrow) *borrow = a < b || (a == b && in);
-  return raw_t<T>(a - b - in);
+inline raw_t<T> sub_carry(raw_t<T> a, raw_t<T> b, bool in, bool* carry) {
+  return add_carry<T>(a, raw_t<T>(~b), in, carry);
 }
 
 template <class T>
@@ -611,6 +612,50 @@ inline u32 to_tf32(float x, Rounding how, bool relu) {
   if (how == kAway) b += 0x1000;
   if (how == kNear) b += 0xfff + (b >> 13 & 1);
   return b & 0xffffe000;
+}
+
+// The 8-bit formats: e4m3 (no infinity; NaN is all ones) and e5m2 (the upper half of an f16).
+struct e4m3 {
+  static constexpr int mantissa = 3, lowest = -6;
+  static constexpr double largest = 448;
+};
+struct e5m2 {
+  static constexpr int mantissa = 2, lowest = -14;
+  static constexpr double largest = 57344;
+};
+// To the nearest, even on ties; what is too large, and infinity, become the largest (.satfinite).
+template <class F>
+inline u32 to_8bit(float x, bool relu) {
+  if (std::isnan(x)) return 0x7f;
+  if (relu && !(x > 0)) x = 0;
+  u32 sign = std::signbit(x) ? 0x80 : 0;
+  double size = std::fmin(std::fabs(double(x)), F::largest);
+  if (size == 0) return sign;
+  int exponent = std::max(std::ilogb(size), F::lowest);
+  auto steps = u32(std::nearbyint(std::ldexp(size, F::mantissa - exponent)));
+  // Steps of the exponent's range continue the code below it: a carry, and a subnormal number, come out right.
+  return sign | (u32(exponent - F::lowest) * (1u << F::mantissa) + steps);
+}
+template <class F>
+inline float from_8bit(u8 code) {
+  u32 exponent = (code & 0x7fu) >> F::mantissa, rest = code & ((1u << F::mantissa) - 1);
+  float sign = code & 0x80 ? -1.f : 1.f;
+  if (std::is_same_v<F, e4m3> ? (code & 0x7f) == 0x7f : (code & 0x7f) > 0x7c) return std::nanf("");
+  if (std::is_same_v<F, e5m2> && (code & 0x7f) == 0x7c) return sign * std::numeric_limits<float>::infinity();
+  if (!exponent) return sign * std::ldexp(float(rest), F::lowest - F::mantissa);
+  return sign * std::ldexp(float(rest + (1u << F::mantissa)), int(exponent) - 1 + F::lowest - F::mantissa);
+}
+template <class F>
+inline u16 to_8bit_pair(float high, float low, bool relu) {
+  return u16(to_8bit<F>(high, relu) << 8 | to_8bit<F>(low, relu));
+}
+template <class F>
+inline u32 from_8bit_pair(u16 codes, bool relu) {
+  auto half = [&](u8 code) {
+    float x = from_8bit<F>(code);
+    return u32(raw(static_cast<f16>(relu && !(x > 0) && !std::isnan(x) ? 0.f : x)));
+  };
+  return half(u8(codes >> 8)) << 16 | half(u8(codes));
 }
 
 template <class T, Rounding how, class W>

@@ -2,7 +2,7 @@
 // seed chooses the order in which they run. What cannot go on (deadlock, livelock, misuse of a barrier, an access out
 // of bounds) ends the launch with a sentence; the fibers are then abandoned and the launcher returns.
 //
-// simt.cpp and warp.cpp are compiled without sanitizers: their bookkeeping is shared by all fibers on purpose, and a
+// The .cpp files here are compiled without sanitizers: their bookkeeping is shared by all fibers on purpose, and a
 // switch between fibers must not count as synchronisation. Only the code generated from PTX is checked.
 #pragma once
 #include <cstddef>

@@ -253,7 +253,7 @@ struct Fragments {
 };
 
 // How many elements of this width lie in a 32-bit register.
-int per_register(Element e) { return e == kTF32 ? 1 : e == kS8 || e == kU8 ? 4 : 2; }
+int per_register(Element e) { return e == kTF32 ? 1 : e == kF16 || e == kBF16 ? 2 : 4; }
 
 template <class Number>
 Number element(u32 word, int i, u8 type) {
@@ -264,6 +264,10 @@ Number element(u32 word, int i, u8 type) {
       return static_cast<Number>(static_cast<float>(as<bf16>(u16(word >> 16 * i))));
     case kTF32:
       return static_cast<Number>(as<f32>(word & 0xffffe000));  // the hardware does not read the low 13 bits
+    case kE4M3:
+      return static_cast<Number>(from_8bit<e4m3>(u8(word >> 8 * i)));
+    case kE5M2:
+      return static_cast<Number>(from_8bit<e5m2>(u8(word >> 8 * i)));
     case kS8:
       return static_cast<Number>(s8(word >> 8 * i));
     default:

@@ -33,7 +33,7 @@ struct Rows {
 Rows matrix_rows(Thread&, u64 address, bool transposed, int line);
 
 // mma.sync m16n8kK.row.col: fragments as in the PTX manual ("Matrix fragments for mma.m16n8k8" and following).
-enum Element { kF16, kBF16, kTF32, kS8, kU8 };
+enum Element { kF16, kBF16, kTF32, kS8, kU8, kE4M3, kE5M2 };
 Words mma(Thread&, Element a, Element b, int k, bool half_accumulators, bool saturate, int line, u32 a0, u32 a1, u32 a2,
           u32 a3, u32 b0, u32 b1, u32 c0, u32 c1, u32 c2, u32 c3);
 

@@ -1,0 +1,147 @@
+// The parts of the machine that its source files share: fibers, blocks, and what they wait for. Nothing here is
+// compiled with a sanitizer.
+#pragma once
+#include <cstring>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "simt.h"
+#include "switch.h"
+
+// Present only where the program is linked with the sanitizer.
+extern "C" {
+void* __tsan_create_fiber(unsigned) __attribute__((weak));
+void __tsan_destroy_fiber(void*) __attribute__((weak));
+void __tsan_switch_to_fiber(void*, unsigned) __attribute__((weak));
+void* __tsan_get_current_fiber() __attribute__((weak));
+void __tsan_set_fiber_name(void*, const char*) __attribute__((weak));
+void __tsan_acquire(void*) __attribute__((weak));
+void __tsan_release(void*) __attribute__((weak));
+void __tsan_ignore_thread_begin() __attribute__((weak));
+void __tsan_ignore_thread_end() __attribute__((weak));
+void __asan_poison_memory_region(void const volatile*, size_t) __attribute__((weak));
+void __asan_unpoison_memory_region(void const volatile*, size_t) __attribute__((weak));
+void __sanitizer_start_switch_fiber(void**, const void*, size_t) __attribute__((weak));
+void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) __attribute__((weak));
+}
+
+namespace simt {
+
+constexpr u32 kBarriers = 16, kWarp = 32;
+constexpr unsigned kNoOrder = 1;  // __tsan_switch_to_fiber: the switch itself synchronises nothing
+
+// What the runtime does with its own memory is none of ThreadSanitizer's business.
+struct Unchecked {
+  Unchecked() {
+    if (__tsan_ignore_thread_begin) __tsan_ignore_thread_begin();
+  }
+  ~Unchecked() {
+    if (__tsan_ignore_thread_end) __tsan_ignore_thread_end();
+  }
+};
+
+// A place that carries order from those who release to those who acquire.
+inline void release(void* place) {
+  if (__tsan_release) __tsan_release(place);
+}
+inline void acquire(void* place) {
+  if (__tsan_acquire) __tsan_acquire(place);
+}
+
+struct Fiber : Thread {
+  Context context{};
+  char* stack = nullptr;
+  void* tsan = nullptr;
+  void* asan = nullptr;
+  bool done = false;
+  const char* waits = nullptr;  // in what, for reports
+  int line = 0;                 // where
+  u32 result = 0;               // of a barrier reduction
+  u64 cluster_phase = 0;
+  bool cluster_arrived = false;
+  std::vector<Copy> copies;
+  u64 copy_group = 0;
+  void* loads = nullptr;   // a TSan fiber that knows what this thread's relaxed loads saw
+  void* stores = nullptr;  // a TSan fiber that knows what this thread's last fence covers
+  char loads_tag = 0, stores_tag = 0;
+};
+
+struct Barrier {
+  u32 arrived = 0, expected = 0;
+  u64 generation = 0;
+  std::vector<Fiber*> waiting;
+  std::vector<int> warp_line;  // where the warp's first lane of this generation came from, 0 none
+  std::vector<std::pair<Fiber*, int>> arrivals;
+  u32 popc = 0;
+  char tag[2] = {};
+};
+
+struct Rendezvous {
+  u32 mask = 0, arrived = 0;
+  const char* what = nullptr;
+  int line = 0;
+  Fiber* waiting[kWarp] = {};
+  Combine combine = nullptr;
+  bool ordered = false;
+  u64 generation = 0;
+  char tag[2] = {};
+  alignas(64) u8 in[kWarp][64];
+  alignas(64) u8 out[kWarp][64];
+};
+
+struct Warp {
+  u32 present = 0;  // lanes that exist and have not exited
+  std::vector<std::unique_ptr<Rendezvous>> meetings;
+};
+
+struct Mbarrier {
+  u32 expected, pending;
+  u64 phase;
+  char tag[2];
+};
+
+struct Cluster {
+  u32 arrived = 0, live = 0;
+  u64 generation = 0;
+  std::vector<Fiber*> waiting;
+  char tag[2] = {};
+};
+
+struct Block {
+  u32 index = 0, live = 0;
+  char* shared = nullptr;
+  std::vector<Warp> warps;
+  Barrier barriers[kBarriers];
+  Cluster* cluster = nullptr;
+};
+
+// ---- the launch that is going on
+
+inline const Request* request;
+inline Report* report;
+inline std::vector<std::unique_ptr<Block>> blocks;
+inline std::vector<std::unique_ptr<Fiber>> fibers;
+inline std::vector<Fiber*> ready;    // who can run, in order of becoming so
+inline std::vector<Region> regions;  // sorted by base
+inline u64 shared_size;              // bytes of a block
+inline u64 fruitless;                // polls in a row that saw nothing new
+
+inline Fiber& self(Thread& thread) { return static_cast<Fiber&>(thread); }
+inline u32 block_threads() { return static_cast<u32>(block.count()); }
+
+// Suspends a fiber until someone puts it into `ready`.
+void wait_in(Fiber&, const char* what, int line);
+void wake(std::vector<Fiber*>& waiting);
+
+// The parts of a report: where, why (as printf), and who waits where.
+void head_of_report(const Thread&, int line);
+void append(const char* format, ...) __attribute__((format(printf, 1, 2)));
+void append_waiting();
+[[noreturn]] void abandon();
+
+// A thread exits: whoever waits for it must not do so any longer, or is reported.
+void leave_meetings(Fiber&);
+void forget_mbarriers();
+
+}  // namespace simt
