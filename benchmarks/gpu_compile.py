@@ -199,7 +199,7 @@ def differences(row: Mapping[str, Any], recorded: Mapping[str, Any]) -> list[str
 
 
 def recorded_table(path: Path = TABLE) -> tuple[dict[str, str], dict[Case, dict[str, Any]]]:
-    """The compiler that the table was made with, and its rows."""
+    """The compiler that the table was made with, and its rows. Raises `FileNotFoundError`."""
     told = json.loads(path.read_text(encoding="utf-8"))
     names = [field.name for field in fields(Case)]
     return told["compiler"], {Case(**{name: row[name] for name in names}): row for row in told["kernels"]}
