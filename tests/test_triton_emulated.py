@@ -48,8 +48,10 @@ OTHERS: dict[str, WaveNetConfig] = {
     # More classes than registers hold, 188 of them in a second block.
     "many-classes": small(dilations=(1, 3), head=CategoricalHead(classes=700)),
     "two-classes": small(dilations=(1, 3), head=CategoricalHead(classes=2), input=OneHotInput(kernel_size=2)),
-    # Gates and hidden channels that take two of the smallest blocks.
-    "blocks": small(dilations=(1, 3), gate_channels=42, head=CategoricalHead(classes=21)),
+    # Channels that take two of the smallest blocks.
+    "blocks": small(
+        dilations=(1, 3), residual_channels=21, gate_channels=42, skip_channels=20, head=CategoricalHead(classes=21)
+    ),
     "ten-logistics": small(dilations=(1, 3), input=ScalarInput(kernel_size=2), head=LogisticHead(components=10)),
 }
 
@@ -139,9 +141,10 @@ def test_sound_is_that_of_the_draws(voice: Any) -> None:
 @pytest.mark.parametrize(
     "name, dtype, options",
     [
-        ("blocks", "fp32", Options(32, 4, 1, block_gate=32, block_hidden=16)),
-        ("blocks", "bf16", Options(16, 4, 1, block_gate=16, block_hidden=16)),
-        ("odd", "bf16", Options(32, 8, 2, block_gate=16, block_hidden=16)),
+        # Inputs that a product takes in pieces come back through memory.
+        ("blocks", "fp32", Options(32, 4, 1, block_r=16, block_gate=32, block_s=16, block_hidden=16)),
+        ("blocks", "bf16", Options(16, 4, 1, block_r=32, block_gate=16, block_s=32, block_hidden=16)),
+        ("odd", "bf16", Options(32, 8, 2, block_r=16, block_gate=16, block_s=32, block_hidden=16)),
     ],
 )
 def test_tiles_blocks_and_warps_change_no_bit(
@@ -149,7 +152,7 @@ def test_tiles_blocks_and_warps_change_no_bit(
 ) -> None:
     engine = engine_of(name, dtype, 90)
     usual = tuning.for_generate(engine.model.shape, dtype, 90, 3, 132)
-    assert usual.tile != options.tile or usual.block_gate != options.block_gate
+    assert (usual.tile, usual.block_r, usual.block_gate) != (options.tile, options.block_r, options.block_gate)
     frames, draws, logits, state = spoken(name, dtype, 90)
     monkeypatch.setattr(tuning, "for_generate", lambda *given: options)
     monkeypatch.setattr(tuning, "for_residual_block", lambda *given: options)

@@ -6,6 +6,7 @@ import os
 from functools import cache
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from engine_models import random_weights, small
@@ -16,6 +17,7 @@ pytest.importorskip("triton", reason="its compiler writes the PTX")
 import torch
 from triton_checks import check_known_history, speak
 from triton_launches import Launch, Recorder, own_barriers
+from wavenet_fast.kernels.triton import tuning
 from wavenet_fast.kernels.triton.launch import KERNELS
 
 from wavenet_fast.backends import gpu
@@ -66,8 +68,25 @@ def test_sanitizers_find_nothing_in_any_kernel(mode: str, dtype: str, capability
 
 def test_no_race_where_logits_go_through_memory() -> None:
     launch = recorded(many=True)
-    assert launch.arguments["scratch"] is not None
+    assert launch.arguments["logits_room"] is not None
     assert same(launch.run(Program(launch.ptx, "thread")), launch.run(Program(launch.ptx)))
+
+
+def test_no_race_where_inputs_of_products_go_through_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in fp32, where threads cannot hold all inputs of a wide product."""
+    options = tuning.Options(16, 8, 1, block_r=16, block_gate=16, block_s=16, block_hidden=16)
+    wide = msgspec.structs.replace(FEW, residual_channels=32, skip_channels=32)
+    expected = speak(engine_of(wide, "fp32", 80, "plain")[0], 1)
+    monkeypatch.setattr(tuning, "for_generate", lambda *given: options)
+    engine, launcher = engine_of(wide, "fp32", 80, "thread")
+    found = speak(engine, 1)
+    assert launcher.launches["generate"].arguments["skip_room"] is not None
+    np.testing.assert_array_equal(found[1], expected[1])
+    launch = launcher.launches["generate"]
+    own = own_barriers(launch.ptx)
+    assert len(own) == 3
+    report = survivors(launch.ptx, launch.run, sites=[m.site for m in mutants(launch.ptx) if m.line in own], workers=1)
+    print([(mutant.line, mutant.equivalent) for mutant in report.survived + report.equivalent])
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -34,8 +34,8 @@ class HostileLauncher(EmulatedLauncher):
     # Each of these poisons a launch's arguments and gives the parts that must be as they are when it ends.
 
     def _generate(self, a: dict[str, Any]) -> Iterator[Tensor]:
-        outputs = ["audio", "draws", *(key for key in a if key.endswith("_trace")), "logits_out", "logits_room", "skip_room"]
-        for key in outputs:
+        outputs = ["audio", "draws", "logits_out", *(key for key in a if key.endswith("_trace"))]
+        for key in (*outputs, "logits_room", "skip_room"):
             if a[key] is not None:
                 a[key].fill_(NAN)
         self._kept = {key: a[key].clone() for key in ("rings", "inputs", "filters")}
@@ -50,7 +50,7 @@ class HostileLauncher(EmulatedLauncher):
                 for key in self._kept:
                     a[key][b] = NAN
                     yield a[key][b]
-            yield from (a[key][b, count:] for key in outputs if a[key] is not None and not key.endswith("_room"))
+            yield from (a[key][b, count:] for key in outputs if a[key] is not None)
 
     def _residual_block(self, a: dict[str, Any]) -> Iterator[Tensor]:
         reach = (a["K"] - 1) * a["dilation"]
@@ -76,6 +76,16 @@ class HostileLauncher(EmulatedLauncher):
         a["logits"][:, a["width"] :] = NAN
         a["uniforms"][:, 2:] = NAN
         yield a["logits"]
+
+    def _decode(self, a: dict[str, Any]) -> Iterator[Tensor]:
+        a["audio"].fill_(NAN)
+        a["heard"] = a["heard"].clone()
+        for b, count in enumerate(a["counts"].tolist()):
+            a["draws"][b, count:] = a["heard"][b, count:] = NAN
+            yield a["draws"][b]
+            yield a["audio"][b, count:]
+            if not count:
+                yield a["filters"][b]
 
     def _dense(self, a: dict[str, Any]) -> Iterator[Tensor]:
         a["out"].fill_(NAN)
