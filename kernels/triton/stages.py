@@ -253,10 +253,7 @@ def draw_value(
     # The largest float instead of infinity: infinity times a quantile of exactly 0 would be NaN.
     scale = tl.minimum(tl.exp(log_scale) * temperature, FLOAT_MAX)
     v = tl.clamp(u1, 1e-5, 1.0 - 1e-5)
-    if GAUSSIAN:
-        quantile = normal_quantile(v)
-    else:
-        quantile = tl.log(v) - tl.log(1.0 - v)
+    quantile = normal_quantile(v) if GAUSSIAN else tl.log(v) - tl.log(1.0 - v)
     return tl.clamp(mean + scale * quantile, -1.0, 1.0)
 
 
