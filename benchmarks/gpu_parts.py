@@ -231,10 +231,10 @@ def sanitized(level: Level) -> Iterator[Finding]:
 def mutated(level: Level) -> Iterator[Finding]:
     """Every barrier, fence, order and wait of the compiled kernels, broken one at a time: the run above must notice."""
     from wavenet_fast.emulated.mutate import mutants, survivors
+    from wavenet_fast.kernels.triton.launch import KERNELS
 
-    kernels = ["generate", "residual_block", "sample", "dense", "embed"]
     usual = [("generate", "bf16", 90)]
-    full = [(kernel, "bf16", 90) for kernel in kernels] + [("generate", d, t) for d, t in (("bf16", 80), ("fp32", 90))]
+    full = [(kernel, "bf16", 90) for kernel in KERNELS] + [("generate", "bf16", 80), ("generate", "fp32", 120)]
     for kernel, dtype, target in full if level == "full" else usual:
         what = f"{kernel} {dtype} sm_{target}"
 
