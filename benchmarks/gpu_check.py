@@ -7,7 +7,8 @@
 On any machine: the kernels are compiled for every target and compared with the recorded table, run by Triton's
 interpreter, and their PTX is executed on the CPU: against the reference, under sanitizers, and with every barrier
 broken in turn. On a machine with a GPU the same comparisons follow on the device and, if all is right, measurements of
-every GPU backend. Exit code 0: everything that could be asked was right. Ctrl-C leaves a file with what was found till then.
+every GPU backend. Exit code 0: everything that could be asked was right. Ctrl-C leaves a file with what was found till
+then.
 
 With the newest Triton, in an environment of its own:
 

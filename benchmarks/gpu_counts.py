@@ -1,12 +1,12 @@
 """What does one sample cost in the Triton kernel `generate`? Counts, from its compiled code and from executing that.
 
     pip install ".[test]"
-    python benchmarks/gpu_counts.py --json benchmarks/results/triton-counts.json --page docs/gpu.md
+    python benchmarks/gpu_counts.py --json benchmarks/results/triton-counts.json
 
 No GPU is needed, and no time is measured. The PTX that Triton compiles for sm_90 is executed on the CPU, which counts
 every line; what two runs of different lengths differ by is what a sample costs, and what two runs of different numbers
 of layers differ by is what a layer costs. One program makes one sample of each of its 16 streams at a time (a step).
-With --page the tables between the page's marks are written anew.
+gpu_page.py makes the tables of docs/gpu.md of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -173,16 +173,18 @@ def needed(config: WaveNetConfig, dtype: str, options: Options, weight_bytes: in
 
 
 def bounds(row: Mapping[str, Any]) -> dict[str, float]:
-    """Microseconds that one step takes at least by each published rate, and by counts of the executed PTX."""
+    """Microseconds: what is counted, over the rate at which an H100 can do it at most. The first line is of one stream,
+    the others are of a step, which one program makes on one multiprocessor."""
     need, moved = row["needed"], row["step"]["bytes_moved"]
     rate = H100["bf16_flop_per_s" if row["dtype"] == "bf16" else "fp32_flop_per_s"] / H100["multiprocessors"]
     issued = sum(row["step"]["instructions_per_thread"].values()) * row["options"]["warps"]
     shared = moved["shared loads"] + moved["shared stores"]
     return {
-        "multiply-adds on one multiprocessor": 2e6 * need["macs_per_step"] / rate,
+        "multiply-adds of the model, on the whole GPU": 2e6 * need["macs_per_stream"] / rate / H100["multiprocessors"],
+        "multiply-adds of the tile, on one multiprocessor": 2e6 * need["macs_per_step"] / rate,
         "weights from memory, were they not in L2": 1e6 * need["weight_bytes_per_step"] / H100["memory_bytes_per_s"],
-        "instructions issued": 1e6 * issued / SCHEDULERS / CLOCK,
-        "shared memory": 1e6 * shared / BANK_BYTES / CLOCK,
+        "instructions of the PTX, issued": 1e6 * issued / SCHEDULERS / CLOCK,
+        "bytes through shared memory, none of them shared by threads": 1e6 * shared / BANK_BYTES / CLOCK,
     }
 
 
@@ -202,79 +204,16 @@ def counted(shape: str, dtype: str) -> dict[str, Any]:
     return row | {"bounds_us_per_step": bounds(row)}
 
 
-# --- the page ---------------------------------------------------------------------------------------------------
-
-
-def tables(told: Mapping[str, Any]) -> dict[str, str]:
-    """Mark → table in Markdown, from the results alone."""
-    rows = told["cases"]
-    names = [f"{row['shape']} {row['dtype']}" for row in rows]
-
-    def table(lines: Mapping[str, list[str]]) -> str:
-        head = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-        return "\n".join([*head, *(f"| {label} | " + " | ".join(cells) + " |" for label, cells in lines.items())])
-
-    def each(label: str, value: Callable[[Any], float], form: str = ",.0f") -> dict[str, list[str]]:
-        return {label: [format(value(row), form) for row in rows]}
-
-    need = {
-        "weights, MB a step": lambda r: r["needed"]["weight_bytes_per_step"] / 1e6,
-        "conditioning, KB a stream": lambda r: r["needed"]["conditioning_bytes_per_stream"] / 1e3,
-        "rings read, KB a stream": lambda r: r["needed"]["ring_read_bytes_per_stream"] / 1e3,
-        "rings written, KB a stream": lambda r: r["needed"]["ring_write_bytes_per_stream"] / 1e3,
-        "rings held, KB a stream": lambda r: r["needed"]["ring_bytes_held_per_stream"] / 1e3,
-        "multiply-adds of the model, M a stream": lambda r: r["needed"]["macs_per_stream"] / 1e6,
-        "multiply-adds of the tile, M a step": lambda r: r["needed"]["macs_per_step"] / 1e6,
-    }
-    chain = {
-        "layers": lambda r: r["layers"],
-        "barriers of a layer": lambda r: r["layer"]["barriers"],
-        "barriers outside of layers": lambda r: r["step"]["barriers"] - r["layers"] * r["layer"]["barriers"],
-        "barriers of a step = dependent steps": lambda r: r["step"]["barriers"],
-    }
-    done = {name: (lambda r, name=name: r["step"]["instructions_per_thread"][name]) for name in FAMILIES} | {
-        "all": lambda r: sum(r["step"]["instructions_per_thread"].values())
-    }
-    moved = {f"{way}, MB": (lambda r, way=way: r["step"]["bytes_moved"][way] / 1e6) for way in WAYS}
-    least = {
-        f"{name}, µs": (lambda r, name=name: r["bounds_us_per_step"][name]) for name in rows[0]["bounds_us_per_step"]
-    }
-    result = {}
-    for mark, values, form in (
-        ("needed", need, ",.2f"), ("chain", chain, ",.0f"), ("done", done, ",.0f"), ("moved", moved, ",.2f"),
-        ("bounds", least, ",.2f"),
-    ):  # fmt: skip
-        lines: dict[str, list[str]] = {}
-        for label, value in values.items():
-            lines |= each(label, value, form)
-        result[mark] = table(lines)
-    return result
-
-
-def written(page: str, told: Mapping[str, Any]) -> str:
-    """The page with its tables as the results have them. Raises `ValueError` where a mark is missing."""
-    for mark, table in tables(told).items():
-        page, found = re.subn(
-            rf"(<!-- {mark}: begin -->\n).*?(<!-- {mark}: end -->)", rf"\g<1>{table}\n\g<2>", page, flags=re.S
-        )
-        if found != 1:
-            raise ValueError(f"the page has {found} marks `<!-- {mark}: begin -->`; one is wanted")
-    return page
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", type=Path, help="where the counts go")
-    parser.add_argument("--page", type=Path, help="whose tables are written anew")
     args = parser.parse_args()
     rows = [counted(*one) for one in tqdm(CASES, "count", disable=None)]
     told = {"compiler": compiler(), "target": f"sm_{TARGET}", "h100_sxm": H100, "clock_hz": CLOCK, "cases": rows}
     if args.json:
         args.json.write_text(json.dumps(told, indent=1) + "\n")
-    if args.page:
-        args.page.write_text(written(args.page.read_text(encoding="utf-8"), told), encoding="utf-8")
-    for mark, table in tables(told).items():
-        print(f"{mark}\n{table}\n")
+    for row in rows:
+        print(f"{row['shape']} {row['dtype']}: {json.dumps(row['step'])}")
 
 
 if __name__ == "__main__":
