@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_page.py
 
-Everything between a pair of marks `<!-- NAME: begin -->`, `<!-- NAME: end -->` is replaced. tests/test_gpu_page.py holds
-the page to the results.
+Everything between a pair of marks `<!-- NAME: begin -->`, `<!-- NAME: end -->` is replaced. tests/test_gpu_page.py
+holds the page to the results.
 """
 
 from __future__ import annotations
@@ -97,7 +97,13 @@ def compile_tables(told: Row) -> dict[str, str]:
     of = {(row["shape"], row["dtype"], row["target"]): row for row in rows}
 
     def cell(row: Row) -> str:
-        return f"{row['registers']}, {row['shared_bytes'] / 1024:.0f}, {row['tensor'].get('HMMA', 0)}, {row['instructions']:,}"
+        numbers = (
+            row["registers"],
+            round(row["shared_bytes"] / 1024),
+            row["tensor"].get("HMMA", 0),
+            row["instructions"],
+        )
+        return ", ".join(map(str, numbers))
 
     lines = {f"sm_{target}": [cell(of[shape, "bf16", target]) for shape in shapes] for target in targets}
     spilled = [row for row in told["kernels"] if row["spill_stores"] or row["spill_loads"]]
@@ -112,7 +118,7 @@ def compile_tables(told: Row) -> dict[str, str]:
     return {
         "compiled": table([f"{shape} bf16" for shape in shapes], lines),
         "spills": f"{text}:\n\n{table(['streams a program', 'stores', 'loads'], listed)}" if spilled else f"{text}.",
-        "compiler": f"Triton {by['triton']}, ptxas {by['ptxas']}, for sm_100 and later {by['ptxas for sm_100 and later']}",
+        "compiler": "; ".join(f"{tool} {version}" for tool, version in by.items()),
     }
 
 
@@ -125,10 +131,9 @@ def check_tables(told: Row) -> dict[str, str]:
         if finding["part"] == "mutants" and "mutants" in (d := finding.get("details", {})):
             cells = [d["mutants"], len(d["caught"]), len(d["equivalent"]), len(d["survived"])]
             lines[finding["what"]] = [str(cell) for cell in cells]
-            reasons += [
-                f"- {finding['what']}, line {m['line']} of the PTX (`{m['source']}`), {m['description']}: {m['reason']}."
-                for m in d["survived"]
-            ]
+            for m in d["survived"]:
+                where = f"{finding['what']}, line {m['line']} of the PTX (`{m['source']}`)"
+                reasons.append(f"- {where}, {m['description']}: {m['reason']}.")
     mutants = table(["mutants", "noticed", "equivalent", "unnoticed"], lines)
     return {"checks": table(list(verdicts), parts), "mutants": "\n\n".join([mutants, *reasons])}
 

@@ -117,7 +117,11 @@ def laws_of(engine: Any, name: str) -> Iterator[Finding]:
         "sound": lambda: check_sound(engine, frames, draws),
     }
     for law, check in checks.items():
-        yield tried(f"{name}: {law}", lambda check=check: check() and None)
+
+        def held(check: Callable[[], Any] = check) -> None:
+            check()
+
+        yield tried(f"{name}: {law}", held)
 
 
 def interpreted(level: Level) -> Iterator[Finding]:
@@ -280,8 +284,8 @@ def why_unnoticed(mutant: Mapping[str, Any]) -> str | None:
     if mutant["description"] == "wait for copies deleted" and "for layer in" in (mutant["source"] or ""):
         return (
             "behind the loop over layers, the copies under way are those begun for a layer after the last: their"
-            " source size is 0, so they write zeros. The executor lands a copy at the next wait and no earlier; by then,"
-            " in the next step, nothing else lies there. A copy that lands in between is not emulated"
+            " source size is 0, so they write zeros. The executor lands a copy at the next wait and no earlier;"
+            " by then, in the next step, nothing else lies there. A copy that lands in between is not emulated"
         )
     return None
 
