@@ -103,7 +103,7 @@ def compile_tables(told: Row) -> dict[str, str]:
             row["tensor"].get("HMMA", 0),
             row["instructions"],
         )
-        return ", ".join(map(str, numbers))
+        return f"{row['registers']}, {kib}, {products}, {row['instructions']}"
 
     lines = {f"sm_{target}": [cell(of[shape, "bf16", target]) for shape in shapes] for target in targets}
     spilled = [row for row in told["kernels"] if row["spill_stores"] or row["spill_loads"]]
