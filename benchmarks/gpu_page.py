@@ -97,12 +97,7 @@ def compile_tables(told: Row) -> dict[str, str]:
     of = {(row["shape"], row["dtype"], row["target"]): row for row in rows}
 
     def cell(row: Row) -> str:
-        numbers = (
-            row["registers"],
-            round(row["shared_bytes"] / 1024),
-            row["tensor"].get("HMMA", 0),
-            row["instructions"],
-        )
+        kib, products = round(row["shared_bytes"] / 1024), row["tensor"].get("HMMA", 0)
         return f"{row['registers']}, {kib}, {products}, {row['instructions']}"
 
     lines = {f"sm_{target}": [cell(of[shape, "bf16", target]) for shape in shapes] for target in targets}
