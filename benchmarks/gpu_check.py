@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_parts
+import gpu_races
 from gpu_parts import Finding, Level
 from tqdm import tqdm
 
@@ -41,8 +42,8 @@ PARTS: dict[str, Callable[[Level], Iterator[Finding]]] = {
     "compile": gpu_parts.compiles,
     "interpreter": gpu_parts.interpreted,
     "executor": gpu_parts.emulated,
-    "sanitizers": gpu_parts.sanitized,
-    "mutants": gpu_parts.mutated,
+    "sanitizers": gpu_races.sanitized,
+    "mutants": gpu_races.mutated,
     "device": gpu_parts.on_device,
 }
 PACKAGES = ("wavenet-fast", "torch", "triton", "numpy")

@@ -17,7 +17,8 @@ pytest.importorskip("torch", reason="the kernels need PyTorch")
 pytest.importorskip("triton", reason="its compiler and its interpreter are asked")
 
 from gpu_check import PARTS, Report
-from gpu_parts import Finding, source_of, tried, why_unnoticed
+from gpu_parts import Finding, tried
+from gpu_races import source_of, why_unnoticed
 
 from wavenet_fast.backends import gpu
 

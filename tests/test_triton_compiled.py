@@ -1,5 +1,5 @@
-"""What Triton and ptxas make of the kernels for each GPU, without one: benchmarks/gpu_compile.py, of which this compiles
-a part (`sample_of_cases` says which), and its table."""
+"""What Triton and ptxas make of the kernels for each GPU, without one: benchmarks/gpu_compile.py, of which this
+compiles a part (`sample_of_cases` says which), and its table."""
 
 from __future__ import annotations
 
