@@ -1,5 +1,5 @@
-"""Parts of gpu_check.py that look for races, accesses out of bounds and missing barriers in the kernels' PTX, executed on
-the CPU."""
+"""Parts of gpu_check.py that look for races, accesses out of bounds and missing barriers in the kernels' PTX, executed
+on the CPU."""
 
 from __future__ import annotations
 
