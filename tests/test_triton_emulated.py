@@ -113,9 +113,9 @@ def test_draws_follow_from_logits_and_uniforms(voice: Any) -> None:
 
 @voices
 def test_a_known_history_gives_the_bits_of_the_sample_loop(voice: Any) -> None:
-    engine = engine_of(*voice)
+    engine, said = engine_of(*voice), spoken(*voice)
     engine.model.launcher.launched.clear()
-    check_known_history(engine, *spoken(*voice))
+    check_known_history(engine, *said)
     assert "generate" not in engine.model.launcher.launched
 
 

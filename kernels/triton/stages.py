@@ -281,5 +281,6 @@ def sound_of(
         y = expand(value, mu)
     else:
         y = value
-    # In a `where`, so that the product is rounded before it is added, as signal.without_emphasis does it: not fused.
-    return y + tl.where(valid, preemphasis * memory, 0.0)
+    # In a `where` whose condition the compiler does not know, so that the product is rounded before it is added, as
+    # signal.without_emphasis does it: not fused. (`valid` will not do: callers select by it too, and so it is dropped.)
+    return y + tl.where(memory == memory, preemphasis * memory, 0.0)
