@@ -16,8 +16,11 @@ ParallelCompile("WAVENET_FAST_BUILD_JOBS", default=os.cpu_count() or 1).install(
 KERNELS = {"wavenet_fast.kernels": "kernels"}
 
 setup(
-    packages=find_packages(include=["wavenet_fast*"])
-    + [*KERNELS, *(f"wavenet_fast.kernels.{name}" for name in find_packages("kernels"))],
+    packages=[
+        *find_packages(include=["wavenet_fast*"]),
+        *KERNELS,
+        *(f"wavenet_fast.kernels.{name}" for name in find_packages("kernels")),
+    ],
     package_dir=KERNELS,
     ext_modules=[
         Pybind11Extension(

@@ -404,8 +404,11 @@ def encoded(value: float, mantissa: int, lowest: int) -> int:
 
 
 def both_decoded(shape: tuple[int, int]) -> Reference:
-    return lambda codes: np.array([[decoded(code & 255, *shape), decoded(code >> 8, *shape)] for code in codes.tolist()],
-                                  np.float16).view(np.uint32).ravel()  # fmt: skip
+    def decode(codes: np.ndarray) -> np.ndarray:
+        pairs = [[decoded(code & 255, *shape), decoded(code >> 8, *shape)] for code in codes.tolist()]
+        return np.array(pairs, np.float16).view(np.uint32).ravel()
+
+    return decode
 
 
 for name, shape in {"e4m3": (3, -6), "e5m2": (2, -14)}.items():

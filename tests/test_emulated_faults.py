@@ -229,6 +229,16 @@ def test_a_short_array_is_found_by_both() -> None:
             Program(text, "address").launch("k", block=(64,), args=[np.zeros(size, np.uint32)])
 
 
+def test_one_shared_variable_into_the_next() -> None:
+    """Only AddressSanitizer sees it: both lie in the block's shared memory."""
+    boxes = ".shared .align 4 .b8 box[64];\n.shared .align 4 .b8 other[64];"
+    inside = "  mad.lo.u32 %r1, %r0, 4, box;\n  st.shared.u32 [%r1], %r0;\n  ld.shared.u32 %r2, [other];"
+    Program(alone(inside, boxes), "address").launch("k", block=(16,), args=[None])
+    Program(alone(inside, boxes)).launch("k", block=(17,), args=[None])
+    with pytest.raises(BoundsError, match=r"in line \d+ \(`st\.shared\.u32 \[%r1\], %r0;`\)"):
+        Program(alone(inside, boxes), "address").launch("k", block=(17,), args=[None])
+
+
 def test_uninitialised_memory_is_nan() -> None:
     out = np.zeros(64, np.float32)
     Program(

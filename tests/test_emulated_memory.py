@@ -106,6 +106,47 @@ FUNCTION = """
   st.param.b32 [result], %r3;
   ret;
 }"""
+# A function with local and shared memory of its own, which also reads its caller's local memory by a generic address.
+DEEPER = """
+.func (.param .b32 result) through(.param .b64 place) {
+  .local .align 4 .b8 own[8];
+  .shared .align 4 .b8 common[128];
+  .reg .b64 %rd<4>; .reg .b32 %r<6>;
+  ld.param.u64 %rd1, [place];
+  st.local.u32 [own], 1000;
+  mov.u32 %r4, %tid.x;
+  mad.lo.u32 %r5, %r4, 4, common;
+  st.shared.u32 [%r5], 20000;
+  ld.u32 %r1, [%rd1];
+  ld.local.u32 %r2, [own];
+  ld.shared.u32 %r3, [%r5];
+  add.u32 %r1, %r1, %r2;
+  add.u32 %r1, %r1, %r3;
+  st.param.b32 [result], %r1;
+  ret;
+}"""
+NESTED = two(
+    "nested",
+    """
+  .local .align 4 .b8 mine[4];
+  mad.lo.u32 %r5, %r0, 4, box;
+  st.shared.u32 [%r5], 3;
+  mov.u64 %rd3, mine;
+  cvta.local.u64 %rd4, %rd3;
+  st.local.u32 [mine], %r0;
+  { .param .b64 param0; .param .b32 retval0;
+    st.param.b64 [param0], %rd4;
+    call.uni (retval0), through, (param0);
+    ld.param.b32 %r1, [retval0];
+  }
+  ld.local.u32 %r2, [mine];
+  ld.shared.u32 %r3, [%r5];
+  add.u32 %r1, %r1, %r2;
+  add.u32 %r1, %r1, %r3;
+  st.global.u32 [%rd2], %r1;
+""",
+    ".shared .align 4 .b8 box[128];",
+)
 CALL = two(
     "calls",
     """
@@ -388,6 +429,12 @@ MESSAGES = {
 MESSAGES["fence_too_early"] = MESSAGES["fences"].replace("fences", "fence_too_early").replace(
     "  st.global.u32 [%rd0], 77;\n  fence.acq_rel.gpu;", "  fence.acq_rel.gpu;\n  st.global.u32 [%rd0], 77;"
 )  # fmt: skip
+# The fence before counts, also after an earlier one.
+MESSAGES["fences_again"] = (
+    MESSAGES["fences"]
+    .replace("fences", "fences_again")
+    .replace("  st.global.u32 [%rd0], 77;", "  membar.gl;\n  st.global.u32 [%rd0], 77;")
+)
 
 TABLE = ".const .align 4 .b32 table[4] = {10, 0x20, -1, 7};\n.global .align 2 .u16 pair[2] = {1, 500};\n"
 KERNELS = [
@@ -430,6 +477,9 @@ def test_vectors_and_narrow_loads(program: Program) -> None:
 
 def test_local_const_branches_calls(program: Program) -> None:
     out, none = np.zeros(32, np.uint32), np.zeros(1, np.uint32)
+    for mode in ("plain", "address"):
+        Program(module(DEEPER, NESTED), mode).launch("nested", block=(32,), args=[none, out])  # type: ignore[arg-type]
+        assert np.array_equal(out, 21003 + 2 * np.arange(32))
     program.launch("scratch", block=(32,), args=[none, out], seed=1)
     assert np.array_equal(out, np.arange(32) + 7)
     program.launch("constants", block=(4,), args=[none, out])
@@ -545,7 +595,7 @@ def test_clusters_reach_into_each_other(mode: str) -> None:
 @pytest.mark.parametrize("name", MESSAGES)
 def test_messages(messages: Program, name: str) -> None:
     """Exactly the pairs that order the data pass ThreadSanitizer; the value is right in all of them."""
-    right = name in ("ordered", "atomics", "fences", "volatile")
+    right = name in ("ordered", "atomics", "fences", "volatile", "fences_again")
     found = False
     for seed in range(4):
         box, out = np.zeros(2, np.uint32), np.zeros(1, np.uint32)

@@ -27,4 +27,5 @@ def decode(
         tl.store(audio + row + i, tl.clamp(emphasised / gain, -1.0, 1.0), mask=active)
         emphasised = sound_of(past, sound, memory, active, preemphasis, mu, HEARD_CLASSES, COMPANDED)
         memory = tl.where(active, emphasised, memory)
+    tl.debug_barrier()  # several threads have read a stream's filter, and one of them writes it
     tl.store(filters + b, memory, mask=valid)

@@ -24,7 +24,14 @@ from .residual_block import residual_block
 from .sample import sample
 from .tuning import Options, shared_limit
 
-KERNELS = {"generate": generate, "residual_block": residual_block, "sample": sample, "decode": decode, "dense": dense, "embed": embed}
+KERNELS = {
+    "generate": generate,
+    "residual_block": residual_block,
+    "sample": sample,
+    "decode": decode,
+    "dense": dense,
+    "embed": embed,
+}
 Grid = tuple[int, ...]
 
 
@@ -91,8 +98,8 @@ class EmulatedLauncher:
         program = self._programs[ptx]
         passed += [None] * (len(program.kernels[name].parameters) - len(passed))  # Triton's own scratch, unused
         program.launch(
-            name, grid=(*grid, 1, 1)[:3], block=(32 * options.warps, 1, 1), args=passed, shared=compiled.metadata.shared,
-            seed=self.seed,
+            name, grid=(*grid, 1, 1)[:3], block=(32 * options.warps, 1, 1), args=passed,
+            shared=compiled.metadata.shared, seed=self.seed,
         )  # fmt: skip
 
 
@@ -109,8 +116,8 @@ def check_fits(name: str, shared: int, capability: int) -> None:
     if shared > shared_limit(capability):
         raise BackendError(
             f"the kernel {name!r} of this model needs {shared / 1024:.0f} KiB of shared memory; a GPU of compute"
-            f" capability {capability / 10:g} has {shared_limit(capability) // 1024}. Use backend 'cpu', or a model with"
-            " fewer channels"
+            f" capability {capability / 10:g} has {shared_limit(capability) // 1024}. Use backend 'cpu', or a model"
+            " with fewer channels"
         )
 
 

@@ -11,8 +11,8 @@ Order, as sound passes through them, with the letters of `shapes.Shape` (padded 
     w_hidden      (S, H), b_hidden (H)
     w_out         (H, A), b_out (A)
 
-Matrices are (inputs, outputs), so that a tile of activations (N, inputs) meets them as a·w. Where a dimension is 2·HALF,
-its columns 2j and 2j + 1 belong to gate j: the one that tanh takes and the one that σ takes. w_dilated, w_residual,
+Matrices are (inputs, outputs), so that a tile of activations (N, inputs) meets them as a·w. Of the 2·HALF columns of a
+layer, 2j and 2j + 1 belong to gate j: the one that tanh takes and the one that σ takes. w_dilated, w_residual,
 w_skip, w_hidden and w_out are in the number format asked for (bf16 as its upper 16 bits), `project` in that of
 `wavenet_fast.packing.hearing_format`; biases are fp32.
 """

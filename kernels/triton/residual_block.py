@@ -1,8 +1,8 @@
 """`residual_block`: one layer over all samples at once, where the history is known: for scoring and priming.
 
-A program makes N neighbouring samples of one utterance: dilated convolution, conditioning, gate, residual and skip, with
-nothing but x and the skip sum in memory before and after. The sums are those of generate.py in the same order, so a
-stream that was primed here goes on with the same bits as one that went sample by sample.
+A program makes N neighbouring samples of one utterance: dilated convolution, conditioning, gate, residual and skip,
+with nothing but x and the skip sum in memory before and after. The sums are those of generate.py in the same order, so
+a stream that was primed here goes on with the same bits as one that went sample by sample.
 """
 
 import triton

@@ -14,7 +14,7 @@ def sample(
     CLASSES: tl.constexpr, COMPONENTS: tl.constexpr, HEAD: tl.constexpr, A: tl.constexpr,
     N: tl.constexpr, BLOCK_CLASSES: tl.constexpr,
 ):  # fmt: skip
-    """HEAD 0: categorical, 1: mixture of logistics, 2: of Gaussians. Only the first `width` logits of a row are read."""
+    """HEAD 0: categorical, 1: mixture of logistics, 2: of Gaussians. Only the first `width` logits are read."""
     i = tl.program_id(0) * N + tl.arange(0, N)
     valid = i < n
     row = i.to(tl.int64)

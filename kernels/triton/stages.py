@@ -253,10 +253,7 @@ def draw_value(
     # The largest float instead of infinity: infinity times a quantile of exactly 0 would be NaN.
     scale = tl.minimum(tl.exp(log_scale) * temperature, FLOAT_MAX)
     v = tl.clamp(u1, 1e-5, 1.0 - 1e-5)
-    if GAUSSIAN:
-        quantile = normal_quantile(v)
-    else:
-        quantile = tl.log(v) - tl.log(1.0 - v)
+    quantile = normal_quantile(v) if GAUSSIAN else tl.log(v) - tl.log(1.0 - v)
     return tl.clamp(mean + scale * quantile, -1.0, 1.0)
 
 
@@ -281,6 +278,5 @@ def sound_of(
         y = expand(value, mu)
     else:
         y = value
-    # In a `where` whose condition the compiler does not know, so that the product is rounded before it is added, as
-    # signal.without_emphasis does it: not fused. (`valid` will not do: callers select by it too, and so it is dropped.)
-    return y + tl.where(memory == memory, preemphasis * memory, 0.0)
+    # Fused by name: left to the compiler, one kernel might round the product and another not.
+    return tl.fma(memory, preemphasis, y)

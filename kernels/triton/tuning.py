@@ -103,8 +103,9 @@ def _block_gate(shape: BlockShape, dtype: str, capability: int) -> tuple[int, in
 
 def _block_hidden(shape: Shape, dtype: str, capability: int) -> int:
     """Hidden channels of the head at a time. In 16 bit as many as have 32768 weights of its second matrix where the
-    compiler had registers for them, half or a quarter of that on older and on small GPUs. In fp32 32, 16 on sm_80."""
+    compiler had registers for them, half or a quarter of that on older and on small GPUs. In fp32 32, 16 on sm_80
+    and where there are fewer than 64."""
     if dtype == "fp32":
-        return min(shape.H, MIN_CHANNELS if capability < 86 else 32)
+        return MIN_CHANNELS if capability < 86 or shape.H < 64 else 32
     elements = 8192 if shared_limit(capability) < 128 * 1024 else 32768 if capability >= 90 else 16384
     return max(MIN_CHANNELS, min(shape.H, elements // max(shape.BLOCK_CLASSES, shape.S)))

@@ -181,19 +181,19 @@ class TritonEngine(HostEngine[TritonState]):
         features = torch.zeros(state.batch, max(width, 1), c.conditioning_channels)
         for b, part in enumerate(rows):
             features[b, : len(part)] = part
-        last = np.array([max(len(part) - 1, 0) for part in rows], np.int32)
+        last_column = np.array([max(len(part) - 1, 0) for part in rows], np.int32)
         projected = self.model.project(features.to(self.model.launcher.device), starts)
-        return Heard(projected, self.model.tensor(first_q), self.model.tensor(last))
+        return Heard(projected, self.model.tensor(first_q), self.model.tensor(last_column))
 
-    def _frames(
-        self, state: TritonState, call: Call, b: int, first: int, last: int
-    ) -> tuple[NDArray[np.float32], int]:
+    def _frames(self, state: TritonState, call: Call, b: int, first: int, last: int) -> tuple[NDArray[np.float32], int]:
         """The mel (M, n) that frames first … last − 1 depend on, of what is held and what has come, and its first
         frame."""
         held, known = int(state.mel_frames[b]), int(state.frames[b])
         begin = max(first - context_frames(self.config), known - held, 0)
         end = min(last + lookahead_frames(self.config), known + int(call.frames[b]))
-        old = state.mel[b, held - (known - begin) : held - max(known - end, 0)].T if begin < known else state.mel[b, :0].T
+        old = (
+            state.mel[b, held - (known - begin) : held - max(known - end, 0)].T if begin < known else state.mel[b, :0].T
+        )
         new = call.mel[b, :, max(begin - known, 0) : max(end - known, 0)]
         return np.concatenate([old, new], axis=1), begin
 
@@ -252,8 +252,9 @@ class TritonEngine(HostEngine[TritonState]):
         a = {name: tensor[0].cpu().numpy() for name, tensor in trace.items()}
         heard = a["conditioning"].reshape(*a["gate"].shape, 2)[:, :, :half]
         stages = {
-            "conditioning": heard.swapaxes(2, 3).reshape(*heard.shape[:2], -1), "embed": a["embed"][:, : c.residual_channels],
-            "skip": a["skip"][:, : c.skip_channels], "hidden": a["hidden"][:, : c.head_channels],
+            "conditioning": heard.swapaxes(2, 3).reshape(*heard.shape[:2], -1),
+            "embed": a["embed"][:, : c.residual_channels], "skip": a["skip"][:, : c.skip_channels],
+            "hidden": a["hidden"][:, : c.head_channels],
         }  # fmt: skip
         stages |= {f"gate.{i}": a["gate"][:, i, :half] for i in range(c.n_layers)}
         return stages | {f"x.{i}": a["x"][:, i, : c.residual_channels] for i in range(c.n_layers - 1)}

@@ -202,7 +202,7 @@ def _cvta(e: Emitter, i: Instruction) -> None:
     if space == "shared":
         value = f"simt::shared_from_generic(t, {value}, {i.line})" if to else f"shared_to_generic(t, {value}, {i.line})"
     elif space == "local":
-        value = f"{value} {'-' if to else '+'} reinterpret_cast<u64>(t.local)"
+        value = f"{value} {'-' if to else '+'} reinterpret_cast<u64>(t.local.base)"
     e.assign(i.operands[0], value, "u64")
 
 

@@ -71,6 +71,8 @@ class Translation:
 class Options:
     count: bool = False
     mutable: bool = False
+    # Bytes after every `.shared` variable, for AddressSanitizer to guard.
+    gap: int = 0
 
 
 class Emitter:

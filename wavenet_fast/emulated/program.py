@@ -70,7 +70,7 @@ class Program:
         self.mode = mode
         module = parse(ptx)
         self._lines = module.lines
-        translation = translate(module, Options(count=count, mutable=mutable))
+        translation = translate(module, Options(count=count, mutable=mutable, gap=64 if mode == "address" else 0))
         if not translation.kernels:
             raise EmulationError("the PTX has no kernel (.entry)")
         self.sites: list[Site] = translation.sites

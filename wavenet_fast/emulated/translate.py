@@ -8,18 +8,29 @@ from wavenet_fast.emulated.emitter import Emitter, Options, Site, Translation, i
 from wavenet_fast.emulated.ptx import Function, Module
 
 
-def _shared_layout(function: Function, module: Module) -> tuple[dict[str, int], int]:
-    """Offsets of the `.shared` variables in the block's window; dynamic ones begin where the static ones end."""
-    variables = [*(v for v in module.variables if v.space == "shared"), *function.shared]
-    offsets, end = {}, 0
+def _shared_layout(function: Function, module: Module, gap: int) -> tuple[dict[str, int], int, list[tuple[int, int]]]:
+    """Offsets of the `.shared` variables in the block's window; dynamic ones begin where the static ones end.
+
+    Those of device functions come before a kernel's own, so that they lie alike in every kernel.
+    The last item: where there are gaps between variables, from byte to byte.
+    """
+    variables = [v for v in module.variables if v.space == "shared"]
+    variables += [v for other in module.functions.values() if not other.is_kernel for v in other.shared]
+    variables += function.shared if function.is_kernel else []
+    offsets: dict[str, int] = {}
+    used: list[tuple[int, int]] = []
+    end = 0
     for variable in variables:
         if variable.size is not None:
             offsets[variable.name] = start = -(-end // variable.align) * variable.align
-            end = start + variable.size
+            used.append((start, start + variable.size))
+            end = start + variable.size + gap
     align = max([16, *(v.align for v in variables if v.size is None)])
     end = -(-end // align) * align if any(v.size is None for v in variables) else end
     offsets.update({v.name: end for v in variables if v.size is None})
-    return offsets, end
+    begins = [*(start for start, _ in used[1:]), end]
+    pairs = zip(used, begins, strict=False)
+    return offsets, end, [(last, begin) for (_, last), begin in pairs if begin - last >= gap > 0]
 
 
 def translate(module: Module, options: Options | None = None) -> Translation:
@@ -37,28 +48,30 @@ def translate(module: Module, options: Options | None = None) -> Translation:
         initial = ", ".join(map(str, variable.initial.rstrip(b"\0"))) if variable.initial else ""
         align, size = max(variable.align, 16), max(variable.size or 0, 1)
         text.append(f"alignas({align}) u8 variable_{identifier(variable.name)}[{size}] = {{{initial}}};")
-    bodies, entries = [], []
+    bodies: list[str] = []
+    entries: list[str] = []
+    guards: list[str] = []
     for function in module.functions.values():
         if not function.defined:
             continue
-        offsets, static = _shared_layout(function, module)
+        offsets, static, gaps = _shared_layout(function, module, options.gap)
         emitter = Emitter(function, module, {**addresses, **{k: str(v) for k, v in offsets.items()}}, out, options)
         body = emitter.run()
         name = f"{'kernel' if function.is_kernel else 'function'}_{identifier(function.name)}"
         text.append(f"void {name}(Thread& t, void* const* PARAM);")
         bodies += [f"void {name}(Thread& t, void* const* PARAM) {{", "  (void)PARAM; bool carry = false; (void)carry;"]
         if emitter.local_size:
-            bodies += [
-                f"  alignas(64) char local_memory[{emitter.local_size}];",
-                "  for (char& x : local_memory) x = char(-1);",
-            ]
-            bodies += ["  t.local = local_memory; t.local_size = sizeof local_memory;"]
+            bodies.append(f"  LocalMemory<{emitter.local_size}> local_memory(t);")
         bodies += [*body, "}"]
         if function.is_kernel:
             out.kernels.append(function.name)
             out.shared[function.name] = static
             stack = (256 << 10) + 512 * len(function.body) + 4096 * -(-emitter.local_size // 4096)
-            entries.append(f'{{"{function.name}", {name}, {static}, {-(-stack // 4096) * 4096}}}')
+            listed = ", ".join(f"{{{first}, {last}}}" for first, last in [*gaps, (0, 0)])
+            guards.append(f"const Gap gaps_{len(entries)}[] = {{{listed}}};")
+            entries.append(
+                f'{{"{function.name}", {name}, {static}, {-(-stack // 4096) * 4096}, gaps_{len(entries)}, {len(gaps)}}}'
+            )
     regions = [
         f"{{{addresses[v.name]}, {v.size or 0}, {1 if v.space == 'global' else 0}, -3}}" for v in memory if v.size
     ]
@@ -69,7 +82,8 @@ def translate(module: Module, options: Options | None = None) -> Translation:
             '#line 1 "table"',
             "}",
             "namespace simt {",
-            f"const Kernel kernels[] = {{{', '.join(entries) or '{nullptr, nullptr, 0, 0}'}}};",
+            *guards,
+            f"const Kernel kernels[] = {{{', '.join(entries) or '{nullptr, nullptr, 0, 0, nullptr, 0}'}}};",
             f"const Region module_regions[] = {{{', '.join(regions) or '{0, 0, 0, -3}'}}};",
             f"const u32 n_module_regions = {len(regions)};",
             "}",

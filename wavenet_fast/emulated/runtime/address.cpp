@@ -75,9 +75,9 @@ char* find_generic(Thread& thread, u64 address, u32 size, u32 align, bool write,
   Block* owner = block_of_shared(thread, address);
   u64 base = owner ? reinterpret_cast<u64>(owner->shared) : 0, limit = shared_size;
   const char* what = "shared memory";
-  if (!owner && thread.local_size && address - reinterpret_cast<u64>(thread.local) < thread.local_size) {
-    base = reinterpret_cast<u64>(thread.local), limit = thread.local_size, what = "local memory";
-  }
+  for (const Frame* frame = &thread.local; frame && !base; frame = frame->caller)
+    if (address - reinterpret_cast<u64>(frame->base) < frame->size)
+      base = reinterpret_cast<u64>(frame->base), limit = frame->size, what = "local memory";
   if (!base) return find_global(thread, address, size, align, write, line);
   if (owner && owner != thread.block && !owner->live)
     fail(thread, line, "access to the shared memory of block %u, which has exited", owner->index);

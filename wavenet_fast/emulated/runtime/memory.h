@@ -53,12 +53,19 @@ inline char* shared(Thread& t, u64 address, u32 size, u32 align, int line) {
 }
 
 inline char* local(Thread& t, u64 address, u32 size, u32 align, int line) {
-  if (address + size > t.local_size || address + size < size)
+  if (address + size > t.local.size || address + size < size)
     fail(t, line, "access of %u bytes out of bounds: byte %lld of local memory, which has %llu", size,
-         (long long)address, (unsigned long long)t.local_size);
+         (long long)address, (unsigned long long)t.local.size);
   if (address & (align - 1))
     fail(t, line, "misaligned access of %u bytes: byte %llu of local memory", size, (unsigned long long)address);
-  return t.local + address;
+  return t.local.base + address;
+}
+
+inline bool is_shared(Thread& t, u64 address) { return address - reinterpret_cast<u64>(t.shared) < t.shared_size; }
+inline bool is_local(Thread& t, u64 address) {
+  for (const simt::Frame* frame = &t.local; frame; frame = frame->caller)
+    if (address - reinterpret_cast<u64>(frame->base) < frame->size) return true;
+  return false;
 }
 
 template <bool write>
@@ -66,19 +73,30 @@ inline char* generic(Thread& t, u64 address, u32 size, u32 align, int line) {
   u64 offset = address - reinterpret_cast<u64>(t.shared);
   if (offset < t.shared_size) return shared(t, offset, size, align, line);
 #if defined(__SANITIZE_ADDRESS__)
+  if (is_local(t, address)) return simt::find_generic(t, address, size, align, write, line);
   return global<write>(t, address, size, align, line);
 #else
   return simt::find_generic(t, address, size, align, write, line);
 #endif
 }
 
+// The local memory of one function call, from its beginning to its end.
+template <u32 size>
+struct LocalMemory {
+  alignas(64) char bytes[size];
+  simt::Frame caller;
+  Thread& thread;
+  explicit LocalMemory(Thread& t) : caller(t.local), thread(t) {
+    for (char& byte : bytes) byte = char(-1);
+    t.local = {bytes, size, &caller};
+  }
+  ~LocalMemory() { thread.local = caller; }
+};
+
 inline u64 shared_to_generic(Thread& t, u64 address, int line) {
   if (address >> 24) return reinterpret_cast<u64>(simt::find_shared(t, address, 0, 1, line));
   return reinterpret_cast<u64>(t.shared) + address;
 }
-inline bool is_shared(Thread& t, u64 address) { return address - reinterpret_cast<u64>(t.shared) < t.shared_size; }
-inline bool is_local(Thread& t, u64 address) { return address - reinterpret_cast<u64>(t.local) < t.local_size; }
-
 // ---- plain accesses
 
 template <class T>

@@ -234,6 +234,8 @@ void build(Stacks& stacks) {
     home->shared = static_cast<char*>(aligned_alloc(1024, room));
     memset(home->shared, 0xff, room);  // NaN in every floating-point format: what was not written is noticed
     if (__asan_poison_memory_region) __asan_poison_memory_region(home->shared + shared_size, room - shared_size);
+    for (u64 i = 0; __asan_poison_memory_region && i < kernel.n_gaps; i++)
+      __asan_poison_memory_region(home->shared + kernel.gaps[i].begin, kernel.gaps[i].end - kernel.gaps[i].begin);
     home->warps.resize((threads + kWarp - 1) / kWarp);
     for (u32 t = 0; t < threads; t++) {
       auto fiber = std::make_unique<Fiber>();

@@ -58,6 +58,13 @@ struct Report {
 
 struct Block;
 
+// Local memory of a function that is being executed; that of its caller is reached by generic addresses.
+struct Frame {
+  char* base = nullptr;
+  u64 size = 0;  // bytes
+  const Frame* caller = nullptr;
+};
+
 // What the generated code sees of its thread; simt.cpp derives its fiber from it.
 struct Thread {
   Dim tid, bid;
@@ -65,9 +72,8 @@ struct Thread {
   Block* block;
   char* shared;     // this block's shared memory
   u64 shared_size;  // bytes
-  char* local;
-  u64 local_size;  // bytes
-  u64 fuel;        // backward branches until another thread gets its turn
+  Frame local;      // of the innermost function that has any
+  u64 fuel;         // backward branches until another thread gets its turn
   u64* counts;
   struct Seen {
     const void* at;
@@ -76,10 +82,15 @@ struct Thread {
 };
 
 using KernelFunction = void (*)(Thread&, void* const*);
+struct Gap {  // bytes of shared memory that belong to no variable
+  u64 begin, end;
+};
 struct Kernel {
   const char* name;
   KernelFunction run;
   u64 static_shared, stack;  // bytes
+  const Gap* gaps;
+  u64 n_gaps;
 };
 // Defined by the generated code.
 extern const Kernel kernels[];
