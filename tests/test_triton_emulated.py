@@ -30,12 +30,13 @@ from triton_checks import (
 )
 from triton_hostile import HostileLauncher
 from wavenet_fast.kernels.triton import tuning
-from wavenet_fast.kernels.triton.model import Model
+from wavenet_fast.kernels.triton.model import Model, check_size
 from wavenet_fast.kernels.triton.tuning import Options
 
 from wavenet_fast.backends import gpu
 from wavenet_fast.backends.triton import TritonEngine
 from wavenet_fast.config import CategoricalHead, GaussianHead, LogisticHead, OneHotInput, ScalarInput, WaveNetConfig
+from wavenet_fast.errors import BackendError
 from wavenet_fast.sampling import cdf_edge_distance, out_channels, sample
 
 pytestmark = [
@@ -256,3 +257,9 @@ def test_the_sampling_kernel_draws_what_sampling_draws(head: Any) -> None:
             clear = component_is_clear(logits[:, : head.components], u[:, 0], temperature)
             assert clear.sum() >= rows - 12
             np.testing.assert_allclose(draws[clear], expected[clear], rtol=0, atol=VALUE)
+
+
+def test_models_beyond_32_bit_counts_are_refused() -> None:
+    check_size(small(residual_channels=512, gate_channels=512, kernel_size=2, dilations=(512,) * 30))
+    with pytest.raises(BackendError, match="dilated weights"):
+        check_size(small(residual_channels=4096, gate_channels=4096, kernel_size=2, dilations=(1,) * 64))

@@ -89,7 +89,7 @@ def residual_block(
     written = x if x_next is None else x_next
     names = ("w_dilated", "b_dilated", "w_residual", "b_residual", "w_skip", "b_skip")
     launcher.run(
-        "residual_block", (-(-T // o.tile), batch),
+        "residual_block", (batch, -(-T // o.tile)),
         {
             "x": x, "x_next": written, "skip": skip, "x_stride": x.stride(0), "x_next_stride": written.stride(0),
             "skip_stride": skip.stride(0), "counts": counts, "projected": heard.projected, "first_q": heard.first_q,

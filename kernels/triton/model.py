@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wavenet_fast.config import CategoricalHead, Linear, WaveNetConfig
+from wavenet_fast.errors import BackendError
 from wavenet_fast.packing import hearing_format
 from wavenet_fast.signal import drawn_signal, fed_back
 
@@ -52,6 +53,7 @@ class Model:
     name, on the launcher's device."""
 
     def __init__(self, config: WaveNetConfig, packed: Mapping[str, Tensor], dtype: str, launcher: Launcher) -> None:
+        check_size(config)
         self.config, self.dtype, self.launcher, self.shape = config, dtype, launcher, Shape.of(config)
         self.operand = FORMATS[dtype]
         self._weights = dict(packed)
@@ -187,7 +189,7 @@ class Model:
         x = self.empty(batch, reach + T, s.R)
         o = tuning.for_embed()
         self.launcher.run(
-            "embed", (-(-T // o.tile), batch),
+            "embed", (batch, -(-T // o.tile)),
             {
                 "heard": heard_inputs, "x": x[:, reach:], "heard_stride": heard_inputs.stride(0),
                 "x_stride": x.stride(0), "counts": n_samples, "w_input": w["w_input"], "b_input": w["b_input"],
@@ -262,6 +264,25 @@ class Model:
             }, o,
         )  # fmt: skip
         return audio
+
+
+def check_size(config: WaveNetConfig) -> None:
+    """Raises `BackendError` where the weights of all layers, or what a stream hears of one frame, have 2^31 elements or
+    more when padded: within these, and within the rings of a stream, which `config.MAX_RING_BYTES` keeps below that,
+    the kernels count in 32 bits."""
+    s = Shape.of(config)
+    columns = s.HOP if s.UPSAMPLING == 2 else 3
+    sizes = {
+        "dilated weights": s.LAYERS * s.K * s.R * 2 * s.HALF,
+        "skip weights": s.LAYERS * s.HALF * s.S, "weights of the head": s.H * max(s.S, s.A),
+        "projections of a frame": columns * s.LAYERS * 2 * s.HALF,
+    }  # fmt: skip
+    for name, size in sizes.items():
+        if size >= 2**31:
+            raise BackendError(
+                f"this model has {size:,} {name} when padded to powers of two; the triton kernels take fewer than"
+                f" {2**31:,}. Use backend 'cpu'"
+            )
 
 
 def trace_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
