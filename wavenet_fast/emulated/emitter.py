@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from wavenet_fast.emulated.families import label, lookup, word
 from wavenet_fast.emulated.ptx import SIZES, Function, Instruction, Label, Module, Scope, Variable
@@ -69,7 +70,7 @@ class Translation:
 
 @dataclass
 class Options:
-    count: bool = False
+    count: bool | Literal["lines"] = False
     mutable: bool = False
     # Bytes after every `.shared` variable, for AddressSanitizer to guard.
     gap: int = 0
@@ -357,7 +358,7 @@ class Emitter:
         start = len(self.text)
         self.text.append(f"  {guard}{{")
         if self.options.count:
-            name = label(i)
+            name = str(i.line) if self.options.count == "lines" else label(i)
             if name not in self.out.counters:
                 self.out.counters.append(name)
             self.write(f"t.counts[{self.out.counters.index(name)}]++;")

@@ -40,7 +40,7 @@ class Kernel:
 @dataclass(frozen=True)
 class Stats:
     """What a launch did. `instructions`: executed instructions by family, all threads together; `per_thread` holds
-    them by family as arrays [threads]. Both are empty unless the program was made with `count=True`."""
+    them by family as arrays [threads]. Both are empty unless the program was made with `count`."""
 
     switches: int
     barriers: int
@@ -56,7 +56,7 @@ class Program:
         ptx: the text that Triton, nvcc or NVRTC wrote.
         mode: `plain` checks bounds, alignment, barriers, deadlock; `thread` looks for races with ThreadSanitizer as
             well; `address` leaves global memory to AddressSanitizer. The last two run each launch in a child process.
-        count: count executed instructions.
+        count: count executed instructions by family, or each line of the PTX on its own (`"lines"`).
         mutable: compile every site that `mutate` may break with a switch.
 
     Raises:
@@ -64,7 +64,9 @@ class Program:
             C++ compiler.
     """
 
-    def __init__(self, ptx: str, mode: Mode = "plain", *, count: bool = False, mutable: bool = False) -> None:
+    def __init__(
+        self, ptx: str, mode: Mode = "plain", *, count: bool | Literal["lines"] = False, mutable: bool = False
+    ) -> None:
         if mode not in MODES:
             raise EmulationError(f"mode {mode!r} does not exist; possible: {', '.join(MODES)}")
         self.mode = mode

@@ -1,0 +1,51 @@
+"""docs/gpu.md says what the results say."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from gpu_page import PAGE, RESULTS, count_tables, table, written
+
+TEXT = PAGE.read_text(encoding="utf-8")
+
+
+def test_the_tables_are_those_of_the_results() -> None:
+    assert written(TEXT) == TEXT, "run python benchmarks/gpu_page.py"
+
+
+def test_another_result_makes_another_page() -> None:
+    told = json.loads((RESULTS / "triton-counts.json").read_text(encoding="utf-8"))
+    assert count_tables(told)["chain"] in TEXT
+    told["cases"][0]["step"]["barriers"] += 1
+    assert count_tables(told)["chain"] not in TEXT
+    with pytest.raises(ValueError, match="marks"):
+        written(TEXT.replace("<!-- chain: end -->", ""))
+
+
+def test_a_table_has_a_row_for_every_line() -> None:
+    assert table(["a"], {"x": ["1"]}).splitlines() == ["|  | a |", "| --- | --- |", "| x | 1 |"]
+
+
+def test_the_rates_in_the_text_are_those_that_were_counted_with() -> None:
+    told = json.loads((RESULTS / "triton-counts.json").read_text(encoding="utf-8"))
+    h = told["h100_sxm"]
+    assert f"÷ (2 · 128 lanes · {h['multiprocessors']} multiprocessors) = {told['clock_hz'] / 1e9:.2f} GHz" in TEXT
+    assert f"÷ {h['memory_bytes_per_s'] / 1e12:g} TB/s" in TEXT and f"{h['fp32_flop_per_s'] / 1e12:g} TFLOPS ÷" in TEXT
+
+
+def test_no_speed_is_told() -> None:
+    assert "No GPU speed has been measured" in TEXT and "it measures no GPU speed" in TEXT
+    assert not re.search(r"samples?/s|samples a second|real[- ]time|times as fast", TEXT)
+
+
+def test_every_check_that_was_run_in_full_is_on_the_page() -> None:
+    told = json.loads((RESULTS / "gpu-check.json").read_text(encoding="utf-8"))
+    assert told["complete"] and told["level"] == "full"
+    assert set(told["counts"]) == {"compile", "interpreter", "executor", "sanitizers", "mutants", "device"}
+    for finding in told["findings"]:
+        for mutant in finding.get("details", {}).get("survived", []):
+            assert mutant["reason"]
+        if finding["part"] == "mutants":
+            assert len(finding["details"]["survived"]) <= 0.05 * finding["details"]["mutants"]
