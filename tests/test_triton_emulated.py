@@ -120,6 +120,19 @@ def test_a_known_history_gives_the_bits_of_the_sample_loop(voice: Any) -> None:
     assert "generate" not in engine.model.launcher.launched
 
 
+def test_torchs_default_dtype_changes_nothing() -> None:
+    torch = pytest.importorskip("torch", reason="the kernels' tensors are PyTorch's")
+    voice = VOICES[1]
+    frames, draws, logits, _ = spoken(*voice)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = speak(engine_of(*voice), frames)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(again[0], draws)
+    np.testing.assert_array_equal(again[1], logits)
+
+
 @voices
 def test_any_chunking_gives_the_same_bits(voice: Any) -> None:
     frames, *expected = spoken(*voice)

@@ -55,7 +55,7 @@ def log_scale_min(head: Head) -> float:
 
 def draw(launcher: Launcher, head: Head, logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
     """(n, ≥ A) and (n, 4) → (n,) fp32: classes as numbers, or values. n ≥ 1."""
-    o, draws = tuning.for_sample(), torch.empty(len(logits), device=logits.device)
+    o, draws = tuning.for_sample(), torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     launcher.run(
         "sample", (-(-len(logits) // o.tile),),
         {

@@ -74,6 +74,9 @@ class Model:
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.launcher.device)
 
+    def zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float32, device=self.launcher.device)
+
     @property
     def weight_bytes(self) -> int:
         """Of the matrices that every sample passes, padding included."""
@@ -139,9 +142,9 @@ class Model:
         """At most `steps` samples of every stream, `counts` (B,) int32 of each. Changes rings, inputs and filters in
         place, and not positions (B,) int64. See the arguments of `generate.generate`."""
         c, s, table = self.config, self.shape, self._tables
-        batch, device = len(rings), self.launcher.device
-        audio, draws = (torch.zeros(batch, steps, device=device) for _ in range(2))
-        made = Made(audio, draws, torch.zeros(batch, steps, c.out_channels, device=device) if logits else None)
+        batch = len(rings)
+        wanted = self.zeros(batch, steps, c.out_channels) if logits else None
+        made = Made(self.zeros(batch, steps), self.zeros(batch, steps), wanted)
         o = tuning.for_generate(s, self.dtype, self.launcher.capability, batch, self.launcher.multiprocessors)
         logits_room = self.empty(batch, s.A) if s.A > s.BLOCK_CLASSES else None
         skip_room = self.empty(batch, s.S).to(self.operand) if o.block_s < s.S else None
@@ -197,7 +200,7 @@ class Model:
                 "TANH": s.TANH, "N": o.tile,
             }, o,
         )  # fmt: skip
-        skip = torch.zeros(batch, T, s.S, device=self.launcher.device)
+        skip = self.zeros(batch, T, s.S)
         if not s.RUNNING:
             skip += w["b_skip"][0]
         for i in range(s.LAYERS):
