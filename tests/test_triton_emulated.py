@@ -30,12 +30,13 @@ from triton_checks import (
 )
 from triton_hostile import HostileLauncher
 from wavenet_fast.kernels.triton import tuning
-from wavenet_fast.kernels.triton.model import Model
+from wavenet_fast.kernels.triton.model import Model, check_size
 from wavenet_fast.kernels.triton.tuning import Options
 
 from wavenet_fast.backends import gpu
 from wavenet_fast.backends.triton import TritonEngine
 from wavenet_fast.config import CategoricalHead, GaussianHead, LogisticHead, OneHotInput, ScalarInput, WaveNetConfig
+from wavenet_fast.errors import BackendError
 from wavenet_fast.sampling import cdf_edge_distance, out_channels, sample
 
 pytestmark = [
@@ -113,10 +114,23 @@ def test_draws_follow_from_logits_and_uniforms(voice: Any) -> None:
 
 @voices
 def test_a_known_history_gives_the_bits_of_the_sample_loop(voice: Any) -> None:
-    engine = engine_of(*voice)
+    engine, said = engine_of(*voice), spoken(*voice)
     engine.model.launcher.launched.clear()
-    check_known_history(engine, *spoken(*voice))
+    check_known_history(engine, *said)
     assert "generate" not in engine.model.launcher.launched
+
+
+def test_torchs_default_dtype_changes_nothing() -> None:
+    torch = pytest.importorskip("torch", reason="the kernels' tensors are PyTorch's")
+    voice = VOICES[1]
+    frames, draws, logits, _ = spoken(*voice)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = speak(engine_of(*voice), frames)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(again[0], draws)
+    np.testing.assert_array_equal(again[1], logits)
 
 
 @voices
@@ -256,3 +270,9 @@ def test_the_sampling_kernel_draws_what_sampling_draws(head: Any) -> None:
             clear = component_is_clear(logits[:, : head.components], u[:, 0], temperature)
             assert clear.sum() >= rows - 12
             np.testing.assert_allclose(draws[clear], expected[clear], rtol=0, atol=VALUE)
+
+
+def test_models_beyond_32_bit_counts_are_refused() -> None:
+    check_size(small(residual_channels=512, gate_channels=512, kernel_size=2, dilations=(512,) * 30))
+    with pytest.raises(BackendError, match="dilated weights"):
+        check_size(small(residual_channels=4096, gate_channels=4096, kernel_size=2, dilations=(1,) * 64))

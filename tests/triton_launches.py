@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,13 +64,15 @@ def _copy(x: Tensor) -> Tensor:
 
 def own_barriers(ptx: str) -> list[int]:
     """Lines of the PTX with a barrier that stands in generate.py itself, as `tl.debug_barrier()`."""
-    source = Path(generate.__file__).read_text().splitlines()
-    ours = {n for n, line in enumerate(source, 1) if "tl.debug_barrier()" in line}
-    lines, at, found = ptx.splitlines(), 0, []
-    for number, line in enumerate(lines, 1):
+    source = Path(generate.__file__)
+    ours = {n for n, line in enumerate(source.read_text().splitlines(), 1) if "tl.debug_barrier()" in line}
+    number_of = dict(re.findall(r'^\s*\.file\s+(\d+)\s+".*?([^/"]+)"', ptx, re.M))
+    files = {number for number, name in number_of.items() if name == source.name}
+    at, found = ("", 0), []
+    for number, line in enumerate(ptx.splitlines(), 1):
         words = line.split()
         if words[:1] == [".loc"]:
-            at = int(words[2])
-        if "bar.sync" in line and at in ours:
+            at = words[1], int(words[2])
+        if "bar.sync" in line and at[0] in files and at[1] in ours:
             found.append(number)
     return found

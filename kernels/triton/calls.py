@@ -55,7 +55,7 @@ def log_scale_min(head: Head) -> float:
 
 def draw(launcher: Launcher, head: Head, logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
     """(n, ≥ A) and (n, 4) → (n,) fp32: classes as numbers, or values. n ≥ 1."""
-    o, draws = tuning.for_sample(), torch.empty(len(logits), device=logits.device)
+    o, draws = tuning.for_sample(), torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     launcher.run(
         "sample", (-(-len(logits) // o.tile),),
         {
@@ -89,7 +89,7 @@ def residual_block(
     written = x if x_next is None else x_next
     names = ("w_dilated", "b_dilated", "w_residual", "b_residual", "w_skip", "b_skip")
     launcher.run(
-        "residual_block", (-(-T // o.tile), batch),
+        "residual_block", (batch, -(-T // o.tile)),
         {
             "x": x, "x_next": written, "skip": skip, "x_stride": x.stride(0), "x_next_stride": written.stride(0),
             "skip_stride": skip.stride(0), "counts": counts, "projected": heard.projected, "first_q": heard.first_q,

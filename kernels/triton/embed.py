@@ -14,8 +14,8 @@ def embed(
     A_ROWS: tl.constexpr, IN_TAPS: tl.constexpr, R: tl.constexpr, ONE_HOT: tl.constexpr, TANH: tl.constexpr,
     N: tl.constexpr,
 ):  # fmt: skip
-    b = tl.program_id(1).to(tl.int64)
-    t = tl.program_id(0) * N + tl.arange(0, N)
+    b = tl.program_id(0).to(tl.int64)
+    t = tl.program_id(1) * N + tl.arange(0, N)
     valid = t < tl.load(counts + b)
     r = tl.arange(0, R)
     total = tl.zeros((N, R), tl.float32) + tl.load(b_input + r)[None, :]

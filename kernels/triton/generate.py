@@ -156,7 +156,8 @@ def generate(
     r, s, rr = tl.arange(0, R), tl.arange(0, S), tl.arange(0, BLOCK_R)
     j, jj = tl.arange(0, BLOCK_GATE), tl.arange(0, 2 * BLOCK_GATE)
 
-    # Rows of this tile's streams; 64-bit, because all rings together may exceed 2^31 elements.
+    # Rows of this tile's streams; 64-bit, because all streams together may have 2^31 elements of something or more. One
+    # stream, and the weights, have not: `model.check_size`.
     row = b.to(tl.int64)
     rings_row = rings + row * (SLOTS * R)
     inputs_row = inputs + row * IN_DEPTH

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wavenet_fast.config import CategoricalHead, Linear, WaveNetConfig
+from wavenet_fast.errors import BackendError
 from wavenet_fast.packing import hearing_format
 from wavenet_fast.signal import drawn_signal, fed_back
 
@@ -52,6 +53,7 @@ class Model:
     name, on the launcher's device."""
 
     def __init__(self, config: WaveNetConfig, packed: Mapping[str, Tensor], dtype: str, launcher: Launcher) -> None:
+        check_size(config)
         self.config, self.dtype, self.launcher, self.shape = config, dtype, launcher, Shape.of(config)
         self.operand = FORMATS[dtype]
         self._weights = dict(packed)
@@ -71,6 +73,9 @@ class Model:
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.launcher.device)
+
+    def zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float32, device=self.launcher.device)
 
     @property
     def weight_bytes(self) -> int:
@@ -137,9 +142,9 @@ class Model:
         """At most `steps` samples of every stream, `counts` (B,) int32 of each. Changes rings, inputs and filters in
         place, and not positions (B,) int64. See the arguments of `generate.generate`."""
         c, s, table = self.config, self.shape, self._tables
-        batch, device = len(rings), self.launcher.device
-        audio, draws = (torch.zeros(batch, steps, device=device) for _ in range(2))
-        made = Made(audio, draws, torch.zeros(batch, steps, c.out_channels, device=device) if logits else None)
+        batch = len(rings)
+        wanted = self.zeros(batch, steps, c.out_channels) if logits else None
+        made = Made(self.zeros(batch, steps), self.zeros(batch, steps), wanted)
         o = tuning.for_generate(s, self.dtype, self.launcher.capability, batch, self.launcher.multiprocessors)
         logits_room = self.empty(batch, s.A) if s.A > s.BLOCK_CLASSES else None
         skip_room = self.empty(batch, s.S).to(self.operand) if o.block_s < s.S else None
@@ -187,7 +192,7 @@ class Model:
         x = self.empty(batch, reach + T, s.R)
         o = tuning.for_embed()
         self.launcher.run(
-            "embed", (-(-T // o.tile), batch),
+            "embed", (batch, -(-T // o.tile)),
             {
                 "heard": heard_inputs, "x": x[:, reach:], "heard_stride": heard_inputs.stride(0),
                 "x_stride": x.stride(0), "counts": n_samples, "w_input": w["w_input"], "b_input": w["b_input"],
@@ -195,7 +200,7 @@ class Model:
                 "TANH": s.TANH, "N": o.tile,
             }, o,
         )  # fmt: skip
-        skip = torch.zeros(batch, T, s.S, device=self.launcher.device)
+        skip = self.zeros(batch, T, s.S)
         if not s.RUNNING:
             skip += w["b_skip"][0]
         for i in range(s.LAYERS):
@@ -262,6 +267,25 @@ class Model:
             }, o,
         )  # fmt: skip
         return audio
+
+
+def check_size(config: WaveNetConfig) -> None:
+    """Raises `BackendError` where the weights of all layers, or what a stream hears of one frame, have 2^31 elements or
+    more when padded: within these, and within the rings of a stream, which `config.MAX_RING_BYTES` keeps below that,
+    the kernels count in 32 bits."""
+    s = Shape.of(config)
+    columns = s.HOP if s.UPSAMPLING == 2 else 3
+    sizes = {
+        "dilated weights": s.LAYERS * s.K * s.R * 2 * s.HALF,
+        "skip weights": s.LAYERS * s.HALF * s.S, "weights of the head": s.H * max(s.S, s.A),
+        "projections of a frame": columns * s.LAYERS * 2 * s.HALF,
+    }  # fmt: skip
+    for name, size in sizes.items():
+        if size >= 2**31:
+            raise BackendError(
+                f"this model has {size:,} {name} when padded to powers of two; the triton kernels take fewer than"
+                f" {2**31:,}. Use backend 'cpu'"
+            )
 
 
 def trace_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:

@@ -41,7 +41,7 @@ __all__ = [
 ]  # fmt: skip
 
 _WEIGHTS = ("w_dilated", "b_dilated", "w_residual", "b_residual", "w_skip", "b_skip")
-_MAX_BATCH = 65535  # blocks of a grid along y
+_MAX_SAMPLES = 16 * 65535  # tiles of a grid along y
 
 
 # --- sample -------------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def _fit_block(
     sizes.fit("skip", skip, "B T S")
     for letter, low, high in (("G", 2, MAX_CHANNELS), ("R", 1, MAX_CHANNELS), ("K", 2, MAX_TAPS)):
         checks.whole(f"{letter} of w_dilated, (G, R, K),", sizes[letter], low, high)
-    for letter, low, high in (("B", 0, _MAX_BATCH), ("S", 1, MAX_CHANNELS)):
+    for letter, low, high in (("B", 0, INT32_MAX), ("T", 0, _MAX_SAMPLES), ("S", 1, MAX_CHANNELS)):
         checks.whole(f"{letter} of skip, (B, T, S),", sizes[letter], low, high)
     if sizes["G"] % 2:
         raise ShapeError(f"w_dilated has G = {sizes['G']} rows; it must have as many for the tanh as for the sigmoid")

@@ -85,14 +85,14 @@ def start(model: Ready, seeds: Sequence[int]) -> Streams:
             raise InputError(f"seeds[{i}] is {seed!r}; it must be an integer 0 … 2^64 − 1")
     config = decode(WaveNetConfig, msgspec.json.decode(model.config), "config")
     shape, device, B = Shape.of(config), model.packed[0].device, len(seeds)
-    inputs = torch.zeros(B, shape.IN_DEPTH, device=device)
+    inputs = torch.zeros(B, shape.IN_DEPTH, dtype=torch.float32, device=device)
     for tap in range(2, shape.IN_TAPS + 1):
         inputs[:, -tap] = -1.0 if isinstance(config.input, OneHotInput) else 0.0
     inputs[:, -1] = float(config.start)
     return Streams(
         torch.zeros(B, shape.SLOTS, shape.R, dtype=FORMATS[model.dtype], device=device),
         inputs,
-        torch.zeros(B, device=device),
+        torch.zeros(B, dtype=torch.float32, device=device),
         torch.zeros(B, dtype=torch.int64, device=device),
         torch.from_numpy(np.array(seeds, np.uint64).view(np.int64)).to(device),
     )

@@ -29,8 +29,8 @@ def residual_block(
     N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_GATE: tl.constexpr,
 ):  # fmt: skip
     """RESIDUAL: whether there is a next layer. BIASED_SKIP: skip' = (skip + g·W + bias)·skip_scale, else skip + g·W."""
-    b = tl.program_id(1).to(tl.int64)
-    t = tl.program_id(0) * N + tl.arange(0, N)
+    b = tl.program_id(0).to(tl.int64)
+    t = tl.program_id(1) * N + tl.arange(0, N)
     valid = t < tl.load(counts + b)
     r, s, rr = tl.arange(0, R), tl.arange(0, S), tl.arange(0, BLOCK_R)
     j, jj = tl.arange(0, BLOCK_GATE), tl.arange(0, 2 * BLOCK_GATE)

@@ -34,7 +34,9 @@ class Features:
                  sample, (hop·(last − first), C), shifted by `offset` already, and None"""
         up = self._config.conditioning.upsampling
         if first == last:
-            return torch.zeros(0, self._config.conditioning_channels), None if isinstance(up, Stages) else first
+            return torch.zeros(0, self._config.conditioning_channels, dtype=torch.float32), None if isinstance(
+                up, Stages
+            ) else first
         if isinstance(up, Stages):
             return torch.cat([self._samples(mel, held_first, frame) for frame in range(first, last)]), None
         known = held_first + mel.shape[1]

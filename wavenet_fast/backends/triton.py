@@ -24,6 +24,7 @@ from ..kernels.triton.launch import CudaLauncher, EmulatedLauncher, Launcher
 from ..kernels.triton.model import Heard, Model, trace_shapes
 from ..rng import uniforms
 from .features import Features
+from .gpu import cuda_index
 from .host_engine import Call, HostEngine
 from .host_state import HostState
 
@@ -39,7 +40,7 @@ def launcher_for(device: str) -> Launcher:
     """ "cuda", "cuda:N", "emulated" (as compiled for sm_90) or "emulated:sm_N"."""
     if (emulated := re.fullmatch(r"emulated(?::sm_(\d+))?", device)) is not None:
         return EmulatedLauncher(int(emulated[1] or 90))
-    return CudaLauncher(torch.device(device))
+    return CudaLauncher(torch.device("cuda", cuda_index(device)))
 
 
 class TritonState(HostState):
@@ -178,7 +179,7 @@ class TritonEngine(HostEngine[TritonState]):
             rows.append(part)
             first_q[b] = 0 if begin is None else first * hop + c.conditioning.offset - begin * hop
         width = max(len(part) for part in rows)
-        features = torch.zeros(state.batch, max(width, 1), c.conditioning_channels)
+        features = torch.zeros(state.batch, max(width, 1), c.conditioning_channels, dtype=torch.float32)
         for b, part in enumerate(rows):
             features[b, : len(part)] = part
         last_column = np.array([max(len(part) - 1, 0) for part in rows], np.int32)
