@@ -272,6 +272,14 @@ def test_the_sampling_kernel_draws_what_sampling_draws(head: Any) -> None:
             np.testing.assert_allclose(draws[clear], expected[clear], rtol=0, atol=VALUE)
 
 
+def test_loading_runs_the_loop_for_no_sample_and_says_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = engine_of("two-classes", "fp32", 80).model
+    model.load()
+    monkeypatch.setitem(tuning.SHARED_KIB, 80, 1)
+    with pytest.raises(BackendError, match=r"'generate' of this model needs \d+ KiB of shared memory.* has 1\."):
+        model.load()
+
+
 def test_models_beyond_32_bit_counts_are_refused() -> None:
     check_size(small(residual_channels=512, gate_channels=512, kernel_size=2, dilations=(512,) * 30))
     with pytest.raises(BackendError, match="dilated weights"):

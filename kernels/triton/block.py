@@ -41,8 +41,12 @@ def residual_block_reference(
     """`ops.residual_block` in PyTorch, on any device: same arguments, same meaning. Products are summed in fp32, or in
     float64 where all tensors are."""
     T = skip.shape[1]
-    taps = F.conv1d(_rounded(x, dtype).mT, _rounded(w_dilated, dtype), b_dilated, dilation=dilation)
-    a, b = (taps.mT + conditioning).chunk(2, dim=-1)
+    # Products of matrices, because a convolution on a GPU would be in tf32.
+    x_operands, weights = _rounded(x, dtype), _rounded(w_dilated, dtype)
+    z = conditioning if b_dilated is None else conditioning + b_dilated
+    for k in range(weights.shape[2]):
+        z = z + F.linear(x_operands[:, k * dilation : k * dilation + T], weights[:, :, k])
+    a, b = z.chunk(2, dim=-1)
     gate = _rounded(torch.tanh(a) * torch.sigmoid(b), dtype)
     skip = skip + F.linear(gate, _rounded(w_skip, dtype), b_skip)
     if w_residual is None:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .stages import sound_of
+from .stages import clipped, sound_of
 
 
 @triton.jit(do_not_specialize=["batch", "steps", "stride"])
@@ -24,7 +24,7 @@ def decode(
         drawn = tl.load(draws + row + i, mask=active, other=0.0)
         past = tl.load(heard + row + i, mask=active, other=0.0)
         emphasised = sound_of(drawn, sound, memory, active, preemphasis, mu, DRAWS_CLASSES, COMPANDED)
-        tl.store(audio + row + i, tl.clamp(emphasised / gain, -1.0, 1.0), mask=active)
+        tl.store(audio + row + i, clipped(emphasised / gain), mask=active)
         emphasised = sound_of(past, sound, memory, active, preemphasis, mu, HEARD_CLASSES, COMPANDED)
         memory = tl.where(active, emphasised, memory)
     tl.debug_barrier()  # several threads have read a stream's filter, and one of them writes it

@@ -6,7 +6,7 @@ import triton.language as tl
 from .stages import add_input, tangent
 
 
-@triton.jit(do_not_specialize=["heard_stride", "x_stride"])
+@triton.jit(do_not_specialize=["heard_stride"])
 def embed(
     # heard (B, IN_TAPS + T): x[t−1] of the sample t = 0 at column IN_TAPS − 1, older ones before it; classes as numbers
     # and −1 for none. x: (B, T, R) fp32, rows of x_stride an utterance.

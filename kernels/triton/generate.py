@@ -24,6 +24,7 @@ from .stages import (
     add_input,
     at,
     choose,
+    clipped,
     column_of_sample,
     draw_value,
     gate,
@@ -68,7 +69,7 @@ def hidden_to_logits(
     OP: tl.constexpr, UPCAST: tl.constexpr, TRACE: tl.constexpr, N: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """1×1, ReLU, 1×1: operands x (N, S), or rows of them in memory where BLOCK_S < S → logits (N, C) of the classes
-    `columns` (C,)."""
+    `columns` (C,). Where classes come in several blocks, the hidden layer is made again for each."""
     s, h = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_HIDDEN)
     logits = tl.zeros((N, C), tl.float32) + tl.load(b_out + columns)[None, :]
     for first in range(0, H, BLOCK_HIDDEN):
@@ -206,22 +207,22 @@ def generate(
             for first in range(0, HALF, BLOCK_GATE):
                 # dilated: conditioning and bias, the past from its rings, the newest tap last
                 g, gg = first + j, 2 * first + jj
-                heard = layer * (2 * HALF)
-                z = hear(left_row + heard, right_row + heard, weight, gg, active, UPSAMPLING)
+                offset = layer * (2 * HALF)
+                z = hear(left_row + offset, right_row + offset, weight, gg, active, UPSAMPLING)
                 if TRACE:
                     traced = conditioning_trace + (out * LAYERS + layer) * (2 * HALF)
                     tl.store(traced[:, None] + gg[None, :], z, mask=active[:, None])
-                z += tl.load(b_dilated + heard + gg)[None, :]
+                z += tl.load(b_dilated + offset + gg)[None, :]
                 w_layer = w_dilated + layer * (K * R * 2 * HALF)
                 for k in tl.static_range(K):
                     slot = (now - (K - 1 - k) * dilation) & around
-                    for c in range(0, R, BLOCK_R):
+                    for first_r in range(0, R, BLOCK_R):
                         if BLOCK_R == R and k + 1 == K:
                             x_then = x_operand
                         else:
-                            part = ring + (slot * R + c)
+                            part = ring + (slot * R + first_r)
                             x_then = tl.load(part[:, None] + rr[None, :], mask=active[:, None], other=0.0)
-                        z = product(x_then, tl.load(tap_matrix(w_layer, k, c + rr, gg, R, HALF)), z, UPCAST)
+                        z = product(x_then, tl.load(tap_matrix(w_layer, k, first_r + rr, gg, R, HALF)), z, UPCAST)
 
                 # gate
                 gated = gate(z, N, BLOCK_GATE)
@@ -290,7 +291,7 @@ def generate(
 
         # The draw becomes sound and, unless the history is forced, the newest input.
         emphasised = sound_of(drawn, sound, memory, active, preemphasis, mu, HEAD == 0, COMPANDED)
-        tl.store(audio + out, tl.clamp(emphasised / gain, -1.0, 1.0), mask=active)
+        tl.store(audio + out, clipped(emphasised / gain), mask=active)
         tl.store(draws + out, drawn, mask=active)
         heard = drawn
         if FORCED:

@@ -61,11 +61,11 @@ class CudaLauncher:
         self.multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
 
     def run(self, name: str, grid: Grid, arguments: Mapping[str, Any], options: Options) -> None:
-        """See `Launcher`. Raises `BackendError` where the kernel does not fit this GPU."""
+        """See `Launcher`. Raises `BackendError` where the kernel does not fit this GPU or cannot be compiled for it."""
         try:
-            with torch.cuda.device(self.device):
+            with _compiling, torch.cuda.device(self.device):
                 KERNELS[name][grid](**arguments, num_warps=options.warps, num_stages=options.stages)
-        except triton.runtime.errors.OutOfResources as error:
+        except (triton.runtime.errors.TritonError, triton.compiler.errors.CompilationError) as error:
             raise BackendError(
                 f"the kernel {name!r} of this model does not fit {torch.cuda.get_device_name(self.device)}: {error}. "
                 "Use backend 'cpu', or a model with fewer channels"
@@ -148,6 +148,7 @@ class _NoGpu:
 
 
 _compiling = threading.Lock()
+"""Held while Triton compiles or launches: `_without_gpu` changes its driver for the whole process."""
 
 
 @contextmanager

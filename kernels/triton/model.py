@@ -64,7 +64,8 @@ class Model:
     def from_weights(
         cls, config: WaveNetConfig, weights: Mapping[str, NDArray[np.float32]], dtype: str, launcher: Launcher
     ) -> Model:
-        """Raises `BackendError` where a weight is too large for fp16."""
+        """Raises `BackendError` where a weight is too large for fp16, and what `check_size` raises."""
+        check_size(config)
         return cls(config, packed_tensors(config, weights, dtype, launcher.device), dtype, launcher)
 
     def tensor(self, array: NDArray[Any]) -> Tensor:
@@ -90,10 +91,8 @@ class Model:
         bias = self._weights["b_project"]
         if "speaker" not in self._weights:
             return bias.expand(len(speakers), -1).contiguous()
-        matrix = self._weights["speaker"]
-        # One vector after the other: a product of many may add in another order.
-        shares = [(vector[:, None] * matrix).sum(0) for vector in speakers]
-        return torch.stack([bias + (share + self._weights["b_speaker"]) for share in shares])
+        begin = (bias + self._weights["b_speaker"])[None]
+        return self._dense(speakers, self._weights["speaker"], begin, len(speakers), "fp32")
 
     def project(self, features: Tensor, starts: Tensor) -> Tensor:
         """(B, n, C) → (B, n, LAYERS, 2·HALF), rounded to bf16 where the kernels interpolate in bf16."""
@@ -171,6 +170,16 @@ class Model:
             }, o,
         )  # fmt: skip
         return made
+
+    def load(self) -> None:
+        """Compile the sample loop for this device and run it for no sample. Raises `BackendError` where it does not
+        fit."""
+        s, device = self.shape, self.launcher.device
+        none = torch.zeros(1, dtype=torch.int32, device=device)
+        heard = Heard(self.zeros(1, 1, s.LAYERS, 2 * s.HALF), none, none)
+        rings = torch.zeros(1, s.SLOTS, s.R, dtype=self.operand, device=device)
+        inputs, filters = self.zeros(1, s.IN_DEPTH), self.zeros(1)
+        self.generate(rings, inputs, filters, none.long(), none.long(), none, heard, steps=1, temperature=1.0)
 
     @property
     def _mu(self) -> float:

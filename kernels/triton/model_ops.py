@@ -130,7 +130,7 @@ def generate(
     returns      audio float32 (B, steps) in −1 … 1; draws, int64 classes or float32 values, (B, steps); and the logits,
                  float32 (B, steps, A), or None. Beyond a stream's count all are zero
 
-    Waits for the device once, to look at what would lead a kernel out of its tables: positions, counts, columns and
+    Waits for the device, to look at what would lead a kernel out of its tables: positions, counts, columns and
     classes. Raises `InputError` for those.
     """
     s = streams
@@ -147,7 +147,10 @@ def generate(
     if last_column is None:
         last_column = everywhere(projected.shape[1] - 1 if projected.ndim > 1 else 0)
     if first_q is None:
-        first_q = (s.positions + model.first_q).clamp(-1, INT32_MAX).to(torch.int32)
+        first_q = s.positions + model.first_q
+        if B and int(first_q.max()) > INT32_MAX - steps:
+            raise InputError("a stream is beyond 2^31 samples; give first_q, and the columns from its place on")
+        first_q = first_q.clamp(-1).to(torch.int32)
     audio, draws, made = _generate(
         s.rings, s.inputs, s.filters, s.positions, s.seeds, counts, projected, first_q, last_column, forced,
         model.packed, model.config, model.dtype, steps, float(temperature), bool(logits), checks.target(emulated),

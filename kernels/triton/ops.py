@@ -58,7 +58,7 @@ def sample(
     temperature  above 0: divides class and component logits and multiplies scales
     returns      int64 (...) classes for a categorical head, else float32 (...) values in −1 … 1
 
-    What the tensors hold is not looked at, because that would wait for the GPU: from NaN comes class 0, or NaN.
+    What the tensors hold is not looked at, because that would wait for the GPU: from NaN comes class 0, or −1.
     """
     checks.tensors(logits=logits, uniforms=uniforms)
     kind, size, floor = _described(head)

@@ -11,10 +11,9 @@ import triton.language as tl
 from .stages import column_of_sample, gate, hear, matrix, operand, product, tap_matrix
 
 
-# One compiled kernel for all layers and for every number of samples.
-@triton.jit(
-    do_not_specialize=["x_stride", "x_next_stride", "skip_stride", "projected_stride", "column_stride", "dilation"]
-)
+# One compiled kernel for all layers and for every number of samples: strides are multiples of 16 elements, as the JIT
+# sees, which lets it move several at a time.
+@triton.jit(do_not_specialize=["dilation"])
 def residual_block(
     # x (B, (K−1)·dilation + T, R) fp32: first what was before, oldest first, then the samples; x_next (B, T, R), rows
     # of x_next_stride; skip (B, T, S) fp32, changed in place.

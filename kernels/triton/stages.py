@@ -3,8 +3,9 @@
 A tile is (N, channels): N streams in `generate`, N samples in `residual_block`. Channels are padded with zeros to a
 power of two, because Triton's tiles are; weights of padded channels are zero, so padded activations stay zero.
 
-Same order everywhere. Every sum over channels is a `tl.dot`, which adds along its inner dimension in order, for each
-row on its own. Hence no bit depends on N, on the row that a stream has in its tile, or on how threads share a tile.
+Same order everywhere. Every sum over channels is a `tl.dot`, which takes its inner dimension in order, in steps of as
+many terms as the instruction has, whatever N is, and each row on its own. Hence no bit depends on N, on the row that a
+stream has in its tile, or on how threads share a tile.
 `tl.sum` and `tl.cumsum` add as the layout of a tile happens to suggest; they are used only where at most one term is
 not zero, or for integers.
 
@@ -47,6 +48,12 @@ def product(a, w, acc, UPCAST: tl.constexpr):
     if UPCAST:
         a, w = a.to(tl.float32), w.to(tl.float32)
     return tl.dot(a, w, acc, input_precision="ieee")
+
+
+@triton.jit
+def clipped(x):
+    """To −1 … 1; a NaN becomes −1."""
+    return tl.minimum(tl.maximum(x, -1.0), 1.0)
 
 
 @triton.jit
@@ -254,7 +261,7 @@ def draw_value(
     scale = tl.minimum(tl.exp(log_scale) * temperature, FLOAT_MAX)
     v = tl.clamp(u1, 1e-5, 1.0 - 1e-5)
     quantile = normal_quantile(v) if GAUSSIAN else tl.log(v) - tl.log(1.0 - v)
-    return tl.clamp(mean + scale * quantile, -1.0, 1.0)
+    return clipped(mean + scale * quantile)
 
 
 @triton.jit

@@ -29,10 +29,12 @@ from .host_engine import Call, HostEngine
 from .host_state import HostState
 
 DTYPES = ("fp32", "fp16", "bf16")
-_PROJECTED_BYTES = 128 << 20
-"""Of the projected conditioning of one launch, unless a single frame of the batch needs more."""
-_LAUNCH_SAMPLES = 8192
-"""Of one stream in one launch: between launches progress is told and Ctrl-C heard."""
+_WINDOW_BYTES = 128 << 20
+"""Of what the samples of one window hear, and of their activations where all are made at once; more only where a single
+frame of the batch needs it."""
+_LAUNCH_PRODUCTS = 1 << 33
+"""Multiply-adds of one stream in one launch, about: between launches progress is told and Ctrl-C heard, and a driver
+that watches over a display does not lose patience."""
 _STATE_FORMAT = "triton 1"
 
 
@@ -54,11 +56,11 @@ class TritonState(HostState):
         shape = (batch, model.shape.SLOTS, model.shape.R)
         try:
             self.rings = torch.zeros(shape, dtype=model.operand, device=model.launcher.device)
-        except RuntimeError as error:  # torch's for memory that is not there, on a GPU and elsewhere
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
             size = np.prod(shape, dtype=float) * model.operand.itemsize / 2**30
-            raise InputError(
-                f"{batch} streams need {size:.1f} GiB of history, which is not there; use fewer"
-            ) from error
+            raise InputError(f"{batch} streams need {size:.1f} GiB of history, which is not there; use fewer") from None
         super().__init__(engine, seeds, speakers)
 
     def _zero_rings(self, mask: NDArray[np.bool_]) -> None:
@@ -79,6 +81,11 @@ class TritonState(HostState):
 
     def _put_back_rings(self, copied: Tensor) -> None:
         self.rings.copy_(copied)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says so, of a GPU or of this machine."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,8 @@ class TritonEngine(HostEngine[TritonState]):
         self.model = Model.from_weights(config, weights, dtype, launcher)
         self.isa = f"sm_{launcher.capability}" + ("" if device.startswith("cuda") else f", {device.partition(':')[0]}")
         self._features = Features(config, weights)
+        if launcher.device.type == "cuda":
+            self.model.load()
 
     @property
     def weight_bytes(self) -> int:
@@ -144,6 +153,17 @@ class TritonEngine(HostEngine[TritonState]):
 
     # --- one call -----------------------------------------------------------------------------------------------
 
+    def _advance(self, state: TritonState, *arguments: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        try:
+            return super()._advance(state, *arguments)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            raise InputError(
+                f"{state.batch} streams at once need more memory than {self.model.launcher.device} has left (a copy of"
+                " their histories is kept while a call runs, so that a failure can undo it); use fewer"
+            ) from None
+
     def _run(self, state: TritonState, call: Call) -> None:
         starts = self.model.starts(self.model.tensor(state.speakers))
         total, made = int(call.counts.sum()), 0
@@ -159,8 +179,11 @@ class TritonEngine(HostEngine[TritonState]):
 
     def _windows(self, state: TritonState, call: Call) -> Iterator[_Window]:
         s, hop = self.model.shape, self.config.hop_length
-        column = s.LAYERS * 2 * s.HALF * 4 * (hop if s.UPSAMPLING == 2 else 1)
-        frames = max(1, min(_PROJECTED_BYTES // (column * state.batch) - 2, _LAUNCH_SAMPLES // hop))
+        frame = s.LAYERS * 2 * s.HALF * (hop if s.UPSAMPLING == 2 else 1)
+        if call.forced is not None:
+            frame += hop * (2 * s.R + 2 * s.S + s.H + 2 * s.A)
+        sample = s.LAYERS * s.HALF * (2 * s.K * s.R + s.R + s.S) + s.H * (s.S + s.A)
+        frames = max(1, min(_WINDOW_BYTES // (4 * frame * state.batch) - 2, _LAUNCH_PRODUCTS // (sample * hop)))
         if call.stages is not None:
             frames = call.longest // hop
         for done in range(0, call.longest, frames * hop):
@@ -280,4 +303,5 @@ class TritonEngine(HostEngine[TritonState]):
         taps = np.arange(state.inputs.shape[1])
         for b, count in enumerate(window.counts):
             state.inputs[b] = history[b, count + taps]
-        self._give(call, window, audio.cpu().numpy(), draws.cpu().numpy(), logits[..., : c.out_channels].cpu())
+        wanted = None if call.logits is None else logits[..., : c.out_channels].cpu()
+        self._give(call, window, audio.cpu().numpy(), draws.cpu().numpy(), wanted)
