@@ -43,7 +43,6 @@ TABLE = Path(__file__).parent / "results" / "triton-compiled.json"
 TARGETS = (80, 86, 89, 90, 100, 120)
 SHAPES = ("tiny", "voice", "nv-medium", "r9y9-mol")
 FRAMES = 2
-H100_MULTIPROCESSORS = 132
 
 PRODUCTS = ("generate", "residual_block", "dense")
 
@@ -54,17 +53,15 @@ INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel to compile. `tile` is asked of `generate` only: 32 is what it takes for many streams."""
+    """One kernel to compile."""
 
     kernel: str
     shape: str
     dtype: str
     target: int
-    tile: int = 16
 
     def __str__(self) -> str:
-        tile = f", {self.tile} streams a program" if self.kernel == "generate" else ""
-        return f"{self.kernel} of {self.shape} in {self.dtype} for sm_{self.target}{tile}"
+        return f"{self.kernel} of {self.shape} in {self.dtype} for sm_{self.target}"
 
 
 @dataclass(frozen=True)
@@ -78,13 +75,13 @@ class Recorded:
 
 class RecordingLauncher:
     """Runs nothing and keeps of every kernel the first launch whose operands have the model's number format: where
-    that is fp16, conditioning is projected in fp32. With no multiprocessors any number of streams is many."""
+    that is fp16, conditioning is projected in fp32."""
 
     device = torch.device("cpu")
     upcast = False
 
-    def __init__(self, dtype: str, capability: int, multiprocessors: int = H100_MULTIPROCESSORS) -> None:
-        self.format, self.capability, self.multiprocessors = TYPES[dtype], capability, multiprocessors
+    def __init__(self, dtype: str, capability: int) -> None:
+        self.format, self.capability = TYPES[dtype], capability
         self.launches: dict[str, Recorded] = {}
 
     def run(self, name: str, grid: tuple[int, ...], arguments: Mapping[str, Any], options: Options) -> None:
@@ -98,12 +95,11 @@ class RecordingLauncher:
 def cases() -> list[Case]:
     """All of the table."""
     return [
-        Case(kernel, shape, dtype, target, tile)
+        Case(kernel, shape, dtype, target)
         for shape in SHAPES
         for dtype in DTYPES
         for target in TARGETS
         for kernel in KERNELS
-        for tile in ((16, 32) if kernel == "generate" else (16,))
     ]
 
 
@@ -113,9 +109,9 @@ def weights_of(shape: str) -> Mapping[str, Any]:
 
 
 @lru_cache(maxsize=2)
-def launches_of(shape: str, dtype: str, target: int, tile: int = 16, streams: int = 3) -> Mapping[str, Recorded]:
+def launches_of(shape: str, dtype: str, target: int, streams: int = 3) -> Mapping[str, Recorded]:
     """Kernel → its launch when so many streams speak, and then are told what they said."""
-    launcher = RecordingLauncher(dtype, target, H100_MULTIPROCESSORS if tile == 16 else 0)
+    launcher = RecordingLauncher(dtype, target)
     engine = TritonEngine(case(shape), weights_of(shape), dtype, "recorded", launcher)
     config, batch = engine.config, streams
     samples = FRAMES * config.hop_length
@@ -131,7 +127,7 @@ def launches_of(shape: str, dtype: str, target: int, tile: int = 16, streams: in
 
 def compiled(case: Case) -> dict[str, Any]:
     """One row of the table."""
-    launch = launches_of(case.shape, case.dtype, case.target, case.tile)[case.kernel]
+    launch = launches_of(case.shape, case.dtype, case.target)[case.kernel]
     kernel = compile_for(case.kernel, launch.arguments, launch.options, case.target)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -174,17 +170,13 @@ def compiler() -> dict[str, str]:
 # --- limits -----------------------------------------------------------------------------------------------------
 
 
-def faults(row: Mapping[str, Any], recorded: Mapping[str, Any] | None = None) -> list[str]:
-    """What of a row no version of the compiler may do. Spills are forgiven as far as they are `recorded`, in fp32 and
-    for 32 streams a program; in 16 bit for 16 streams there are none."""
+def faults(row: Mapping[str, Any]) -> list[str]:
+    """What of a row no version of the compiler may do."""
     found = []
     if row["shared_bytes"] > row["shared_limit"]:
         found.append(f"{row['shared_bytes']} bytes of shared memory; the target has {row['shared_limit']}")
-    spills, known = row["spill_stores"] + row["spill_loads"], 0
-    if recorded is not None and (row["dtype"] == "fp32" or row["tile"] > 16):
-        known = recorded["spill_stores"] + recorded["spill_loads"]
-    if spills > known:
-        found.append(f"{spills} loads and stores of spilled registers; {known} are known")
+    if spills := row["spill_stores"] + row["spill_loads"]:
+        found.append(f"{spills} loads and stores of spilled registers")
     tensor = sum(row["tensor"].values())
     if row["dtype"] == "fp32" and tensor:
         found.append(f"{tensor} tensor-core instructions, which round fp32")

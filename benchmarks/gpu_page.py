@@ -92,7 +92,7 @@ def peaks(told: Row) -> str:
 
 def compile_tables(told: Row) -> dict[str, str]:
     """Mark → table, of triton-compiled.json."""
-    rows = [row for row in told["kernels"] if row["kernel"] == "generate" and row["tile"] == 16]
+    rows = [row for row in told["kernels"] if row["kernel"] == "generate"]
     shapes, targets = list(dict.fromkeys(r["shape"] for r in rows)), list(dict.fromkeys(r["target"] for r in rows))
     of = {(row["shape"], row["dtype"], row["target"]): row for row in rows}
 
@@ -104,7 +104,7 @@ def compile_tables(told: Row) -> dict[str, str]:
     spilled = [row for row in told["kernels"] if row["spill_stores"] or row["spill_loads"]]
     listed = {
         f"{row['kernel']} {row['shape']} {row['dtype']} sm_{row['target']}": [
-            str(row["tile"]), str(row["spill_stores"]), str(row["spill_loads"]),
+            str(row["spill_stores"]), str(row["spill_loads"]),
         ]
         for row in spilled
     }  # fmt: skip
@@ -112,7 +112,7 @@ def compile_tables(told: Row) -> dict[str, str]:
     by = told["compiler"]
     return {
         "compiled": table([f"{shape} bf16" for shape in shapes], lines),
-        "spills": f"{text}:\n\n{table(['streams a program', 'stores', 'loads'], listed)}" if spilled else f"{text}.",
+        "spills": f"{text}:\n\n{table(['stores', 'loads'], listed)}" if spilled else f"{text}.",
         "compiler": "; ".join(f"{tool} {version}" for tool, version in by.items()),
     }
 

@@ -165,7 +165,7 @@ def test_tiles_blocks_and_warps_change_no_bit(
     name: str, dtype: str, options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(name, dtype, 90)
-    usual = tuning.for_generate(engine.model.shape, dtype, 90, 3, 132)
+    usual = tuning.for_generate(engine.model.shape, dtype, 90)
     assert (usual.tile, usual.block_r, usual.block_gate) != (options.tile, options.block_r, options.block_gate)
     frames, draws, logits, state = spoken(name, dtype, 90)
     monkeypatch.setattr(tuning, "for_generate", lambda *given: options)

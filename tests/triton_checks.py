@@ -30,7 +30,7 @@ class InterpretedLauncher:
     """Kernels through Triton's interpreter: TRITON_INTERPRET=1 must have been set before triton was imported."""
 
     device = torch.device("cpu")
-    capability, multiprocessors, upcast = 90, 132, True
+    capability, upcast = 90, True
 
     def run(self, name: str, grid: tuple[int, ...], arguments: Mapping[str, Any], options: Any) -> None:
         KERNELS[name][grid](**arguments)

@@ -41,7 +41,6 @@ class Launcher(Protocol):
     device: torch.device
     capability: int
     """Of the GPU that the kernels are compiled for: 90 is sm_90."""
-    multiprocessors: int
     upcast: bool
     """Whether products in bf16 must be made in fp32: Triton's interpreter."""
 
@@ -58,7 +57,6 @@ class CudaLauncher:
         self.device = device
         major, minor = torch.cuda.get_device_capability(device)
         self.capability = major * 10 + minor
-        self.multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
 
     def run(self, name: str, grid: Grid, arguments: Mapping[str, Any], options: Options) -> None:
         """See `Launcher`. Raises `BackendError` where the kernel does not fit this GPU or cannot be compiled for it."""
@@ -79,7 +77,6 @@ class EmulatedLauncher:
 
     device = torch.device("cpu")
     upcast = False
-    multiprocessors = 132
 
     def __init__(self, capability: int = 90, mode: Mode = "plain", seed: int = 0) -> None:
         self.capability, self.mode, self.seed = capability, mode, seed

@@ -144,7 +144,7 @@ class Model:
         batch = len(rings)
         wanted = self.zeros(batch, steps, c.out_channels) if logits else None
         made = Made(self.zeros(batch, steps), self.zeros(batch, steps), wanted)
-        o = tuning.for_generate(s, self.dtype, self.launcher.capability, batch, self.launcher.multiprocessors)
+        o = tuning.for_generate(s, self.dtype, self.launcher.capability)
         logits_room = self.empty(batch, s.A) if s.A > s.BLOCK_CLASSES else None
         skip_room = self.empty(batch, s.S).to(self.operand) if o.block_s < s.S else None
         names = ("w_input", "b_input", "w_dilated", "b_dilated", "w_residual", "b_residual", "w_skip", "b_skip",

@@ -37,14 +37,13 @@ def shared_limit(capability: int) -> int:
     return SHARED_KIB[max((c for c in SHARED_KIB if c <= capability), default=80)] * 1024
 
 
-def for_generate(shape: Shape, dtype: str, capability: int, streams: int, multiprocessors: int) -> Options:
-    """16 streams a program, the fewest rows that tensor cores take; 32 where 16 would not leave a multiprocessor for
-    every program. 8 warps: with 4 the draw and the panels of weights do not fit 255 registers a thread."""
-    tile = 16 if streams <= 16 * multiprocessors else 32
+def for_generate(shape: Shape, dtype: str, capability: int) -> Options:
+    """16 streams a program, the fewest rows that tensor cores take: with 32 the compiler spills registers of several
+    shapes. 8 warps: with 4 the draw and the panels of weights do not fit 255 registers a thread."""
     gate, stages = _block_gate(shape.block, dtype, capability)
     hidden = _block_hidden(shape, dtype, capability)
     r, s = _inputs(shape.R, dtype, capability), _inputs(shape.S, dtype, capability)
-    return Options(tile, 8, stages, r, gate, s, hidden)
+    return Options(16, 8, stages, r, gate, s, hidden)
 
 
 def for_residual_block(shape: BlockShape, dtype: str, capability: int) -> Options:
