@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,8 @@ from wavenet_fast.kernels.triton.calls import TYPES
 from wavenet_fast.kernels.triton.launch import KERNELS, compile_for
 from wavenet_fast.kernels.triton.tuning import Options, shared_limit
 
+from wavenet_fast.backends import usable_cores
+from wavenet_fast.backends.selftest import sources_hash
 from wavenet_fast.backends.triton import DTYPES, TritonEngine
 from wavenet_fast.bench_gate import forced_history
 from wavenet_fast.cases import case, random_weights
@@ -209,28 +214,56 @@ def sample_of_cases() -> list[Case]:
     return list(dict.fromkeys(chosen))
 
 
+def rows_of(chosen: list[Case], path: Path | None, jobs: int) -> Iterator[dict[str, Any]]:
+    """Compiled by so many processes. Rows that the file holds of these very kernels and compilers are taken from it,
+    and it is whole after every row, so that a run may be ended and begun again."""
+    known: dict[Case, dict[str, Any]] = {}
+    if path is not None and path.exists():
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if (told["compiler"], told.get("sources")) == (compiler(), sources_hash()):
+            known = recorded_table(path)[1]
+    # Begun afresh, not forked: torch has threads.
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        pending = {case: pool.submit(compiled, case) for case in chosen if case not in known}
+        try:
+            for case in tqdm(chosen, "compile", disable=None, unit=" kernels"):
+                known[case] = known[case] if case in known else pending[case].result()
+                if path is not None and case in pending:
+                    write(path, known)
+                yield known[case]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def write(path: Path, rows: Mapping[Case, dict[str, Any]]) -> None:
+    """The table in place of what was there, all at once, a line a row."""
+    lines = ",\n".join(json.dumps(rows[case]) for case in cases() if case in rows)
+    head = f'"compiler": {json.dumps(compiler())},\n"sources": "{sources_hash()}"'
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(f'{{{head},\n"kernels": [\n{lines}\n]}}\n', encoding="utf-8")
+    os.replace(beside, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--json", type=Path, help="where the table goes")
+    parser.add_argument("--json", type=Path, help="where the table goes; what it already holds is not compiled again")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=SHAPES)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument("--kernels", nargs="+", choices=list(KERNELS), default=list(KERNELS))
     parser.add_argument("--targets", nargs="+", type=int, choices=TARGETS, default=TARGETS)
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="processes")
     args = parser.parse_args()
     chosen = [
         c for c in cases()
         if c.shape in args.shapes and c.dtype in args.dtypes and c.kernel in args.kernels and c.target in args.targets
     ]  # fmt: skip
-    rows, wrong = [], 0
-    for one in tqdm(chosen, "compile", disable=None, unit=" kernels"):
-        rows.append(row := compiled(one))
+    wrong = 0
+    for row in rows_of(chosen, args.json, args.jobs):
         for fault in faults(row):
             wrong += 1
-            tqdm.write(f"{one}: {fault}")
-    if args.json:
-        lines = ",\n".join(json.dumps(row) for row in rows)
-        args.json.write_text(f'{{"compiler": {json.dumps(compiler())},\n"kernels": [\n{lines}\n]}}\n')
-    print(f"{len(rows)} kernels, {wrong} faults")
+            tqdm.write(f"{row['kernel']} {row['shape']} {row['dtype']} sm_{row['target']}, tile {row['tile']}: {fault}")
+    print(f"{len(chosen)} kernels, {wrong} faults")
     raise SystemExit(1 if wrong else 0)
 
 
