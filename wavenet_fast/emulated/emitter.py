@@ -46,6 +46,16 @@ SPECIAL = {
 }
 
 
+# Bytes of stack for what the runtime and the sanitizers do below a kernel's own functions.
+RESERVE = 128 << 10
+
+
+def frame(function: Function) -> int:
+    """Bytes of stack that a function may need: its variables, and what the compiler keeps per instruction."""
+    variables = [variable for scope in function.scopes for variable in scope.variables.values()]
+    return 1024 + 512 * len(function.body) + sum((v.size or 0) + max(v.align, 64) for v in variables)
+
+
 @dataclass(frozen=True)
 class Site:
     """A place that a mutation can break; its number is its position in `Translation.sites`."""
@@ -66,6 +76,8 @@ class Translation:
     counters: list[str] = field(default_factory=list)
     # Kernel → bytes of its `.shared` variables, before the dynamic part.
     shared: dict[str, int] = field(default_factory=dict)
+    # Kernel → bytes of the `.local` variables of a thread, those of all functions together.
+    local: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -146,9 +158,12 @@ class Emitter:
 
     # ---- operands
 
-    @staticmethod
-    def vector(operand: str) -> list[str]:
-        return [piece.strip() for piece in operand[1:-1].split(",")] if operand.startswith("{") else [operand]
+    def vector(self, operand: str, count: int | None = None) -> list[str]:
+        """The registers of an operand in braces; `count` is how many there must be."""
+        pieces = [piece.strip() for piece in operand[1:-1].split(",")] if operand.startswith("{") else [operand]
+        if count is not None and len(pieces) != count:
+            raise self.error(f"`{operand}` has {len(pieces)} registers; needed: {count}")
+        return pieces
 
     def value(self, operand: str, kind: str) -> str:
         """An operand as C++ expression of the unsigned word that holds `kind`; for a predicate, a bool."""
@@ -159,6 +174,7 @@ class Emitter:
             name, held = self.register(operand)
             if held == "pred":
                 raise self.error(f"`{operand}` is a predicate")
+            self._wide_enough(operand, held, kind)
             return name if SIZES[held] == size else f"{word(kind)}({name})"
         if operand in SPECIAL:
             return f"{word(kind)}({SPECIAL[operand]})"
@@ -173,6 +189,12 @@ class Emitter:
         if re.fullmatch(r"-?\d+\.\d*(e[-+]?\d+)?", operand) and size in (4, 8):
             return f"raw(f{8 * size}({operand}))"
         return f"{word(kind)}({self._symbol(operand)})"
+
+    def _wide_enough(self, register: str, held: str, kind: str) -> None:
+        if (held == "pred") != (kind == "pred"):
+            raise self.error(f"`{register}` is of type .{held}; needed: .{kind}")
+        if SIZES[held] < SIZES[kind]:
+            raise self.error(f"`{register}` has {8 * SIZES[held]} bits; needed: {8 * SIZES[kind]}")
 
     def _predicate(self, operand: str) -> str:
         if re.fullmatch(r"-?\d+", operand):
@@ -253,6 +275,7 @@ class Emitter:
         if target == "_":
             return self.write(f"(void)({value});")
         name, held = self.register(target)
+        self._wide_enough(target, held, kind)
         if held == "pred" or SIZES[held] == SIZES[kind]:
             return self.write(f"{name} = {value};")
         if kind[0] == "s" and SIZES[held] > SIZES[kind]:
@@ -305,6 +328,7 @@ class Emitter:
             )
         pieces = [piece.strip() for group in (results, arguments) for piece in group[1:-1].split(",") if piece.strip()]
         pointers = ", ".join(f"reinterpret_cast<void*>({self._symbol(piece)})" for piece in pieces)
+        self.write(f"simt::need_stack(t, {RESERVE + frame(function)}, {i.line});")
         self.write(f"void* passed[] = {{{pointers or 'nullptr'}}};")
         self.write(f"function_{identifier(name)}(t, passed);")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,6 +65,10 @@ class Outcome:
     message: str
 
 
+# A library that is loaded twice is the same one: two programs of one text share its machine.
+_LOCKS: dict[str, threading.Lock] = {}
+
+
 class Library:
     """A compiled module. It has one machine, so launches take turns."""
 
@@ -72,7 +77,7 @@ class Library:
         self._launch = ctypes.CDLL(str(path), mode=ctypes.RTLD_LOCAL).wavenet_fast_launch
         self._launch.argtypes = (ctypes.POINTER(Request), ctypes.POINTER(Report))
         self._launch.restype = ctypes.c_int
-        self._lock = threading.Lock()
+        self._lock = _LOCKS.setdefault(os.path.realpath(path), threading.Lock())
 
     def launch(self, request: Request, stop: Callable[[], bool]) -> Outcome:
         """Runs to the end, or until `stop`, asked every few thousand switches, says so.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import math
+import operator
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,17 +25,21 @@ from wavenet_fast.errors import EmulationError
 
 Mode = Literal["plain", "thread", "address"]
 MAX_THREADS = 1 << 17
+# Above bit 24 a shared address holds a block's rank in its cluster.
+MAX_SHARED = (1 << 24) - 1
 # What `__tsan_create_fiber` can have alive at once, helpers for relaxed accesses included, is some 8000.
 MAX_THREADS_CHECKED = 4096
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What a kernel takes: `shared` bytes of static shared memory; `cluster` and `block` sizes where it says so."""
+    """What a kernel takes: `shared` bytes of static shared memory, `local` bytes of a thread's local memory; `cluster`
+    and `block` sizes where it says so."""
 
     name: str
     parameters: tuple[Variable, ...]
     shared: int
+    local: int
     cluster: int | None
     block: tuple[int, ...] | None
 
@@ -47,6 +54,26 @@ class Stats:
     spins: int
     instructions: dict[str, int] = field(default_factory=dict)
     per_thread: dict[str, npt.NDArray[np.uint64]] = field(default_factory=dict)
+
+
+def _whole(what: str, value: Any, low: int, high: int) -> int:
+    """`value` as a whole number of this range.
+
+    Raises:
+        EmulationError: it is none.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if not low <= number <= high:
+        raise EmulationError(f"{what} is {value!r}; possible: whole numbers from {low} to {high}")
+    return number
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class Program:
@@ -70,6 +97,8 @@ class Program:
         if mode not in MODES:
             raise EmulationError(f"mode {mode!r} does not exist; possible: {', '.join(MODES)}")
         self.mode = mode
+        if not isinstance(ptx, str):
+            raise EmulationError(f"PTX is text, and {type(ptx).__name__} was given")
         module = parse(ptx)
         self._lines = module.lines
         translation = translate(module, Options(count=count, mutable=mutable, gap=64 if mode == "address" else 0))
@@ -84,6 +113,7 @@ class Program:
                 function.name,
                 tuple(function.parameters),
                 translation.shared[function.name],
+                translation.local[function.name],
                 function.cluster,
                 function.block,
             )
@@ -133,6 +163,8 @@ class Program:
             EmulationError: an argument does not fit, or the kernel did something wrong: the message says what, on
                 which line of the PTX, in which block and thread.
         """
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
+            raise EmulationError(f"timeout is {timeout!r}; possible: seconds, or None")
         timeout = self.time_limit if timeout is None else timeout
         kernel = self.kernels.get(name)
         if kernel is None:
@@ -173,25 +205,35 @@ class Program:
     ) -> native.Request:
         request = native.Request()
         for what, sizes in (("grid", grid), ("block", block)):
-            if not 1 <= len(sizes) <= 3 or any(int(size) < 1 for size in sizes):
-                raise EmulationError(f"{what} is {tuple(sizes)}; possible: one to three sizes of at least 1")
+            if not isinstance(sizes, Sequence) or not 1 <= len(sizes) <= 3:
+                raise EmulationError(f"{what} is {sizes!r}; possible: one to three sizes of at least 1")
+            for size in sizes:
+                _whole(f"a size of {what}", size, 1, (1 << 31) - 1)
             setattr(request, what, native.Dim(*map(int, sizes), *[1] * (3 - len(sizes))))
         if kernel.block and (*kernel.block, 1, 1)[:3] != tuple(request.block):
             raise EmulationError(f"{kernel.name} is compiled for blocks of {kernel.block} threads, not {tuple(block)}")
-        per_block = int(np.prod(request.block, dtype=np.int64))
-        total = per_block * int(np.prod(request.grid, dtype=np.int64))
+        per_block, blocks = math.prod(request.block), math.prod(request.grid)
+        total = per_block * blocks
         if per_block > 1024:
             raise EmulationError(f"a block of {per_block} threads; possible: up to 1024")
         limit = MAX_THREADS if self.mode != "thread" else MAX_THREADS_CHECKED
         if total > limit:
             raise EmulationError(f"{total} threads at once; possible in mode {self.mode}: up to {limit}")
-        if cluster < 1 or request.grid[0] % cluster:
+        _whole("cluster", cluster, 1, request.grid[0])
+        if request.grid[0] % cluster:
             raise EmulationError(f"clusters of {cluster} blocks do not divide a grid of {request.grid[0]} along x")
+        _whole("shared (bytes of dynamic shared memory)", shared, 0, MAX_SHARED - kernel.shared)
+        _whole("seed", seed, 0, (1 << 64) - 1)
+        _whole("max_spins", max_spins, 0, (1 << 64) - 1)
+        needed, limit = blocks * (kernel.shared + shared) + total * kernel.local, _memory() // 2
+        if needed > limit:
+            raise EmulationError(
+                f"{needed} bytes of shared and local memory in {blocks} blocks of {per_block} threads; possible: half "
+                f"of this machine's memory, {limit}"
+            )
         request.kernel = list(self.kernels).index(kernel.name)
         request.cluster, request.mutant = cluster, self.mutant
         request.dynamic_shared, request.seed, request.max_spins = shared, seed, max_spins
-        if kernel.shared + shared >= 1 << 24:
-            raise EmulationError(f"{kernel.shared + shared} bytes of shared memory; possible: less than 16 MB")
         return request
 
     @staticmethod

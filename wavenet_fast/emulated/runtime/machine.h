@@ -51,7 +51,6 @@ inline void acquire(void* place) {
 
 struct Fiber : Thread {
   Context context{};
-  char* stack = nullptr;
   void* tsan = nullptr;
   void* asan = nullptr;
   bool done = false;
@@ -83,7 +82,7 @@ struct Rendezvous {
   int line = 0;
   Fiber* waiting[kWarp] = {};
   Combine combine = nullptr;
-  bool ordered = false;
+  bool whole = false;
   u64 generation = 0;
   char tag[2] = {};
   alignas(64) u8 in[kWarp][64];

@@ -48,7 +48,8 @@ inline char* global(Thread& t, u64 address, u32 size, u32 align, int line) {
 }
 
 inline char* shared(Thread& t, u64 address, u32 size, u32 align, int line) {
-  if (__builtin_expect(address + size <= t.shared_size && !(address & (align - 1)), 1)) return t.shared + address;
+  if (__builtin_expect(address <= t.shared_size && size <= t.shared_size - address && !(address & (align - 1)), 1))
+    return t.shared + address;
   return simt::find_shared(t, address, size, align, line);
 }
 

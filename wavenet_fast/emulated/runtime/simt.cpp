@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <algorithm>
 #include <map>
+#include <new>
 #include <string>
 #include <sys/mman.h>
 
@@ -95,7 +96,11 @@ void start_fiber() {
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
   Fiber& me = *current;
   acquire(&start_tag);
-  kernels[request->kernel].run(me, request->params);
+  try {
+    kernels[request->kernel].run(me, request->params);
+  } catch (const std::bad_alloc&) {
+    fail(me, 0, "no memory is left");
+  }
   leave(me);
 }
 
@@ -232,6 +237,7 @@ void build(Stacks& stacks) {
     home->cluster = clusters[b / cluster].get();
     u64 room = (shared_size + 64 + 1023) / 1024 * 1024;
     home->shared = static_cast<char*>(aligned_alloc(1024, room));
+    if (!home->shared) throw std::bad_alloc();
     memset(home->shared, 0xff, room);  // NaN in every floating-point format: what was not written is noticed
     if (__asan_poison_memory_region) __asan_poison_memory_region(home->shared + shared_size, room - shared_size);
     for (u64 i = 0; __asan_poison_memory_region && i < kernel.n_gaps; i++)
@@ -298,6 +304,16 @@ void schedule() {
   }
 }
 
+// Every launch finds the module's variables as the PTX has them, whoever launched before.
+void reset_variables() {
+  static std::vector<std::vector<char>> initial;
+  for (u32 i = 0; i < n_module_regions; i++) {
+    auto place = reinterpret_cast<char*>(module_regions[i].base);
+    if (initial.size() == i) initial.emplace_back(place, place + module_regions[i].size);
+    if (module_regions[i].writable) memcpy(place, initial[i].data(), initial[i].size());
+  }
+}
+
 void tear_down() {
   // ThreadSanitizer has the fibers of a failed launch in the middle of something; its process ends anyway.
   for (auto& fiber : fibers)
@@ -346,8 +362,16 @@ extern "C" int wavenet_fast_launch(const simt::Request* asked, simt::Report* tol
     append("kernel %s: no memory for the stacks of %llu threads", kernel.name, (unsigned long long)live);
     return kFault;
   }
-  build(stacks);
-  schedule();
+  try {
+    reset_variables();
+    build(stacks);
+    schedule();
+  } catch (const std::bad_alloc&) {
+    report->message[0] = 0;
+    append("kernel %s: no memory for %llu threads in %llu blocks", kernel.name,
+           (unsigned long long)(grid.count() * block.count()), (unsigned long long)grid.count());
+    status = kFault;
+  }
   tear_down();
   acquire(&end_tag);
   return status;

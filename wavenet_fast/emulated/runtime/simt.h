@@ -73,6 +73,7 @@ struct Thread {
   char* shared;     // this block's shared memory
   u64 shared_size;  // bytes
   Frame local;      // of the innermost function that has any
+  char* stack;      // its lowest byte
   u64 fuel;         // backward branches until another thread gets its turn
   u64* counts;
   struct Seen {
@@ -108,6 +109,12 @@ extern u32 grid_workspace[16];  // what %envreg1 and %envreg2 point to: the grid
     __attribute__((format(printf, 3, 4)));
 [[noreturn]] void exit_thread(Thread&);
 
+// Before a call: a function that needs so many bytes of stack, the runtime's own needs included, must find them.
+inline void need_stack(const Thread& t, u64 bytes, int line) {
+  auto left = static_cast<u64>(reinterpret_cast<char*>(__builtin_frame_address(0)) - t.stack);
+  if (left < bytes) fail(t, line, "calls are nested too deep: %llu bytes of stack are left", (unsigned long long)left);
+}
+
 // Lets other threads run. `spin` counts as a fruitless poll, `preempt` does not; `progress` resets that count.
 void spin(Thread&, int line, const char* what);
 void preempt(Thread&, int line);
@@ -131,6 +138,8 @@ struct Exchange {
 using Combine = void (*)(const Thread&, const Exchange&);
 void collective(Thread&, u32 mask, const char* what, Combine, const void* in, u32 in_size, void* out, u32 out_size,
                 int line);
+// The same for the whole warp, at one line: whoever has exited or does not exist would leave a hole.
+void whole_warp(Thread&, const char* what, Combine, const void* in, u32 in_size, void* out, u32 out_size, int line);
 
 // mbarrier objects, by host address; their state lives outside the emulated memory.
 void mbarrier_init(Thread&, const void*, u32 count, int line);
