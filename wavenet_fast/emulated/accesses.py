@@ -120,7 +120,9 @@ def _atom(e: Emitter, i: Instruction) -> None:
         else:
             update = f"atom_{name}<{cpp(kind)}>(old, {e.value(value, kind)})"
         function = f"[&]({word(kind)} old) -> {word(kind)} {{ return {update}; }}"
-        change = f"modify<{word(kind)}>(t, {at}, {order}, {i.line}, {function})"
+        change = (
+            f"modify<{word(kind)}, {'false' if targets is None else 'true'}>(t, {at}, {order}, {i.line}, {function})"
+        )
         if targets is None or targets[n] == "_":
             e.write(f"{change};")
         else:

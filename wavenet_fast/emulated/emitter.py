@@ -12,7 +12,7 @@ from wavenet_fast.emulated.families import label, lookup, word
 from wavenet_fast.emulated.ptx import SIZES, Function, Instruction, Label, Module, Scope, Variable
 from wavenet_fast.errors import EmulationError
 
-# Special registers; %clock and its kin do not advance, and %smid is the block's number.
+# Special registers; %clock and its kin advance when they are read, and %smid is the block's number.
 SPECIAL = {
     **{f"%tid.{d}": f"t.tid.{d}" for d in "xyz"},
     **{f"%ctaid.{d}": f"t.bid.{d}" for d in "xyz"},
@@ -37,9 +37,9 @@ SPECIAL = {
     "%envreg2": "reinterpret_cast<u64>(simt::grid_workspace)",
     "%dynamic_smem_size": "simt::dynamic_shared",
     "%total_smem_size": "t.shared_size",
-    **dict.fromkeys(
-        ("%clock", "%clock_hi", "%clock64", "%globaltimer", "%globaltimer_lo", "%globaltimer_hi", "%gridid"), "0"
-    ),
+    **dict.fromkeys(("%clock", "%clock64", "%globaltimer", "%globaltimer_lo"), "simt::clock()"),
+    **dict.fromkeys(("%clock_hi", "%globaltimer_hi"), "simt::clock() >> 32"),
+    "%gridid": "0",
     "%smid": "t.bid.x",
     "%nsmid": "simt::grid.x",
     "WARP_SZ": "32",
@@ -258,12 +258,38 @@ class Emitter:
         align = align if align is not None else int(size)
         template = f"<{'true' if write else 'false'}>"
         if space == "param":
-            return f"reinterpret_cast<char*>({place})"
+            return self._in_parameters(operand, place, int(size))
         if space in ("global", "const"):
             return f"global{template}(t, {place}, {size}, {align}, {line})"
         if space == "generic":
             return f"generic{template}(t, {place}, {size}, {align}, {line})"
         return f"{space}(t, {place}, {size}, {align}, {line})"
+
+    def _spans(self) -> dict[str, tuple[str, int]]:
+        """Where the parameters that are in sight lie, and their bytes: the function's own, and those of calls."""
+        own = [*self.function.results, *self.function.parameters]
+        spans = {p.name: (f"PARAM[{n}]", p.size or 0) for n, p in enumerate(own)}
+        assert self.instruction
+        scope: Scope | None = self.instruction.scope
+        inner: dict[str, tuple[str, int]] = {}
+        while scope:
+            for name, variable in scope.variables.items():
+                if variable.space == "param":
+                    inner.setdefault(name, (f"{identifier(name)}_{scope.index}", variable.size or 0))
+            scope = scope.parent
+        return {**spans, **inner}
+
+    def _in_parameters(self, operand: str, place: str, size: int) -> str:
+        spans = self._spans()
+        match = re.match(r"\[\s*([^\s+\]]+)\s*(?:\+\s*(-?\s*\w+?)U?)?\s*\]", operand)
+        if match and match[1] in spans and not self._find(match[1]):
+            room, start = spans[match[1]][1], int((match[2] or "0").replace(" ", ""), 0)
+            if not 0 <= start <= room - size:
+                raise self.error(f"bytes {start} … {start + size - 1} of `{match[1]}`, which has {room}")
+            return f"reinterpret_cast<char*>({place})"
+        listed = ", ".join(f"{{{base}, {room}}}" for base, room in spans.values())
+        assert self.instruction
+        return f"parameter(t, {place}, {size}, {{{listed}}}, {self.instruction.line})"
 
     # ---- statements
 
@@ -327,6 +353,13 @@ class Emitter:
                 f"the function `{name}` is not part of the module (printf and calls by address are not emulated)"
             )
         pieces = [piece.strip() for group in (results, arguments) for piece in group[1:-1].split(",") if piece.strip()]
+        needed, spans = [*function.results, *function.parameters], self._spans()
+        if len(pieces) != len(needed):
+            raise self.error(f"{len(pieces)} results and parameters; `{name}` has {len(needed)}")
+        for piece, variable in zip(pieces, needed, strict=True):
+            room = spans[piece][1] if piece in spans else 0
+            if room < (variable.size or 0):
+                raise self.error(f"`{piece}` is no parameter of {variable.size} bytes, as `{name}` has")
         pointers = ", ".join(f"reinterpret_cast<void*>({self._symbol(piece)})" for piece in pieces)
         self.write(f"simt::need_stack(t, {RESERVE + frame(function)}, {i.line});")
         self.write(f"void* passed[] = {{{pointers or 'nullptr'}}};")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wavenet_fast.errors import EmulationError
+
 Dim = ctypes.c_uint32 * 3
 POLL = ctypes.CFUNCTYPE(ctypes.c_int)
 DONE, FAULT, INTERRUPTED = range(3)
@@ -74,7 +76,10 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         # Local binding: the modules of two programs have the same names.
-        self._launch = ctypes.CDLL(str(path), mode=ctypes.RTLD_LOCAL).wavenet_fast_launch
+        try:
+            self._launch = ctypes.CDLL(str(path), mode=ctypes.RTLD_LOCAL).wavenet_fast_launch
+        except (OSError, AttributeError) as error:
+            raise EmulationError(f"{path} cannot be loaded ({error}): delete it, and it is made anew") from error
         self._launch.argtypes = (ctypes.POINTER(Request), ctypes.POINTER(Report))
         self._launch.restype = ctypes.c_int
         self._lock = _LOCKS.setdefault(os.path.realpath(path), threading.Lock())

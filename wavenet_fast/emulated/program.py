@@ -24,6 +24,7 @@ from wavenet_fast.emulated.translate import Options, Site, translate
 from wavenet_fast.errors import EmulationError
 
 Mode = Literal["plain", "thread", "address"]
+TIMEOUT = 600.0
 MAX_THREADS = 1 << 17
 # Above bit 24 a shared address holds a block's rank in its cluster.
 MAX_SHARED = (1 << 24) - 1
@@ -83,6 +84,8 @@ class Program:
         ptx: the text that Triton, nvcc or NVRTC wrote.
         mode: `plain` checks bounds, alignment, barriers, deadlock; `thread` looks for races with ThreadSanitizer as
             well; `address` leaves global memory to AddressSanitizer. The last two run each launch in a child process.
+            `plain` does not see an access that leaves one argument and reaches another; `thread` does not see a race
+            in which a thread stores what is there already, so give it outputs that hold no likely value.
         count: count executed instructions by family, or each line of the PTX on its own (`"lines"`).
         mutable: compile every site that `mutate` may break with a switch.
 
@@ -146,7 +149,8 @@ class Program:
         max_spins: int = 200_000,
         timeout: float | None = None,
     ) -> Stats:
-        """Runs a kernel to its end; arrays are read and written in place.
+        """Runs a kernel to its end; arrays are read and written in place. The module's `.global` variables begin as
+        the PTX has them, in every launch.
 
         Args:
             name: the kernel, as in `kernels`.
@@ -156,8 +160,9 @@ class Program:
             cluster: blocks per cluster, along x.
             seed: the order in which threads run; 0 is first come, first served.
             buffers: memory that the kernel reaches by pointers inside of bytes.
-            max_spins: fruitless polls in a row before the launch counts as livelocked.
-            timeout: seconds; without it a plain launch may run for ever, a checked one for ten minutes.
+            max_spins: fruitless polls in a row before the launch counts as livelocked; a thread that computes without
+                polling starts the count anew.
+            timeout: seconds; ten minutes where nothing is said.
 
         Raises:
             EmulationError: an argument does not fit, or the kernel did something wrong: the message says what, on
@@ -165,7 +170,7 @@ class Program:
         """
         if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
             raise EmulationError(f"timeout is {timeout!r}; possible: seconds, or None")
-        timeout = self.time_limit if timeout is None else timeout
+        timeout = next((limit for limit in (timeout, self.time_limit) if limit is not None), TIMEOUT)
         kernel = self.kernels.get(name)
         if kernel is None:
             raise EmulationError(f"there is no kernel {name!r}; there is: {', '.join(self.kernels)}")
@@ -179,7 +184,7 @@ class Program:
         else:
             from wavenet_fast.emulated.child import launch
 
-            outcome = launch(self.path, request, packed, counts, 600.0 if timeout is None else timeout, self._lines)
+            outcome = launch(self.path, request, packed, counts, timeout, self._lines)
         if outcome.status != native.DONE:
             raise EmulationError(self.explain(outcome.message, outcome.line), outcome.line or None)
         per_thread = {counter: counts[:, n] for n, counter in enumerate(self.counters)}
@@ -242,7 +247,7 @@ class Program:
         request: native.Request,
         packed: Packed,
         counts: npt.NDArray[np.uint64],
-        timeout: float | None,
+        timeout: float,
     ) -> native.Outcome:
         merged = regions(packed.memories)
         table = (native.Region * max(len(merged), 1))(*(native.Region(*map(int, region)) for region in merged))
@@ -251,8 +256,8 @@ class Program:
         request.params, request.regions = ctypes.addressof(params), ctypes.addressof(table)
         request.n_regions = len(merged)
         request.counts = counts.ctypes.data if counts.size else None
-        end = None if timeout is None else time.monotonic() + timeout
-        outcome = library.launch(request, lambda: end is not None and time.monotonic() > end)
+        end = time.monotonic() + timeout
+        outcome = library.launch(request, lambda: time.monotonic() > end)
         if outcome.status == native.INTERRUPTED:
             raise EmulationError(f"the launch was ended after {timeout} s: {outcome.message}")
         return outcome

@@ -54,6 +54,7 @@ struct Fiber : Thread {
   void* tsan = nullptr;
   void* asan = nullptr;
   bool done = false;
+  bool polls = false;           // has polled since its fuel was last spent
   const char* waits = nullptr;  // in what, for reports
   int line = 0;                 // where
   u32 result = 0;               // of a barrier reduction

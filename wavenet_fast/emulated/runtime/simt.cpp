@@ -25,7 +25,7 @@ constexpr u64 kPollEvery = 4096;  // switches between two questions whether to s
 constexpr u64 kPage = 4096;
 
 int status;
-u64 live, random_state, until_poll;
+u64 live, random_state, until_poll, ticks;
 std::vector<std::unique_ptr<Cluster>> clusters;
 Fiber* current;
 Context scheduler{};
@@ -174,12 +174,13 @@ void spin(Thread& thread, int line, const char* what) {
   Unchecked unchecked;
   Fiber& me = self(thread);
   report->spins++;
+  me.polls = true;
   if (++fruitless > request->max_spins) {
     me.waits = what;
     me.line = line;
     head_of_report(me, line);
-    append("livelock: %llu polls in a row, by all threads together, have seen nothing new",
-           (unsigned long long)fruitless);
+    append("livelock: %llu polls in a row, by all threads together, have seen nothing new (max_spins allows %llu)",
+           (unsigned long long)fruitless, (unsigned long long)request->max_spins);
     append_waiting();
     abandon();
   }
@@ -192,11 +193,16 @@ void preempt(Thread& thread, int line) {
   Fiber& me = self(thread);
   me.fuel = request->seed ? 1 + random_bits() % 4096 : kFuel;
   until_poll = 1;
+  // A thread that has computed all this time is what the others wait for.
+  if (!me.polls) fruitless = 0;
+  me.polls = false;
   ready.push_back(&me);
   wait_in(me, "a loop", line);
 }
 
 void progress() { fruitless = 0; }
+
+u64 clock() { return ticks += 64; }
 
 // ---- launch
 
@@ -346,7 +352,7 @@ extern "C" int wavenet_fast_launch(const simt::Request* asked, simt::Report* tol
   shared_size = kernel.static_shared + asked->dynamic_shared;
   random_state = asked->seed * 0x9E3779B97F4A7C15ull + 1;
   status = kDone;
-  fruitless = 0;
+  fruitless = ticks = 0;
   live = grid.count() * block.count();
   read_window = write_window = {0, 0};
   memset(grid_workspace, 0, sizeof grid_workspace);

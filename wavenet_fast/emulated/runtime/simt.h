@@ -79,7 +79,8 @@ struct Thread {
   struct Seen {
     const void* at;
     u64 value;
-  } seen[8];  // last value of a polled place
+  } seen[8];  // the last values of the places that were polled last
+  u32 next_seen = 0;
 };
 
 using KernelFunction = void (*)(Thread&, void* const*);
@@ -119,6 +120,7 @@ inline void need_stack(const Thread& t, u64 bytes, int line) {
 void spin(Thread&, int line, const char* what);
 void preempt(Thread&, int line);
 void progress();
+u64 clock();  // %clock and its kin: every look at it is later than the one before
 
 // Barriers of a block. `count` 0: all its threads. The result of reduce: 0 popc, 1 and, 2 or.
 enum Reduce { kNone = -1, kPopc, kAnd, kOr };
@@ -150,6 +152,7 @@ bool mbarrier_test(Thread&, const void*, u64 phase, bool parity, bool acquire, i
 
 // Address translation: slow paths of memory.h, and the whole path under ThreadSanitizer.
 char* find_global(Thread&, u64 address, u32 size, u32 align, bool write, int line);
+void check_writable(Thread&, u64 address, u32 size, int line);
 char* find_generic(Thread&, u64 address, u32 size, u32 align, bool write, int line);
 char* find_shared(Thread&, u64 address, u32 size, u32 align, int line);
 u64 map_rank(Thread&, u64 address, u32 rank, bool generic, int line);
