@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import re
@@ -74,12 +75,11 @@ def _start(path: Path, room: Path, timeout: float, halt: bool) -> subprocess.Com
     environment = dict(os.environ)
     for name, options in _OPTIONS.items():
         environment[name] = options.format(halt=int(halt))
+    limit = None if timeout == math.inf else timeout
     command = [str(path), str(room / "request"), str(room / "outcome")]
 
     def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=timeout, errors="replace"
-        )
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit, errors="replace")
 
     done = run(command)
     if "unexpected memory mapping" in done.stderr or "Shadow memory range interleaves" in done.stderr:

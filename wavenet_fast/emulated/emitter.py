@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from wavenet_fast.emulated.calls import identifier, in_parameters
 from wavenet_fast.emulated.families import label, lookup, word
 from wavenet_fast.emulated.ptx import SIZES, Function, Instruction, Label, Module, Scope, Variable
 from wavenet_fast.errors import EmulationError
@@ -44,16 +45,6 @@ SPECIAL = {
     "%nsmid": "simt::grid.x",
     "WARP_SZ": "32",
 }
-
-
-# Bytes of stack for what the runtime and the sanitizers do below a kernel's own functions.
-RESERVE = 128 << 10
-
-
-def frame(function: Function) -> int:
-    """Bytes of stack that a function may need: its variables, and what the compiler keeps per instruction."""
-    variables = [variable for scope in function.scopes for variable in scope.variables.values()]
-    return 1024 + 512 * len(function.body) + sum((v.size or 0) + max(v.align, 64) for v in variables)
 
 
 @dataclass(frozen=True)
@@ -188,7 +179,7 @@ class Emitter:
             return f"0x{int(match[2], 16) ^ (1 << 63 if match[1] else 0):x}ull"
         if re.fullmatch(r"-?\d+\.\d*(e[-+]?\d+)?", operand) and size in (4, 8):
             return f"raw(f{8 * size}({operand}))"
-        return f"{word(kind)}({self._symbol(operand)})"
+        return f"{word(kind)}({self.symbol(operand)})"
 
     def _wide_enough(self, register: str, held: str, kind: str) -> None:
         if (held == "pred") != (kind == "pred"):
@@ -218,7 +209,7 @@ class Emitter:
             return f"0x{bits:08x}u"
         raise self.error("a single-precision constant does not fit")
 
-    def _symbol(self, operand: str) -> str:
+    def symbol(self, operand: str) -> str:
         """A variable's address in its space, perhaps plus an offset; of a parameter, where it lies."""
         match = re.fullmatch(r"([%$\w.]+?)\s*(?:\+\s*(-?(?:0[xX])?[0-9a-fA-F]+))?", operand)
         offset = int(match[2], 0) if match and match[2] else 0
@@ -249,7 +240,7 @@ class Emitter:
             return f"{register} + {offset}" if offset else register
         if re.fullmatch(r"\d+|0[xX][0-9a-fA-F]+", name):
             return f"{int(name, 0) + offset}ull"
-        return f"u64({self._symbol(f'{name}+{offset}')})"
+        return f"u64({self.symbol(f'{name}+{offset}')})"
 
     def address(self, operand: str, space: str, size: int | str, write: bool, align: int | None = None) -> str:
         """The host pointer of an operand in brackets, checked for its space; `size` and `align` in bytes."""
@@ -258,38 +249,12 @@ class Emitter:
         align = align if align is not None else int(size)
         template = f"<{'true' if write else 'false'}>"
         if space == "param":
-            return self._in_parameters(operand, place, int(size))
+            return in_parameters(self, self.instruction, operand, place, int(size))
         if space in ("global", "const"):
             return f"global{template}(t, {place}, {size}, {align}, {line})"
         if space == "generic":
             return f"generic{template}(t, {place}, {size}, {align}, {line})"
         return f"{space}(t, {place}, {size}, {align}, {line})"
-
-    def _spans(self) -> dict[str, tuple[str, int]]:
-        """Where the parameters that are in sight lie, and their bytes: the function's own, and those of calls."""
-        own = [*self.function.results, *self.function.parameters]
-        spans = {p.name: (f"PARAM[{n}]", p.size or 0) for n, p in enumerate(own)}
-        assert self.instruction
-        scope: Scope | None = self.instruction.scope
-        inner: dict[str, tuple[str, int]] = {}
-        while scope:
-            for name, variable in scope.variables.items():
-                if variable.space == "param":
-                    inner.setdefault(name, (f"{identifier(name)}_{scope.index}", variable.size or 0))
-            scope = scope.parent
-        return {**spans, **inner}
-
-    def _in_parameters(self, operand: str, place: str, size: int) -> str:
-        spans = self._spans()
-        match = re.match(r"\[\s*([^\s+\]]+)\s*(?:\+\s*(-?\s*\w+?)U?)?\s*\]", operand)
-        if match and match[1] in spans and not self._find(match[1]):
-            room, start = spans[match[1]][1], int((match[2] or "0").replace(" ", ""), 0)
-            if not 0 <= start <= room - size:
-                raise self.error(f"bytes {start} … {start + size - 1} of `{match[1]}`, which has {room}")
-            return f"reinterpret_cast<char*>({place})"
-        listed = ", ".join(f"{{{base}, {room}}}" for base, room in spans.values())
-        assert self.instruction
-        return f"parameter(t, {place}, {size}, {{{listed}}}, {self.instruction.line})"
 
     # ---- statements
 
@@ -339,31 +304,6 @@ class Emitter:
                 return scope.targets[name]
             scope = scope.parent
         raise self.error(f"the branch table `{name}` does not exist")
-
-    def call(self, i: Instruction) -> None:
-        """A direct call: results and parameters are arrays of bytes, handed over by address."""
-        operands = list(i.operands)
-        results = operands.pop(0) if operands[0].startswith("(") else "()"
-        name, arguments = operands[0], operands[1] if len(operands) > 1 else "()"
-        function = self.module.functions.get(name)
-        if name == "__assertfail":
-            return self.write(f'simt::fail(t, {i.line}, "an assertion of the kernel failed");')
-        if function is None or not function.defined:
-            raise self.error(
-                f"the function `{name}` is not part of the module (printf and calls by address are not emulated)"
-            )
-        pieces = [piece.strip() for group in (results, arguments) for piece in group[1:-1].split(",") if piece.strip()]
-        needed, spans = [*function.results, *function.parameters], self._spans()
-        if len(pieces) != len(needed):
-            raise self.error(f"{len(pieces)} results and parameters; `{name}` has {len(needed)}")
-        for piece, variable in zip(pieces, needed, strict=True):
-            room = spans[piece][1] if piece in spans else 0
-            if room < (variable.size or 0):
-                raise self.error(f"`{piece}` is no parameter of {variable.size} bytes, as `{name}` has")
-        pointers = ", ".join(f"reinterpret_cast<void*>({self._symbol(piece)})" for piece in pieces)
-        self.write(f"simt::need_stack(t, {RESERVE + frame(function)}, {i.line});")
-        self.write(f"void* passed[] = {{{pointers or 'nullptr'}}};")
-        self.write(f"function_{identifier(name)}(t, passed);")
 
     # ---- mutation
 
@@ -426,7 +366,3 @@ class Emitter:
         self.text.append("  }")
         # On one line, so that all of it has the line of the PTX.
         self.text[start:] = [" ".join(piece.strip() for piece in self.text[start:])]
-
-
-def identifier(name: str) -> str:
-    return re.sub(r"\W", "_", name)

@@ -162,7 +162,7 @@ class Program:
             buffers: memory that the kernel reaches by pointers inside of bytes.
             max_spins: fruitless polls in a row before the launch counts as livelocked; a thread that computes without
                 polling starts the count anew.
-            timeout: seconds; ten minutes where nothing is said.
+            timeout: seconds, `math.inf` for no limit; ten minutes where nothing is said.
 
         Raises:
             EmulationError: an argument does not fit, or the kernel did something wrong: the message says what, on

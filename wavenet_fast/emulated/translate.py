@@ -4,7 +4,8 @@ from __future__ import annotations
 
 # These fill the table of instructions.
 from wavenet_fast.emulated import accesses, arithmetic, comparison, flow, together  # noqa: F401
-from wavenet_fast.emulated.emitter import RESERVE, Emitter, Options, Site, Translation, frame, identifier
+from wavenet_fast.emulated.calls import RESERVE, frame, identifier
+from wavenet_fast.emulated.emitter import Emitter, Options, Site, Translation
 from wavenet_fast.emulated.ptx import Function, Module
 from wavenet_fast.errors import EmulationError
 
