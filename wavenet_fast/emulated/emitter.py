@@ -338,13 +338,13 @@ class Emitter:
             else:
                 self._instruction(item)
         head = []
+        used = set(re.findall(r"\w+", "\n".join(self.text)))
         for scope in self.function.scopes:
             for name, kind in scope.registers.items():
-                # All ones is NaN: what is read before it is written is noticed.
-                poison = "false" if kind == "pred" else "~0"
-                head.append(f"  {word(kind)} {identifier(name)}_{scope.index} = {word(kind)}({poison});")
-        used = set(re.findall(r"\w+", "\n".join(self.text)))
-        head = [line for line in head if line.split()[1] in used]
+                if (register := f"{identifier(name)}_{scope.index}") in used:
+                    # All ones is NaN: what is read before it is written is noticed.
+                    poison = "false" if kind == "pred" else "~0"
+                    head.append(f"  {word(kind)} {register} = {word(kind)}({poison});")
         return [*head, *(f"  {buffer}" for buffer in self.buffers), *self.text]
 
     def _instruction(self, i: Instruction) -> None:
