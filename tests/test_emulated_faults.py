@@ -169,7 +169,7 @@ def test_arguments_are_checked() -> None:
             launch(*args)
     for more, match in [
         ({"block": (2048,)}, "possible: up to 1024"),
-        ({"grid": (0,)}, "at least 1"),
+        ({"grid": (0,)}, "a size of grid is 0; possible: whole numbers from 1"),
         ({"grid": (3,), "cluster": 2}, "do not divide"),
         ({"grid": (1 << 20,), "block": (1024,)}, "threads at once"),
     ]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -97,6 +98,7 @@ class EmulatedLauncher:
         program.launch(
             name, grid=(*grid, 1, 1)[:3], block=(32 * options.warps, 1, 1), args=passed,
             shared=compiled.metadata.shared, seed=self.seed,
+            timeout=math.inf if self.mode == "plain" else None,  # a long utterance takes its time
         )  # fmt: skip
 
 

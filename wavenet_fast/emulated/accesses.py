@@ -33,6 +33,11 @@ def _space(i: Instruction, names: set[str] = SPACES) -> str:
     return next((part.split("::")[0] for part in i.parts[1:] if part in names), "generic")
 
 
+def _count(i: Instruction) -> int:
+    """How many registers an access moves."""
+    return next((VECTORS[part] for part in i.parts if part in VECTORS), 1)
+
+
 def _order(e: Emitter, i: Instruction, default: str = "kRelaxed") -> str:
     """The order of a synchronising access, as an expression that a mutation can weaken."""
     names = {"acquire": "kAcquire", "release": "kRelease", "acq_rel": "kBoth", "relaxed": "kRelaxed"}
@@ -52,7 +57,7 @@ def _hinted(i: Instruction) -> tuple[str, ...]:
 def _load(e: Emitter, i: Instruction) -> None:
     kind, space = type_of(i), _space(i)
     target, source = _hinted(i)
-    registers = e.vector(target)
+    registers = e.vector(target, _count(i))
     size = SIZES[kind]
     place = e.address(source, space, size * len(registers), write=False)
     ordered = [part for part in i.parts if part in ORDERS and part != "weak"]
@@ -70,7 +75,7 @@ def _load(e: Emitter, i: Instruction) -> None:
 def _store(e: Emitter, i: Instruction) -> None:
     kind, space = type_of(i), _space(i)
     target, source = _hinted(i)
-    values = e.vector(source)
+    values = e.vector(source, _count(i))
     size = SIZES[kind]
     ordered = [part for part in i.parts if part in ORDERS and part != "weak"]
     e.write(f"char* p = {e.address(target, space, size * len(values), write=True)};")
@@ -100,10 +105,12 @@ ATOMS = {"add", "min", "max", "and", "or", "xor", "exch", "inc", "dec", "cas"}
 def _atom(e: Emitter, i: Instruction) -> None:
     kind, operands = type_of(i), list(_hinted(i))
     name = next(part for part in i.parts if part in ATOMS)
-    targets = e.vector(operands.pop(0)) if i.parts[0] == "atom" else None
+    targets = e.vector(operands.pop(0), _count(i)) if i.parts[0] == "atom" else None
     place, *sources = operands
-    values = e.vector(sources[0])
+    values = e.vector(sources[0], _count(i))
     size = SIZES[kind]
+    if len(sources) != (2 if name == "cas" else 1):
+        raise e.error(f"{len(sources)} sources; needed: {2 if name == 'cas' else 1}")
     e.write(f"char* p = {e.address(place, _space(i), size * len(values), write=True)};")
     order = _order(e, i)
     for n, value in enumerate(values):
@@ -113,7 +120,9 @@ def _atom(e: Emitter, i: Instruction) -> None:
         else:
             update = f"atom_{name}<{cpp(kind)}>(old, {e.value(value, kind)})"
         function = f"[&]({word(kind)} old) -> {word(kind)} {{ return {update}; }}"
-        change = f"modify<{word(kind)}>(t, {at}, {order}, {i.line}, {function})"
+        change = (
+            f"modify<{word(kind)}, {'false' if targets is None else 'true'}>(t, {at}, {order}, {i.line}, {function})"
+        )
         if targets is None or targets[n] == "_":
             e.write(f"{change};")
         else:
@@ -145,6 +154,8 @@ def _copy(e: Emitter, i: Instruction) -> None:
         return e.write(f"simt::mbarrier_arrive(t, p, 1, false, true, {i.line});")
     target, source, amount, *rest = _hinted(i)
     size = int(amount, 0)
+    if size not in (4, 8, 16):
+        raise e.error(f"copies of {size} bytes do not exist; possible: 4, 8, 16")
     read = f"{size}u"
     if rest:
         read = f"({e.value(rest[0], 'pred')} ? 0u : {size}u)" if e.is_predicate(rest[0]) else e.value(rest[0], "u32")

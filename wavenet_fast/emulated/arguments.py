@@ -49,6 +49,8 @@ def memory_of(value: Any, argument: int) -> Memory | None:
         EmulationError: it is not contiguous, or not in this machine's memory.
     """
     if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            raise EmulationError(f"argument {argument} is an array of Python objects, which no kernel can use")
         if not value.flags.c_contiguous:
             raise EmulationError(f"argument {argument} is not contiguous: pass np.ascontiguousarray of it")
         return Memory(value.ctypes.data, value.nbytes, bool(value.flags.writeable), argument)
@@ -72,7 +74,10 @@ def pack(parameters: Sequence[Variable], values: Sequence[Any], buffers: Sequenc
         raise EmulationError(f"{len(values)} arguments were given; the kernel takes {len(parameters)}: {listed}")
     packed = Packed()
     for position, (parameter, value) in enumerate(zip(parameters, values, strict=True)):
-        packed.parameters.append(_encode(parameter, value, position, packed))
+        try:
+            packed.parameters.append(_encode(parameter, value, position, packed))
+        except (struct.error, OverflowError, ValueError) as error:
+            raise EmulationError(f"argument {position} ({describe(parameter)}): {value!r} does not fit") from error
     for buffer in buffers:
         memory = memory_of(buffer, -1)
         if memory is None:
@@ -105,6 +110,8 @@ def _encode(parameter: Variable, value: Any, position: int, packed: Packed) -> b
         packed.pointers[position, 0] = memory
         raw = bytearray(struct.pack("<Q", memory.address))
     elif isinstance(value, np.generic):
+        if kind in ("f32", "f64") and value.dtype.kind != "f":
+            raise EmulationError(f"{where} is a real number, and {value.dtype} was given: pass a float")
         raw = bytearray(value.tobytes())
     elif kind in _REAL and isinstance(value, int | float):
         raw = bytearray(struct.pack(_REAL[kind], value))

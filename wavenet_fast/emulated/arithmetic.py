@@ -14,6 +14,7 @@ from wavenet_fast.emulated.families import (
     refuse,
     rounding_of,
     type_of,
+    types_of,
     word,
 )
 from wavenet_fast.emulated.ptx import Instruction
@@ -30,6 +31,17 @@ def _real(e: Emitter, i: Instruction, kind: str) -> None:
     e.assign(i.operands[0], f"{i.parts[0]}_real<{cpp(kind)}, {flags_of(i)}, {rounding_of(i)}>({operands})", kind)
 
 
+def _mixed(e: Emitter, i: Instruction, halves: int) -> None:
+    """`add.f32.f16` and its kin: the first `halves` operands are widened, and all else is single precision."""
+    result, half = types_of(i)
+    if i.parts[0] not in ("add", "sub", "fma") or result != "f32" or half not in ("f16", "bf16") or "ftz" in i.parts:
+        raise refuse(i)
+    narrow, rest = i.operands[1 : 1 + halves], i.operands[1 + halves :]
+    values = [f"convert<f32, {half}, 0, kNear, false>({e.value(operand, half)})" for operand in narrow]
+    operands = ", ".join([*values, *(e.value(operand, "f32") for operand in rest)])
+    e.assign(i.operands[0], f"{i.parts[0]}_real<f32, {flags_of(i)}, {rounding_of(i)}>({operands})", "f32")
+
+
 def _whole(e: Emitter, i: Instruction, name: str, kind: str, *kinds: str, result: str | None = None) -> None:
     """`name<type>(operands)`, the operands of `kinds`, or all of the instruction's type"""
     sources = i.operands[1:]
@@ -37,8 +49,10 @@ def _whole(e: Emitter, i: Instruction, name: str, kind: str, *kinds: str, result
     e.assign(i.operands[0], f"{name}<{cpp(kind)}>({operands})", result or kind)
 
 
-@family("add sub", "sat ftz cc", ROUND, REALS, WHOLES, {"u16x2", "s16x2"})
+@family("add sub", "sat ftz cc", ROUND, REALS, WHOLES, {"u16x2", "s16x2"}, types=2)
 def _add(e: Emitter, i: Instruction) -> None:
+    if len(types_of(i)) == 2:
+        return _mixed(e, i, 1)
     kind, name = type_of(i), i.parts[0]
     if kind in REALS:
         return _real(e, i, kind)
@@ -70,8 +84,10 @@ def _mul(e: Emitter, i: Instruction) -> None:
     _whole(e, i, f"mul_{part}", kind, result=_wide(kind) if part == "wide" else None)
 
 
-@family("mad fma", "lo hi wide sat ftz relu cc", ROUND, REALS, WHOLES)
+@family("mad fma", "lo hi wide sat ftz relu cc", ROUND, REALS, WHOLES, types=2)
 def _mad(e: Emitter, i: Instruction) -> None:
+    if len(types_of(i)) == 2:
+        return _mixed(e, i, 2)
     kind = type_of(i)
     if kind in REALS:
         operands = ", ".join(e.value(operand, kind) for operand in i.operands[1:])
@@ -236,13 +252,13 @@ def _permute(e: Emitter, i: Instruction) -> None:
     e.assign(i.operands[0], f"prmt({operands}, {modes.index(i.parts[-1])})", "b32")
 
 
-@family("dp4a", "u32 s32")
+@family("dp4a", "u32 s32", types=2)
 def _dot4(e: Emitter, i: Instruction) -> None:
     a, b, c = (e.value(operand, "b32") for operand in i.operands[1:])
     e.assign(i.operands[0], f"dp4a<{i.parts[1]}, {i.parts[2]}>({a}, {b}, {c})", "b32")
 
 
-@family("dp2a", "lo hi u32 s32")
+@family("dp2a", "lo hi u32 s32", types=2)
 def _dot2(e: Emitter, i: Instruction) -> None:
     a, b, c = (e.value(operand, "b32") for operand in i.operands[1:])
     half = "true" if i.parts[1] == "hi" else "false"

@@ -7,6 +7,7 @@ flags, the compiler's version and the processor. A file appears there by rename:
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -31,6 +32,10 @@ COMMON = [
     "-fno-math-errno",
     "-w",
 ]
+# Seconds that a compiler may take.
+TIMEOUT = 900
+# The end of a file that is whole; what loads or links it does not mind.
+SEAL = b"wavenet_fast"
 # Files that the cache holds, of some 100 KB each.
 KEPT = 1000
 # -Og: half the time of -O1 to compile, and as fast for the few steps that a kernel is run.
@@ -55,9 +60,10 @@ def compiler() -> list[str]:
         EmulationError: there is none.
     """
     if os.environ.get("CXX"):
-        command = shlex.split(os.environ["CXX"])
-        if shutil.which(command[0]):
-            return command
+        with contextlib.suppress(ValueError):  # quotes that do not close
+            command = shlex.split(os.environ["CXX"])
+            if command and shutil.which(command[0]):
+                return command
         raise EmulationError(f"CXX is `{os.environ['CXX']}`, which is not there: unset it or name a C++ compiler")
     for name in ("g++", "c++", "clang++"):
         if shutil.which(name):
@@ -90,7 +96,12 @@ def _runtime_text() -> bytes:
 
 
 def _run(command: list[str], what: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired as error:
+        raise EmulationError(
+            f"{command[0]} has not compiled {what} after {TIMEOUT} s: give a shorter kernel"
+        ) from error
     if match := re.search(r"^kernel\.ptx:(\d+):(?:\d+:)? error: (.*)", done.stderr, re.M):
         raise EmulationError(f"line {match[1]}: the instruction is not understood ({match[2]})", int(match[1]))
     if match := re.search(r"cannot find .*?(?:lib|-l|rt\.)(tsan|asan)", done.stderr):
@@ -105,27 +116,45 @@ def _run(command: list[str], what: str) -> None:
 def _cached(key: str, name: str, make: list[list[str]], what: str, directory: Path) -> Path:
     """`directory/name`, made by the commands unless it is there; `OUT` in a command is where to write."""
     path = directory / f"{key[:32]}-{name}"
-    if path.exists():
-        with contextlib.suppress(OSError):  # a cache that others own is read all the same
-            os.utime(path)
-        return path
     try:
+        if _is_whole(path):
+            with contextlib.suppress(OSError):  # a cache that others own is read all the same
+                os.utime(path)
+            return path
         directory.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=directory, suffix=f"-{name}")
     except OSError as error:
         raise EmulationError(
-            f"cannot write to {directory}: {error}; set XDG_CACHE_HOME to a folder that can be written"
+            f"cannot use {directory}: {error}; set XDG_CACHE_HOME to a folder that can be written"
         ) from error
     os.close(handle)
     try:
         for command in make:
             _run([temporary if word == "OUT" else word for word in command], what)
+        if not os.path.getsize(temporary):
+            raise EmulationError(f"{make[0][0]} has compiled {what} to nothing: is it a C++ compiler?")
+        with open(temporary, "ab") as file:
+            file.write(SEAL)
         os.chmod(temporary, 0o755)
         os.replace(temporary, path)
         _prune(directory)
     finally:
         Path(temporary).unlink(missing_ok=True)
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there that was written to its end."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(SEAL), os.SEEK_END)
+            return file.read() == SEAL
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # shorter than the seal
+            return False
+        raise
 
 
 def _prune(directory: Path) -> None:

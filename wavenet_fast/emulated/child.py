@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import re
@@ -74,12 +75,11 @@ def _start(path: Path, room: Path, timeout: float, halt: bool) -> subprocess.Com
     environment = dict(os.environ)
     for name, options in _OPTIONS.items():
         environment[name] = options.format(halt=int(halt))
+    limit = None if timeout == math.inf else timeout
     command = [str(path), str(room / "request"), str(room / "outcome")]
 
     def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=timeout, errors="replace"
-        )
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit, errors="replace")
 
     done = run(command)
     if "unexpected memory mapping" in done.stderr or "Shadow memory range interleaves" in done.stderr:
@@ -106,9 +106,16 @@ def launch(
         (room / "request").write_bytes(_request(request, packed, merged))
         try:
             done = _start(path, room, timeout, request.mutant >= 0)
+        except OSError as error:
+            raise EmulationError(f"{path} cannot be run ({error}): make the Program anew") from error
         except subprocess.TimeoutExpired as error:
             raise EmulationError(f"the launch was ended after {timeout} s") from error
         _raise_findings(done.stderr, lines)
+        if "Thread limit" in done.stderr:
+            raise EmulationError(
+                "ThreadSanitizer cannot follow so many threads: each counts once, and twice more where it has relaxed "
+                "accesses and fences, of some 8000; launch fewer"
+            )
         if not (room / "outcome").exists():
             told = done.stderr.strip()[-2000:] or "it said nothing"
             raise EmulationError(f"the child process ended with {done.returncode} before the kernel did: {told}")

@@ -15,6 +15,7 @@ from wavenet_fast.emulated.families import (
     refuse,
     rounding_of,
     type_of,
+    types_of,
     word,
 )
 from wavenet_fast.emulated.ptx import SIZES, Instruction
@@ -31,6 +32,12 @@ COMPARISONS = {
     **{"lo": "kLt", "ls": "kLe", "hi": "kGt", "hs": "kGe"},
 }
 BOOLEANS = {"and": "&", "or": "|", "xor": "^"}
+
+
+def _count(e: Emitter, i: Instruction) -> None:
+    needed = 3 + any(part in BOOLEANS for part in i.parts)
+    if len(i.operands) != needed:
+        raise e.error(f"{len(i.operands)} operands; needed: {needed}")
 
 
 def _comparison(e: Emitter, i: Instruction, kind: str) -> str:
@@ -52,6 +59,7 @@ def _halves(e: Emitter, i: Instruction, kind: str) -> list[str]:
 def _setp(e: Emitter, i: Instruction) -> None:
     kind = type_of(i)
     targets = i.operands[0].split("|")
+    _count(e, i)
     if kind.endswith("x2"):
         outcomes = _halves(e, i, kind)
     else:
@@ -74,10 +82,11 @@ ONES = {
 }
 
 
-@family("set", "ftz and or xor", COMPARISONS, REALS - {"f32x2"}, WHOLES)
+@family("set", "ftz and or xor", COMPARISONS, REALS - {"f32x2"}, WHOLES, types=2)
 def _set(e: Emitter, i: Instruction) -> None:
-    target, source = [part for part in i.parts if part in SIZES][-2:]
+    target, source = types_of(i)
     packed = source.endswith("x2")
+    _count(e, i)
     outcomes = _halves(e, i, source) if packed else [_comparison(e, i, source)]
     if boolean := next((BOOLEANS[part] for part in i.parts if part in BOOLEANS), None):
         outcomes = [f"bool({outcome} {boolean} {e.value(i.operands[3], 'pred')})" for outcome in outcomes]
@@ -90,13 +99,16 @@ def _set(e: Emitter, i: Instruction) -> None:
 @family("selp", "", REALS, WHOLES)
 def _select(e: Emitter, i: Instruction) -> None:
     kind = type_of(i)
-    a, b = (e.value(operand, kind) for operand in i.operands[1:3])
-    e.assign(i.operands[0], f"{e.value(i.operands[3], 'pred')} ? {a} : {b}", kind)
+    target, *sources, chosen = i.operands
+    a, b = (e.value(operand, kind) for operand in sources)
+    e.assign(target, f"{e.value(chosen, 'pred')} ? {a} : {b}", kind)
 
 
-@family("slct", "ftz", REALS, WHOLES)
+@family("slct", "ftz", REALS, WHOLES, types=2)
 def _slct(e: Emitter, i: Instruction) -> None:
-    kind, by = [part for part in i.parts if part in SIZES]
+    kind, by = types_of(i)
+    if by not in ("s32", "f32"):
+        raise refuse(i)
     a, b = (e.value(operand, kind) for operand in i.operands[1:3])
     zero = f"compare<{by}, kGe{', kFtz' if 'ftz' in i.parts else ''}>({e.value(i.operands[3], by)}, 0)"
     e.assign(i.operands[0], f"{zero} ? {a} : {b}", kind)
@@ -107,9 +119,9 @@ def _slct(e: Emitter, i: Instruction) -> None:
 WHOLE_ROUNDINGS = {"rni": "kNear", "rzi": "kZero", "rmi": "kDown", "rpi": "kUp"}
 
 
-@family("cvt", "tf32 e4m3x2 e5m2x2", FLAGS, ROUNDINGS, WHOLE_ROUNDINGS, REALS - {"f32x2"}, WHOLES)
+@family("cvt", "tf32 e4m3x2 e5m2x2", FLAGS, ROUNDINGS, WHOLE_ROUNDINGS, REALS - {"f32x2"}, WHOLES, types=2)
 def _convert(e: Emitter, i: Instruction) -> None:
-    target, source = [part for part in i.parts if part in SIZES][-2:]
+    target, source = types_of(i)
     flags = flags_of(i)
     whole = next((WHOLE_ROUNDINGS[part] for part in i.parts if part in WHOLE_ROUNDINGS), None)
     how = whole or rounding_of(i)
@@ -145,20 +157,28 @@ def _convert(e: Emitter, i: Instruction) -> None:
 # ---- moves
 
 
+def _piece(i: Instruction, count: int) -> int:
+    """The bytes of each of `count` registers that a `mov` splits or joins."""
+    size = SIZES[type_of(i)]
+    if count not in (2, 4) or size % count:
+        raise refuse(i, f"with {count} registers does not exist")
+    return size // count
+
+
 @family("mov", "pred", REALS, WHOLES)
 def _move(e: Emitter, i: Instruction) -> None:
     kind = type_of(i)
     target, source = i.operands
     if target.startswith("{"):
         pieces = e.vector(target)
-        width = SIZES[kind] // len(pieces)
+        width = _piece(i, len(pieces))
         e.write(f"{word(kind)} whole = {e.value(source, kind)};")
         for position, piece in enumerate(pieces):
             if piece != "_":
                 e.assign(piece, f"u{8 * width}(whole >> {8 * width * position})", f"b{8 * width}")
     elif source.startswith("{"):
         pieces = e.vector(source)
-        width = SIZES[kind] // len(pieces)
+        width = _piece(i, len(pieces))
         terms = [
             f"{word(kind)}({e.value(piece, f'b{8 * width}')}) << {8 * width * n}" for n, piece in enumerate(pieces)
         ]

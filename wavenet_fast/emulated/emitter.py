@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from wavenet_fast.emulated.calls import identifier, in_parameters
 from wavenet_fast.emulated.families import label, lookup, word
 from wavenet_fast.emulated.ptx import SIZES, Function, Instruction, Label, Module, Scope, Variable
 from wavenet_fast.errors import EmulationError
 
-# Special registers; %clock and its kin do not advance, and %smid is the block's number.
+# Special registers; %clock and its kin advance when they are read, and %smid is the block's number.
 SPECIAL = {
     **{f"%tid.{d}": f"t.tid.{d}" for d in "xyz"},
     **{f"%ctaid.{d}": f"t.bid.{d}" for d in "xyz"},
@@ -37,9 +38,9 @@ SPECIAL = {
     "%envreg2": "reinterpret_cast<u64>(simt::grid_workspace)",
     "%dynamic_smem_size": "simt::dynamic_shared",
     "%total_smem_size": "t.shared_size",
-    **dict.fromkeys(
-        ("%clock", "%clock_hi", "%clock64", "%globaltimer", "%globaltimer_lo", "%globaltimer_hi", "%gridid"), "0"
-    ),
+    **dict.fromkeys(("%clock", "%clock64", "%globaltimer", "%globaltimer_lo"), "simt::clock()"),
+    **dict.fromkeys(("%clock_hi", "%globaltimer_hi"), "simt::clock() >> 32"),
+    "%gridid": "0",
     "%smid": "t.bid.x",
     "%nsmid": "simt::grid.x",
     "WARP_SZ": "32",
@@ -66,6 +67,8 @@ class Translation:
     counters: list[str] = field(default_factory=list)
     # Kernel → bytes of its `.shared` variables, before the dynamic part.
     shared: dict[str, int] = field(default_factory=dict)
+    # Kernel → bytes of the `.local` variables of a thread, those of all functions together.
+    local: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -146,9 +149,12 @@ class Emitter:
 
     # ---- operands
 
-    @staticmethod
-    def vector(operand: str) -> list[str]:
-        return [piece.strip() for piece in operand[1:-1].split(",")] if operand.startswith("{") else [operand]
+    def vector(self, operand: str, count: int | None = None) -> list[str]:
+        """The registers of an operand in braces; `count` is how many there must be."""
+        pieces = [piece.strip() for piece in operand[1:-1].split(",")] if operand.startswith("{") else [operand]
+        if count is not None and len(pieces) != count:
+            raise self.error(f"`{operand}` has {len(pieces)} registers; needed: {count}")
+        return pieces
 
     def value(self, operand: str, kind: str) -> str:
         """An operand as C++ expression of the unsigned word that holds `kind`; for a predicate, a bool."""
@@ -159,6 +165,7 @@ class Emitter:
             name, held = self.register(operand)
             if held == "pred":
                 raise self.error(f"`{operand}` is a predicate")
+            self._wide_enough(operand, held, kind)
             return name if SIZES[held] == size else f"{word(kind)}({name})"
         if operand in SPECIAL:
             return f"{word(kind)}({SPECIAL[operand]})"
@@ -172,7 +179,13 @@ class Emitter:
             return f"0x{int(match[2], 16) ^ (1 << 63 if match[1] else 0):x}ull"
         if re.fullmatch(r"-?\d+\.\d*(e[-+]?\d+)?", operand) and size in (4, 8):
             return f"raw(f{8 * size}({operand}))"
-        return f"{word(kind)}({self._symbol(operand)})"
+        return f"{word(kind)}({self.symbol(operand)})"
+
+    def _wide_enough(self, register: str, held: str, kind: str) -> None:
+        if (held == "pred") != (kind == "pred"):
+            raise self.error(f"`{register}` is of type .{held}; needed: .{kind}")
+        if SIZES[held] < SIZES[kind]:
+            raise self.error(f"`{register}` has {8 * SIZES[held]} bits; needed: {8 * SIZES[kind]}")
 
     def _predicate(self, operand: str) -> str:
         if re.fullmatch(r"-?\d+", operand):
@@ -196,7 +209,7 @@ class Emitter:
             return f"0x{bits:08x}u"
         raise self.error("a single-precision constant does not fit")
 
-    def _symbol(self, operand: str) -> str:
+    def symbol(self, operand: str) -> str:
         """A variable's address in its space, perhaps plus an offset; of a parameter, where it lies."""
         match = re.fullmatch(r"([%$\w.]+?)\s*(?:\+\s*(-?(?:0[xX])?[0-9a-fA-F]+))?", operand)
         offset = int(match[2], 0) if match and match[2] else 0
@@ -227,7 +240,7 @@ class Emitter:
             return f"{register} + {offset}" if offset else register
         if re.fullmatch(r"\d+|0[xX][0-9a-fA-F]+", name):
             return f"{int(name, 0) + offset}ull"
-        return f"u64({self._symbol(f'{name}+{offset}')})"
+        return f"u64({self.symbol(f'{name}+{offset}')})"
 
     def address(self, operand: str, space: str, size: int | str, write: bool, align: int | None = None) -> str:
         """The host pointer of an operand in brackets, checked for its space; `size` and `align` in bytes."""
@@ -236,7 +249,7 @@ class Emitter:
         align = align if align is not None else int(size)
         template = f"<{'true' if write else 'false'}>"
         if space == "param":
-            return f"reinterpret_cast<char*>({place})"
+            return in_parameters(self, self.instruction, operand, place, int(size))
         if space in ("global", "const"):
             return f"global{template}(t, {place}, {size}, {align}, {line})"
         if space == "generic":
@@ -253,6 +266,7 @@ class Emitter:
         if target == "_":
             return self.write(f"(void)({value});")
         name, held = self.register(target)
+        self._wide_enough(target, held, kind)
         if held == "pred" or SIZES[held] == SIZES[kind]:
             return self.write(f"{name} = {value};")
         if kind[0] == "s" and SIZES[held] > SIZES[kind]:
@@ -291,23 +305,6 @@ class Emitter:
             scope = scope.parent
         raise self.error(f"the branch table `{name}` does not exist")
 
-    def call(self, i: Instruction) -> None:
-        """A direct call: results and parameters are arrays of bytes, handed over by address."""
-        operands = list(i.operands)
-        results = operands.pop(0) if operands[0].startswith("(") else "()"
-        name, arguments = operands[0], operands[1] if len(operands) > 1 else "()"
-        function = self.module.functions.get(name)
-        if name == "__assertfail":
-            return self.write(f'simt::fail(t, {i.line}, "an assertion of the kernel failed");')
-        if function is None or not function.defined:
-            raise self.error(
-                f"the function `{name}` is not part of the module (printf and calls by address are not emulated)"
-            )
-        pieces = [piece.strip() for group in (results, arguments) for piece in group[1:-1].split(",") if piece.strip()]
-        pointers = ", ".join(f"reinterpret_cast<void*>({self._symbol(piece)})" for piece in pieces)
-        self.write(f"void* passed[] = {{{pointers or 'nullptr'}}};")
-        self.write(f"function_{identifier(name)}(t, passed);")
-
     # ---- mutation
 
     def site(self, kind: str, i: Instruction, description: str) -> int | None:
@@ -341,13 +338,13 @@ class Emitter:
             else:
                 self._instruction(item)
         head = []
+        used = set(re.findall(r"\w+", "\n".join(self.text)))
         for scope in self.function.scopes:
             for name, kind in scope.registers.items():
-                # All ones is NaN: what is read before it is written is noticed.
-                poison = "false" if kind == "pred" else "~0"
-                head.append(f"  {word(kind)} {identifier(name)}_{scope.index} = {word(kind)}({poison});")
-        used = set(re.findall(r"\w+", "\n".join(self.text)))
-        head = [line for line in head if line.split()[1] in used]
+                if (register := f"{identifier(name)}_{scope.index}") in used:
+                    # All ones is NaN: what is read before it is written is noticed.
+                    poison = "false" if kind == "pred" else "~0"
+                    head.append(f"  {word(kind)} {register} = {word(kind)}({poison});")
         return [*head, *(f"  {buffer}" for buffer in self.buffers), *self.text]
 
     def _instruction(self, i: Instruction) -> None:
@@ -369,7 +366,3 @@ class Emitter:
         self.text.append("  }")
         # On one line, so that all of it has the line of the PTX.
         self.text[start:] = [" ".join(piece.strip() for piece in self.text[start:])]
-
-
-def identifier(name: str) -> str:
-    return re.sub(r"\W", "_", name)

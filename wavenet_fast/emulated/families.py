@@ -39,6 +39,8 @@ FLAGS = {
 class Family:
     modifiers: frozenset[str]
     hints: bool
+    # How many types an instruction may name; another one is another instruction (`add.f32.f16` is not `add.f16`).
+    types: int
     write: Writer
 
 
@@ -46,14 +48,14 @@ TABLE: dict[str, Family] = {}
 
 
 def family(
-    mnemonics: str, modifiers: str = "", *sets: Iterable[str], hints: bool = False
+    mnemonics: str, modifiers: str = "", *sets: Iterable[str], hints: bool = False, types: int = 1
 ) -> Callable[[Writer], Writer]:
     """Enters the decorated function into `TABLE` under each of `mnemonics`."""
     allowed = frozenset(modifiers.split()).union(*map(set, sets))
 
     def enter(write: Writer) -> Writer:
         for mnemonic in mnemonics.split():
-            TABLE[mnemonic] = Family(allowed, hints, write)
+            TABLE[mnemonic] = Family(allowed, hints, types, write)
         return write
 
     return enter
@@ -89,6 +91,9 @@ def lookup(instruction: Instruction) -> Family:
                 f"line {instruction.line}: the modifier `.{modifier}` of `{instruction.opcode}` is not emulated",
                 instruction.line,
             )
+    named = types_of(instruction)
+    if len(named) > found.types:
+        raise refuse(instruction, f"names {len(named)} types ({', '.join(named)}), a form that is not emulated")
     return found
 
 
@@ -96,11 +101,15 @@ def refuse(instruction: Instruction, why: str = "is not emulated") -> EmulationE
     return EmulationError(f"line {instruction.line}: `{instruction.opcode}` {why}", instruction.line)
 
 
+def types_of(instruction: Instruction) -> list[str]:
+    """The types that an instruction names, in order."""
+    return [part for part in instruction.parts[1:] if part in SIZES]
+
+
 def type_of(instruction: Instruction) -> str:
     """The instruction's type: its last modifier that is one."""
-    for part in reversed(instruction.parts):
-        if part in SIZES:
-            return part
+    if named := types_of(instruction):
+        return named[-1]
     raise refuse(instruction, "has no type that is emulated")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from wavenet_fast.emulated.calls import call
 from wavenet_fast.emulated.families import family
 from wavenet_fast.emulated.ptx import Instruction
 
@@ -40,9 +41,7 @@ def _trap(e: Emitter, i: Instruction) -> None:
     e.write(f'simt::fail(t, {i.line}, "{i.parts[0]}");')
 
 
-@family("call", "uni")
-def _call(e: Emitter, i: Instruction) -> None:
-    e.call(i)
+family("call", "uni")(call)
 
 
 @family("nanosleep", "u32")

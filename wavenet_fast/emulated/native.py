@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from wavenet_fast.errors import EmulationError
 
 Dim = ctypes.c_uint32 * 3
 POLL = ctypes.CFUNCTYPE(ctypes.c_int)
@@ -64,15 +67,22 @@ class Outcome:
     message: str
 
 
+# A library that is loaded twice is the same one: two programs of one text share its machine.
+_LOCKS: dict[str, threading.Lock] = {}
+
+
 class Library:
     """A compiled module. It has one machine, so launches take turns."""
 
     def __init__(self, path: Path) -> None:
         # Local binding: the modules of two programs have the same names.
-        self._launch = ctypes.CDLL(str(path), mode=ctypes.RTLD_LOCAL).wavenet_fast_launch
+        try:
+            self._launch = ctypes.CDLL(str(path), mode=ctypes.RTLD_LOCAL).wavenet_fast_launch
+        except (OSError, AttributeError) as error:
+            raise EmulationError(f"{path} cannot be loaded ({error}): delete it, and it is made anew") from error
         self._launch.argtypes = (ctypes.POINTER(Request), ctypes.POINTER(Report))
         self._launch.restype = ctypes.c_int
-        self._lock = threading.Lock()
+        self._lock = _LOCKS.setdefault(os.path.realpath(path), threading.Lock())
 
     def launch(self, request: Request, stop: Callable[[], bool]) -> Outcome:
         """Runs to the end, or until `stop`, asked every few thousand switches, says so.

@@ -135,6 +135,8 @@ def _variable(statement: str, line: int, external: bool) -> Variable:
     if not match or match["type"] not in SIZES:
         raise EmulationError(f"line {line}: the declaration `{statement[:80]}` is not known here", line)
     align = re.search(r"\.align\s+(\d+)", match["attributes"] or "")
+    if align and not _is_power_of_two(int(align[1])):
+        raise EmulationError(f"line {line}: .align {align[1]}; possible: powers of two", line)
     element = SIZES[match["type"]]
     count: int | None = 1
     for dim in re.findall(r"\[\s*(\d*)\s*\]", match["dims"]):
@@ -151,6 +153,10 @@ def _variable(statement: str, line: int, external: bool) -> Variable:
     return Variable(
         match["name"], match["space"], match["type"], size, int(align[1]) if align else element, line, initial
     )
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number > 0 and not number & (number - 1)
 
 
 def _initial(text: str, kind: str, line: int) -> bytes:
@@ -214,6 +220,8 @@ def _read_function(reader: _Reader, module: Module) -> None:
         function.defined = False
         module.functions.setdefault(function.name, function)
         return
+    if (other := module.functions.get(function.name)) and other.defined:
+        raise EmulationError(f"line {line}: `{function.name}` is there already, on line {other.line}", line)
     _read_body(reader, function, module)
     module.functions[function.name] = function
 
@@ -240,6 +248,8 @@ def _read_body(reader: _Reader, function: Function, module: Module) -> None:
                 reader.until(";")
                 reader.position += 1
             else:
+                if match[1] in scope.labels:
+                    raise EmulationError(f"line {line}: the label `{match[1]}` is there already", line)
                 scope.labels[match[1]] = len(function.body)
                 function.body.append(Label(match[1], line, scope))
         else:
@@ -259,10 +269,11 @@ def _read_statement(
         if match[1] not in SIZES:
             raise EmulationError(f"line {line}: registers of type .{match[1]} are not emulated", line)
         for name in split_operands(match[2]):
-            if many := re.fullmatch(r"(.+?)<(\d+)>", name):
-                scope.registers.update({f"{many[1]}{i}": match[1] for i in range(int(many[2]))})
-            else:
-                scope.registers[name] = match[1]
+            many = re.fullmatch(r"(.+?)<(\d+)>", name)
+            names = [f"{many[1]}{i}" for i in range(int(many[2]))] if many else [name]
+            if twice := next((name for name in names if name in scope.registers), None):
+                raise EmulationError(f"line {line}: the register `{twice}` is there already", line)
+            scope.registers.update(dict.fromkeys(names, match[1]))
         return
     if re.match(r"(\.extern\s+)?\.(shared|local|param|global|const)\b", statement):
         for variable in _variables(statement, line):

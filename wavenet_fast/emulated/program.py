@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import math
+import operator
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,18 +24,23 @@ from wavenet_fast.emulated.translate import Options, Site, translate
 from wavenet_fast.errors import EmulationError
 
 Mode = Literal["plain", "thread", "address"]
+TIMEOUT = 600.0
 MAX_THREADS = 1 << 17
+# Above bit 24 a shared address holds a block's rank in its cluster.
+MAX_SHARED = (1 << 24) - 1
 # What `__tsan_create_fiber` can have alive at once, helpers for relaxed accesses included, is some 8000.
 MAX_THREADS_CHECKED = 4096
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What a kernel takes: `shared` bytes of static shared memory; `cluster` and `block` sizes where it says so."""
+    """What a kernel takes: `shared` bytes of static shared memory, `local` bytes of a thread's local memory; `cluster`
+    and `block` sizes where it says so."""
 
     name: str
     parameters: tuple[Variable, ...]
     shared: int
+    local: int
     cluster: int | None
     block: tuple[int, ...] | None
 
@@ -49,6 +57,26 @@ class Stats:
     per_thread: dict[str, npt.NDArray[np.uint64]] = field(default_factory=dict)
 
 
+def _whole(what: str, value: Any, low: int, high: int) -> int:
+    """`value` as a whole number of this range.
+
+    Raises:
+        EmulationError: it is none.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if not low <= number <= high:
+        raise EmulationError(f"{what} is {value!r}; possible: whole numbers from {low} to {high}")
+    return number
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 class Program:
     """PTX as an executable.
 
@@ -56,6 +84,8 @@ class Program:
         ptx: the text that Triton, nvcc or NVRTC wrote.
         mode: `plain` checks bounds, alignment, barriers, deadlock; `thread` looks for races with ThreadSanitizer as
             well; `address` leaves global memory to AddressSanitizer. The last two run each launch in a child process.
+            `plain` does not see an access that leaves one argument and reaches another; `thread` does not see a race
+            in which a thread stores what is there already, so give it outputs that hold no likely value.
         count: count executed instructions by family, or each line of the PTX on its own (`"lines"`).
         mutable: compile every site that `mutate` may break with a switch.
 
@@ -70,6 +100,8 @@ class Program:
         if mode not in MODES:
             raise EmulationError(f"mode {mode!r} does not exist; possible: {', '.join(MODES)}")
         self.mode = mode
+        if not isinstance(ptx, str):
+            raise EmulationError(f"PTX is text, and {type(ptx).__name__} was given")
         module = parse(ptx)
         self._lines = module.lines
         translation = translate(module, Options(count=count, mutable=mutable, gap=64 if mode == "address" else 0))
@@ -84,6 +116,7 @@ class Program:
                 function.name,
                 tuple(function.parameters),
                 translation.shared[function.name],
+                translation.local[function.name],
                 function.cluster,
                 function.block,
             )
@@ -116,7 +149,8 @@ class Program:
         max_spins: int = 200_000,
         timeout: float | None = None,
     ) -> Stats:
-        """Runs a kernel to its end; arrays are read and written in place.
+        """Runs a kernel to its end; arrays are read and written in place. The module's `.global` variables begin as
+        the PTX has them, in every launch.
 
         Args:
             name: the kernel, as in `kernels`.
@@ -126,14 +160,17 @@ class Program:
             cluster: blocks per cluster, along x.
             seed: the order in which threads run; 0 is first come, first served.
             buffers: memory that the kernel reaches by pointers inside of bytes.
-            max_spins: fruitless polls in a row before the launch counts as livelocked.
-            timeout: seconds; without it a plain launch may run for ever, a checked one for ten minutes.
+            max_spins: fruitless polls in a row before the launch counts as livelocked; a thread that computes without
+                polling starts the count anew.
+            timeout: seconds, `math.inf` for no limit; ten minutes where nothing is said.
 
         Raises:
             EmulationError: an argument does not fit, or the kernel did something wrong: the message says what, on
                 which line of the PTX, in which block and thread.
         """
-        timeout = self.time_limit if timeout is None else timeout
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
+            raise EmulationError(f"timeout is {timeout!r}; possible: seconds, or None")
+        timeout = next((limit for limit in (timeout, self.time_limit) if limit is not None), TIMEOUT)
         kernel = self.kernels.get(name)
         if kernel is None:
             raise EmulationError(f"there is no kernel {name!r}; there is: {', '.join(self.kernels)}")
@@ -147,7 +184,7 @@ class Program:
         else:
             from wavenet_fast.emulated.child import launch
 
-            outcome = launch(self.path, request, packed, counts, 600.0 if timeout is None else timeout, self._lines)
+            outcome = launch(self.path, request, packed, counts, timeout, self._lines)
         if outcome.status != native.DONE:
             raise EmulationError(self.explain(outcome.message, outcome.line), outcome.line or None)
         per_thread = {counter: counts[:, n] for n, counter in enumerate(self.counters)}
@@ -173,25 +210,35 @@ class Program:
     ) -> native.Request:
         request = native.Request()
         for what, sizes in (("grid", grid), ("block", block)):
-            if not 1 <= len(sizes) <= 3 or any(int(size) < 1 for size in sizes):
-                raise EmulationError(f"{what} is {tuple(sizes)}; possible: one to three sizes of at least 1")
+            if not isinstance(sizes, Sequence) or not 1 <= len(sizes) <= 3:
+                raise EmulationError(f"{what} is {sizes!r}; possible: one to three sizes of at least 1")
+            for size in sizes:
+                _whole(f"a size of {what}", size, 1, (1 << 31) - 1)
             setattr(request, what, native.Dim(*map(int, sizes), *[1] * (3 - len(sizes))))
         if kernel.block and (*kernel.block, 1, 1)[:3] != tuple(request.block):
             raise EmulationError(f"{kernel.name} is compiled for blocks of {kernel.block} threads, not {tuple(block)}")
-        per_block = int(np.prod(request.block, dtype=np.int64))
-        total = per_block * int(np.prod(request.grid, dtype=np.int64))
+        per_block, blocks = math.prod(request.block), math.prod(request.grid)
+        total = per_block * blocks
         if per_block > 1024:
             raise EmulationError(f"a block of {per_block} threads; possible: up to 1024")
         limit = MAX_THREADS if self.mode != "thread" else MAX_THREADS_CHECKED
         if total > limit:
             raise EmulationError(f"{total} threads at once; possible in mode {self.mode}: up to {limit}")
-        if cluster < 1 or request.grid[0] % cluster:
+        _whole("cluster", cluster, 1, request.grid[0])
+        if request.grid[0] % cluster:
             raise EmulationError(f"clusters of {cluster} blocks do not divide a grid of {request.grid[0]} along x")
+        _whole("shared (bytes of dynamic shared memory)", shared, 0, MAX_SHARED - kernel.shared)
+        _whole("seed", seed, 0, (1 << 64) - 1)
+        _whole("max_spins", max_spins, 0, (1 << 64) - 1)
+        needed, limit = blocks * (kernel.shared + shared) + total * kernel.local, _memory() // 2
+        if needed > limit:
+            raise EmulationError(
+                f"{needed} bytes of shared and local memory in {blocks} blocks of {per_block} threads; possible: half "
+                f"of this machine's memory, {limit}"
+            )
         request.kernel = list(self.kernels).index(kernel.name)
         request.cluster, request.mutant = cluster, self.mutant
         request.dynamic_shared, request.seed, request.max_spins = shared, seed, max_spins
-        if kernel.shared + shared >= 1 << 24:
-            raise EmulationError(f"{kernel.shared + shared} bytes of shared memory; possible: less than 16 MB")
         return request
 
     @staticmethod
@@ -200,7 +247,7 @@ class Program:
         request: native.Request,
         packed: Packed,
         counts: npt.NDArray[np.uint64],
-        timeout: float | None,
+        timeout: float,
     ) -> native.Outcome:
         merged = regions(packed.memories)
         table = (native.Region * max(len(merged), 1))(*(native.Region(*map(int, region)) for region in merged))
@@ -209,8 +256,8 @@ class Program:
         request.params, request.regions = ctypes.addressof(params), ctypes.addressof(table)
         request.n_regions = len(merged)
         request.counts = counts.ctypes.data if counts.size else None
-        end = None if timeout is None else time.monotonic() + timeout
-        outcome = library.launch(request, lambda: end is not None and time.monotonic() > end)
+        end = time.monotonic() + timeout
+        outcome = library.launch(request, lambda: time.monotonic() > end)
         if outcome.status == native.INTERRUPTED:
             raise EmulationError(f"the launch was ended after {timeout} s: {outcome.message}")
         return outcome

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 from wavenet_fast.emulated.families import SCOPES, family, refuse, type_of
-from wavenet_fast.emulated.ptx import Instruction
+from wavenet_fast.emulated.ptx import SIZES, Instruction
 
 if TYPE_CHECKING:
     from wavenet_fast.emulated.emitter import Emitter
@@ -127,9 +127,13 @@ def _active(e: Emitter, i: Instruction) -> None:
     e.assign(i.operands[0], "1u << t.lane", "b32")
 
 
+def _matrices(i: Instruction) -> int:
+    return next(int(part[1:]) for part in i.parts if part in ("x1", "x2", "x4"))
+
+
 @family("ldmatrix", "sync aligned m8n8 x1 x2 x4 trans shared shared::cta b16")
 def _ldmatrix(e: Emitter, i: Instruction) -> None:
-    registers = e.vector(i.operands[0])
+    registers = e.vector(i.operands[0], _matrices(i))
     turned = "true" if "trans" in i.parts else "false"
     e.write(f"auto words = ldmatrix(t, {e.base(i.operands[1], 'shared')}, {len(registers)}, {turned}, {i.line});")
     for n, register in enumerate(registers):
@@ -138,7 +142,7 @@ def _ldmatrix(e: Emitter, i: Instruction) -> None:
 
 @family("stmatrix", "sync aligned m8n8 x1 x2 x4 trans shared shared::cta b16")
 def _stmatrix(e: Emitter, i: Instruction) -> None:
-    registers = e.vector(i.operands[1])
+    registers = e.vector(i.operands[1], _matrices(i))
     turned = "true" if "trans" in i.parts else "false"
     values = ", ".join(e.value(register, "b32") for register in registers)
     e.write(f"stmatrix(t, {e.base(i.operands[0], 'shared')}, {len(registers)}, {turned}, {i.line}, {values});")
@@ -154,7 +158,7 @@ MMA = {"f16": (8, 16), "bf16": (8, 16), "tf32": (4, 8), "s8": (16, 32), "u8": (1
 ELEMENTS = {"f16": "kF16", "bf16": "kBF16", "tf32": "kTF32", "s8": "kS8", "u8": "kU8", "e4m3": "kE4M3", "e5m2": "kE5M2"}
 
 
-@family("mma", "sync aligned row col satfinite f32 s32 m16n8k4 m16n8k8 m16n8k16 m16n8k32", MMA)
+@family("mma", "sync aligned row col satfinite f32 s32 m16n8k4 m16n8k8 m16n8k16 m16n8k32", MMA, types=4)
 def _mma(e: Emitter, i: Instruction) -> None:
     *_, d, a, b, c = i.parts
     match = re.search(r"\.m16n8k(\d+)\.row\.col\.", i.opcode)
@@ -164,6 +168,10 @@ def _mma(e: Emitter, i: Instruction) -> None:
     results = ("s32",) if whole else ("f32", "f16") if a in ("f16", "e4m3", "e5m2") else ("f32",)
     if k not in MMA.get(a, ()) or b not in mixed or d != c or d not in results:
         raise refuse(i)
+    width = 8 * SIZES[a]
+    counts = (2 if d == "f16" else 4, k * width // 64, k * width // 128, 2 if d == "f16" else 4)
+    for operand, count in zip(i.operands, counts, strict=True):
+        e.vector(operand, count)
     groups = [[e.value(register, "b32") for register in e.vector(operand)] for operand in i.operands]
     for group, room in zip(groups[1:], (4, 2, 4), strict=True):
         group.extend(["0u"] * (room - len(group)))

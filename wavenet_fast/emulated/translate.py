@@ -4,8 +4,13 @@ from __future__ import annotations
 
 # These fill the table of instructions.
 from wavenet_fast.emulated import accesses, arithmetic, comparison, flow, together  # noqa: F401
-from wavenet_fast.emulated.emitter import Emitter, Options, Site, Translation, identifier
+from wavenet_fast.emulated.calls import RESERVE, frame, identifier
+from wavenet_fast.emulated.emitter import Emitter, Options, Site, Translation
 from wavenet_fast.emulated.ptx import Function, Module
+from wavenet_fast.errors import EmulationError
+
+# What CUDA allows a thread.
+MAX_LOCAL = 512 << 10
 
 
 def _shared_layout(function: Function, module: Module, gap: int) -> tuple[dict[str, int], int, list[tuple[int, int]]]:
@@ -51,27 +56,39 @@ def translate(module: Module, options: Options | None = None) -> Translation:
     bodies: list[str] = []
     entries: list[str] = []
     guards: list[str] = []
+    called = [function for function in module.functions.values() if function.defined and not function.is_kernel]
+    local_of_called = 0
     for function in module.functions.values():
         if not function.defined:
             continue
         offsets, static, gaps = _shared_layout(function, module, options.gap)
         emitter = Emitter(function, module, {**addresses, **{k: str(v) for k, v in offsets.items()}}, out, options)
         body = emitter.run()
+        if emitter.local_size > MAX_LOCAL:
+            raise EmulationError(
+                f"line {function.line}: `{function.name}` has {emitter.local_size} bytes of local memory; "
+                f"possible: {MAX_LOCAL}",
+                function.line,
+            )
         name = f"{'kernel' if function.is_kernel else 'function'}_{identifier(function.name)}"
         text.append(f"void {name}(Thread& t, void* const* PARAM);")
         bodies += [f"void {name}(Thread& t, void* const* PARAM) {{", "  (void)PARAM; bool carry = false; (void)carry;"]
         if emitter.local_size:
             bodies.append(f"  LocalMemory<{emitter.local_size}> local_memory(t);")
         bodies += [*body, "}"]
-        if function.is_kernel:
+        if not function.is_kernel:
+            local_of_called += emitter.local_size
+        else:
             out.kernels.append(function.name)
             out.shared[function.name] = static
-            stack = (256 << 10) + 512 * len(function.body) + 4096 * -(-emitter.local_size // 4096)
+            out.local[function.name] = emitter.local_size
+            stack = 2 * RESERVE + sum(map(frame, [function, *called]))
             listed = ", ".join(f"{{{first}, {last}}}" for first, last in [*gaps, (0, 0)])
             guards.append(f"const Gap gaps_{len(entries)}[] = {{{listed}}};")
             entries.append(
                 f'{{"{function.name}", {name}, {static}, {-(-stack // 4096) * 4096}, gaps_{len(entries)}, {len(gaps)}}}'
             )
+    out.local = {name: size + local_of_called for name, size in out.local.items()}
     regions = [
         f"{{{addresses[v.name]}, {v.size or 0}, {1 if v.space == 'global' else 0}, -3}}" for v in memory if v.size
     ]

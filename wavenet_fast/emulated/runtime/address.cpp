@@ -54,14 +54,20 @@ Block* block_of_shared(const Thread& t, u64 address) {
 
 }  // namespace
 
+void check_writable(Thread& thread, u64 address, u32 size, int line) {
+  Unchecked unchecked;
+  const Region* region = region_of(address);
+  if (region && address - region->base < region->size && !region->writable)
+    fail(thread, line, "store of %u bytes to read-only memory: %s", size, relative(address).c_str());
+}
+
 char* find_global(Thread& thread, u64 address, u32 size, u32 align, bool write, int line) {
   Unchecked unchecked;
   const char* verb = write ? "store" : "load";
   const Region* region = region_of(address);
   if (!region || address - region->base > region->size || region->size - (address - region->base) < size)
     fail(thread, line, "%s of %u bytes out of bounds: %s", verb, size, relative(address).c_str());
-  if (write && !region->writable)
-    fail(thread, line, "store of %u bytes to read-only memory: %s", size, relative(address).c_str());
+  if (write) check_writable(thread, address, size, line);
   if (address % align)
     fail(thread, line, "misaligned %s of %u bytes: %s (address 0x%llx)", verb, size, relative(address).c_str(),
          (unsigned long long)address);

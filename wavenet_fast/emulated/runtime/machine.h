@@ -51,10 +51,10 @@ inline void acquire(void* place) {
 
 struct Fiber : Thread {
   Context context{};
-  char* stack = nullptr;
   void* tsan = nullptr;
   void* asan = nullptr;
   bool done = false;
+  bool polls = false;           // has polled since its fuel was last spent
   const char* waits = nullptr;  // in what, for reports
   int line = 0;                 // where
   u32 result = 0;               // of a barrier reduction
@@ -83,7 +83,7 @@ struct Rendezvous {
   int line = 0;
   Fiber* waiting[kWarp] = {};
   Combine combine = nullptr;
-  bool ordered = false;
+  bool whole = false;
   u64 generation = 0;
   char tag[2] = {};
   alignas(64) u8 in[kWarp][64];

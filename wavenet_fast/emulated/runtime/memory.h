@@ -6,9 +6,11 @@
 //                      Generic and global: a host address. Local window: offset in the thread's local memory.
 //   mode plain         every access is checked here: against the arguments, the size of shared and of local memory
 //   mode thread        the same, in the runtime, which ThreadSanitizer does not watch
-//   mode address       global memory is left to AddressSanitizer, which knows the bounds of every argument
+//   mode address       global memory is left to AddressSanitizer, which knows the bounds of every argument, but for
+//   read-only memory
 #pragma once
 #include <cstring>
+#include <initializer_list>
 #include <type_traits>
 
 #include "numeric.h"
@@ -34,7 +36,7 @@ inline char* global(Thread& t, u64 address, u32 size, u32 align, int line) {
 #if defined(__SANITIZE_ADDRESS__)
   if (address % align)
     fail(t, line, "misaligned access of %u bytes at address 0x%llx", size, (unsigned long long)address);
-  (void)write;
+  if (write) simt::check_writable(t, address, size, line);
   return reinterpret_cast<char*>(address);
 #elif defined(__SANITIZE_THREAD__)
   return simt::find_global(t, address, size, align, write, line);
@@ -48,7 +50,8 @@ inline char* global(Thread& t, u64 address, u32 size, u32 align, int line) {
 }
 
 inline char* shared(Thread& t, u64 address, u32 size, u32 align, int line) {
-  if (__builtin_expect(address + size <= t.shared_size && !(address & (align - 1)), 1)) return t.shared + address;
+  if (__builtin_expect(address <= t.shared_size && size <= t.shared_size - address && !(address & (align - 1)), 1))
+    return t.shared + address;
   return simt::find_shared(t, address, size, align, line);
 }
 
@@ -59,6 +62,19 @@ inline char* local(Thread& t, u64 address, u32 size, u32 align, int line) {
   if (address & (align - 1))
     fail(t, line, "misaligned access of %u bytes: byte %llu of local memory", size, (unsigned long long)address);
   return t.local.base + address;
+}
+
+// A parameter that is reached by an address in a register.
+struct Span {
+  const void* base;
+  u64 size;
+};
+inline char* parameter(Thread& t, u64 address, u32 size, std::initializer_list<Span> spans, int line) {
+  for (auto& span : spans) {
+    u64 offset = address - reinterpret_cast<u64>(span.base);
+    if (offset <= span.size && size <= span.size - offset) return reinterpret_cast<char*>(address);
+  }
+  fail(t, line, "access of %u bytes out of bounds of every parameter", size);
 }
 
 inline bool is_shared(Thread& t, u64 address) { return address - reinterpret_cast<u64>(t.shared) < t.shared_size; }
@@ -132,9 +148,13 @@ inline Order weakened(int site, Order order) { return simt::mutant == site ? kRe
 // Seeing the same value in the same place twice in a row is what a thread does that waits: let the others run.
 template <class T>
 inline void polled(Thread& t, const char* place, T value, int line) {
-  auto& slot = t.seen[reinterpret_cast<u64>(place) / 4 % 8];
-  if (slot.at == place && slot.value == u64(value)) simt::spin(t, line, "a polling loop");
-  slot = {place, u64(value)};
+  for (auto& slot : t.seen)
+    if (slot.at == place) {
+      if (slot.value == u64(value)) simt::spin(t, line, "a polling loop");
+      slot.value = u64(value);
+      return;
+    }
+  t.seen[t.next_seen++ % 8] = {place, u64(value)};
 }
 
 template <class T>
@@ -163,8 +183,9 @@ inline void store_ordered(Thread& t, char* place, Order order, T value) {
   simt::progress();
 }
 
-// Reads, computes and writes as one: `update` maps the old word to the new one.
-template <class W, class F>
+// Reads, computes and writes as one: `update` maps the old word to the new one. Whoever does not ask for the old word
+// (`red`) does not wait for it.
+template <class W, bool asks, class F>
 inline W modify(Thread& t, char* place, Order order, int line, F update) {
   auto* p = reinterpret_cast<W*>(place);
   W old = __atomic_load_n(p, __ATOMIC_RELAXED), wanted = update(old);
@@ -187,10 +208,10 @@ inline W modify(Thread& t, char* place, Order order, int line, F update) {
       __atomic_exchange_n(p, wanted, __ATOMIC_ACQ_REL);
       break;
   }
-  if (wanted == old)
-    polled(t, place, old, line);
-  else
+  if (wanted != old)
     simt::progress();
+  else if (asks)
+    polled(t, place, old, line);
   return old;
 }
 

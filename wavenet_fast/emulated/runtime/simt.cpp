@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <algorithm>
 #include <map>
+#include <new>
 #include <string>
 #include <sys/mman.h>
 
@@ -24,7 +25,7 @@ constexpr u64 kPollEvery = 4096;  // switches between two questions whether to s
 constexpr u64 kPage = 4096;
 
 int status;
-u64 live, random_state, until_poll;
+u64 live, random_state, until_poll, ticks;
 std::vector<std::unique_ptr<Cluster>> clusters;
 Fiber* current;
 Context scheduler{};
@@ -95,7 +96,11 @@ void start_fiber() {
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
   Fiber& me = *current;
   acquire(&start_tag);
-  kernels[request->kernel].run(me, request->params);
+  try {
+    kernels[request->kernel].run(me, request->params);
+  } catch (const std::bad_alloc&) {
+    fail(me, 0, "no memory is left");
+  }
   leave(me);
 }
 
@@ -169,12 +174,13 @@ void spin(Thread& thread, int line, const char* what) {
   Unchecked unchecked;
   Fiber& me = self(thread);
   report->spins++;
+  me.polls = true;
   if (++fruitless > request->max_spins) {
     me.waits = what;
     me.line = line;
     head_of_report(me, line);
-    append("livelock: %llu polls in a row, by all threads together, have seen nothing new",
-           (unsigned long long)fruitless);
+    append("livelock: %llu polls in a row, by all threads together, have seen nothing new (max_spins allows %llu)",
+           (unsigned long long)fruitless, (unsigned long long)request->max_spins);
     append_waiting();
     abandon();
   }
@@ -187,11 +193,16 @@ void preempt(Thread& thread, int line) {
   Fiber& me = self(thread);
   me.fuel = request->seed ? 1 + random_bits() % 4096 : kFuel;
   until_poll = 1;
+  // A thread that has computed all this time is what the others wait for.
+  if (!me.polls) fruitless = 0;
+  me.polls = false;
   ready.push_back(&me);
   wait_in(me, "a loop", line);
 }
 
 void progress() { fruitless = 0; }
+
+u64 clock() { return ticks += 64; }
 
 // ---- launch
 
@@ -232,6 +243,7 @@ void build(Stacks& stacks) {
     home->cluster = clusters[b / cluster].get();
     u64 room = (shared_size + 64 + 1023) / 1024 * 1024;
     home->shared = static_cast<char*>(aligned_alloc(1024, room));
+    if (!home->shared) throw std::bad_alloc();
     memset(home->shared, 0xff, room);  // NaN in every floating-point format: what was not written is noticed
     if (__asan_poison_memory_region) __asan_poison_memory_region(home->shared + shared_size, room - shared_size);
     for (u64 i = 0; __asan_poison_memory_region && i < kernel.n_gaps; i++)
@@ -298,6 +310,16 @@ void schedule() {
   }
 }
 
+// Every launch finds the module's variables as the PTX has them, whoever launched before.
+void reset_variables() {
+  static std::vector<std::vector<char>> initial;
+  for (u32 i = 0; i < n_module_regions; i++) {
+    auto place = reinterpret_cast<char*>(module_regions[i].base);
+    if (initial.size() == i) initial.emplace_back(place, place + module_regions[i].size);
+    if (module_regions[i].writable) memcpy(place, initial[i].data(), initial[i].size());
+  }
+}
+
 void tear_down() {
   // ThreadSanitizer has the fibers of a failed launch in the middle of something; its process ends anyway.
   for (auto& fiber : fibers)
@@ -330,7 +352,7 @@ extern "C" int wavenet_fast_launch(const simt::Request* asked, simt::Report* tol
   shared_size = kernel.static_shared + asked->dynamic_shared;
   random_state = asked->seed * 0x9E3779B97F4A7C15ull + 1;
   status = kDone;
-  fruitless = 0;
+  fruitless = ticks = 0;
   live = grid.count() * block.count();
   read_window = write_window = {0, 0};
   memset(grid_workspace, 0, sizeof grid_workspace);
@@ -346,8 +368,16 @@ extern "C" int wavenet_fast_launch(const simt::Request* asked, simt::Report* tol
     append("kernel %s: no memory for the stacks of %llu threads", kernel.name, (unsigned long long)live);
     return kFault;
   }
-  build(stacks);
-  schedule();
+  try {
+    reset_variables();
+    build(stacks);
+    schedule();
+  } catch (const std::bad_alloc&) {
+    report->message[0] = 0;
+    append("kernel %s: no memory for %llu threads in %llu blocks", kernel.name,
+           (unsigned long long)(grid.count() * block.count()), (unsigned long long)grid.count());
+    status = kFault;
+  }
   tear_down();
   acquire(&end_tag);
   return status;

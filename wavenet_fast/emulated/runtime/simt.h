@@ -73,12 +73,14 @@ struct Thread {
   char* shared;     // this block's shared memory
   u64 shared_size;  // bytes
   Frame local;      // of the innermost function that has any
+  char* stack;      // its lowest byte
   u64 fuel;         // backward branches until another thread gets its turn
   u64* counts;
   struct Seen {
     const void* at;
     u64 value;
-  } seen[8];  // last value of a polled place
+  } seen[8];  // the last values of the places that were polled last
+  u32 next_seen = 0;
 };
 
 using KernelFunction = void (*)(Thread&, void* const*);
@@ -108,10 +110,17 @@ extern u32 grid_workspace[16];  // what %envreg1 and %envreg2 point to: the grid
     __attribute__((format(printf, 3, 4)));
 [[noreturn]] void exit_thread(Thread&);
 
+// Before a call: a function that needs so many bytes of stack, the runtime's own needs included, must find them.
+inline void need_stack(const Thread& t, u64 bytes, int line) {
+  auto left = static_cast<u64>(reinterpret_cast<char*>(__builtin_frame_address(0)) - t.stack);
+  if (left < bytes) fail(t, line, "calls are nested too deep: %llu bytes of stack are left", (unsigned long long)left);
+}
+
 // Lets other threads run. `spin` counts as a fruitless poll, `preempt` does not; `progress` resets that count.
 void spin(Thread&, int line, const char* what);
 void preempt(Thread&, int line);
 void progress();
+u64 clock();  // %clock and its kin: every look at it is later than the one before
 
 // Barriers of a block. `count` 0: all its threads. The result of reduce: 0 popc, 1 and, 2 or.
 enum Reduce { kNone = -1, kPopc, kAnd, kOr };
@@ -131,6 +140,8 @@ struct Exchange {
 using Combine = void (*)(const Thread&, const Exchange&);
 void collective(Thread&, u32 mask, const char* what, Combine, const void* in, u32 in_size, void* out, u32 out_size,
                 int line);
+// The same for the whole warp, at one line: whoever has exited or does not exist would leave a hole.
+void whole_warp(Thread&, const char* what, Combine, const void* in, u32 in_size, void* out, u32 out_size, int line);
 
 // mbarrier objects, by host address; their state lives outside the emulated memory.
 void mbarrier_init(Thread&, const void*, u32 count, int line);
@@ -141,6 +152,7 @@ bool mbarrier_test(Thread&, const void*, u64 phase, bool parity, bool acquire, i
 
 // Address translation: slow paths of memory.h, and the whole path under ThreadSanitizer.
 char* find_global(Thread&, u64 address, u32 size, u32 align, bool write, int line);
+void check_writable(Thread&, u64 address, u32 size, int line);
 char* find_generic(Thread&, u64 address, u32 size, u32 align, bool write, int line);
 char* find_shared(Thread&, u64 address, u32 size, u32 align, int line);
 u64 map_rank(Thread&, u64 address, u32 rank, bool generic, int line);

@@ -88,13 +88,21 @@ void complete(const Thread& thread, Rendezvous& meet) {
   fruitless = 0;
 }
 
+// An instruction of the whole warp cannot do with a part of it.
+void check_whole(const Fiber& me, const Warp& warp, const char* what, int line) {
+  if (warp.present == ~0u) return;
+  fail(me, line, "%s needs a whole warp, and %d of its lanes have exited or do not exist", what,
+       kWarp - __builtin_popcount(warp.present));
+}
+
 // Lanes of `mask` meet; exited lanes are not waited for, as CUDA has it.
 void meet_warp(Fiber& me, u32 mask, const char* what, Combine combine, const void* in, u32 in_size, void* out,
-               u32 out_size, int line, bool ordered) {
+               u32 out_size, int line, bool ordered, bool whole = false) {
   Warp& warp = me.block->warps[me.warp];
   if (!(mask >> me.lane & 1)) fail(me, line, "%s: lane %u is not in its own mask 0x%08x", what, me.lane, mask);
   Rendezvous& meet = meeting(warp, mask);
-  if (meet.arrived && strcmp(meet.what, what)) {
+  if (whole) check_whole(me, warp, what, line);
+  if (meet.arrived && (strcmp(meet.what, what) || (whole && meet.line != line))) {
     head_of_report(me, line);
     append("lanes of mask 0x%08x execute %s here and %s at line %d", mask, what, meet.what, meet.line);
     append_waiting();
@@ -103,6 +111,7 @@ void meet_warp(Fiber& me, u32 mask, const char* what, Combine combine, const voi
   meet.what = what;
   meet.line = line;
   meet.combine = combine;
+  meet.whole = whole;
   if (in_size) memcpy(meet.in[me.lane], in, in_size);
   u64 generation = meet.generation;
   if (ordered) release(&meet.tag[generation & 1]);
@@ -132,6 +141,7 @@ void leave_meetings(Fiber& me) {
   warp.present &= ~(1u << me.lane);
   for (size_t i = 0; i < warp.meetings.size(); i++) {
     Rendezvous& meet = *warp.meetings[i];
+    if (meet.arrived && meet.whole) check_whole(*meet.waiting[__builtin_ctz(meet.arrived)], warp, meet.what, meet.line);
     if (meet.arrived && (meet.arrived & warp.present) == (meet.mask & warp.present)) complete(me, meet);
   }
   for (u32 id = 0; id < kBarriers; id++) {
@@ -202,6 +212,12 @@ void collective(Thread& thread, u32 mask, const char* what, Combine combine, con
                 u32 out_size, int line) {
   Unchecked unchecked;
   meet_warp(self(thread), mask, what, combine, in, in_size, out, out_size, line, false);
+}
+
+void whole_warp(Thread& thread, const char* what, Combine combine, const void* in, u32 in_size, void* out, u32 out_size,
+                int line) {
+  Unchecked unchecked;
+  meet_warp(self(thread), ~0u, what, combine, in, in_size, out, out_size, line, false, true);
 }
 
 // ---- mbarrier

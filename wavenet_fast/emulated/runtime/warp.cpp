@@ -207,8 +207,8 @@ float reduce_float(Thread& t, bool max, bool absolute, bool nan, float value, u3
 
 u32 move_matrix(Thread& t, u32 value, int line) {
   u32 result;
-  collective(
-      t, ~0u, "movmatrix",
+  whole_warp(
+      t, "movmatrix",
       [](const Thread&, const Exchange& all) {
         u16 matrix[8][8];
         for (u32 lane = 0; lane < 32; lane++) memcpy(&matrix[lane / 4][lane % 4 * 2], all.in[lane], 4);
@@ -238,8 +238,8 @@ Rows matrix_rows(Thread& t, u64 address, bool transposed, int line) {
       give(all, lane, rows);
     });
   };
-  collective(t, ~0u, transposed ? "ldmatrix or stmatrix (trans)" : "ldmatrix or stmatrix",
-             transposed ? turned : straight, &address, sizeof address, &rows, sizeof rows, line);
+  whole_warp(t, transposed ? "ldmatrix or stmatrix (trans)" : "ldmatrix or stmatrix", transposed ? turned : straight,
+             &address, sizeof address, &rows, sizeof rows, line);
   return rows;
 }
 
@@ -328,10 +328,8 @@ Words mma(Thread& t, Element a, Element b, int k, bool half_accumulators, bool s
   Fragments in{{a0, a1, a2, a3},   {b0, b1},           {c0, c1, c2, c3},  static_cast<u8>(a),
                static_cast<u8>(b), static_cast<u8>(k), half_accumulators, saturate};
   Words out;
-  if (simt::block.count() % 32 && simt::block.count() - (t.linear & ~31u) < 32)
-    fail(t, line, "mma needs a whole warp, and this one has %u lanes", static_cast<u32>(simt::block.count() % 32));
-  collective(
-      t, ~0u, "mma",
+  whole_warp(
+      t, "mma",
       [](const Thread&, const Exchange& all) {
         u8 type = take<Fragments>(all, 0).element_a;
         if (type == kS8 || type == kU8)
