@@ -3,6 +3,7 @@
     pip install ".[test]"
     python benchmarks/gpu_check.py --json FILE            # some minutes
     python benchmarks/gpu_check.py --full --json FILE     # everything: an hour or more on two cores
+    python benchmarks/gpu_check.py --full compile mutants --json FILE  # everything of these parts, of the others a part
 
 On any machine: the kernels are compiled for every target and compared with the recorded table, run by Triton's
 interpreter, and their PTX is executed on the CPU: against the reference, under sanitizers, and with every barrier
@@ -52,10 +53,10 @@ PACKAGES = ("wavenet-fast", "torch", "triton", "numpy")
 class Report:
     """What is found, in a file that is whole at any time."""
 
-    def __init__(self, path: Path | None, level: Level) -> None:
+    def __init__(self, path: Path | None, levels: dict[str, Level]) -> None:
         self.path = path
         self.told: dict[str, Any] = {
-            "about": about(), "level": level, "complete": False, "passed": False, "counts": {}, "findings": [],
+            "about": about(), "levels": levels, "complete": False, "passed": False, "counts": {}, "findings": [],
             "benchmarks": [],
         }  # fmt: skip
 
@@ -111,7 +112,9 @@ def about() -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--full", action="store_true", help="the whole matrix")
+    size.add_argument(
+        "--full", nargs="*", choices=PARTS, metavar="PART", help="the whole matrix, of these parts or of all"
+    )
     size.add_argument("--quick", action="store_true", help="a little of every part: does it run?")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -124,19 +127,21 @@ def main() -> int:
     if (why := gpu_parts.why_nothing_is_executed()) is not None:
         print(f"The kernels cannot be executed on this machine: {why}", file=sys.stderr)
         return 2
-    level: Level = "full" if args.full else "quick" if args.quick else "usual"
-    report = Report(args.json, level)
+    usual: Level = "quick" if args.quick else "usual"
+    full = [] if args.full is None else args.full or list(PARTS)
+    levels: dict[str, Level] = {part: "full" if part in full else usual for part in args.parts}
+    report = Report(args.json, levels)
     print(f"Triton {report.told['about']['compiler']}, torch {report.told['about']['torch']}")
     try:
         for part in args.parts:
             try:
-                for finding in PARTS[part](level):
+                for finding in PARTS[part](levels[part]):
                     report.add(part, finding)
             except Exception as error:
                 report.add(part, Finding("the part itself", "failed", reason=f"{type(error).__name__}: {error}"))
         # A wrong kernel has no speed.
         if "device" in args.parts and not report.failed:
-            for row in gpu_parts.measured(level):
+            for row in gpu_parts.measured(levels["device"]):
                 report.told["benchmarks"].append(row)
                 report.write()
         report.end()

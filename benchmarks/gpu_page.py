@@ -120,7 +120,10 @@ def compile_tables(told: Row) -> dict[str, str]:
 def check_tables(told: Row) -> dict[str, str]:
     """Mark → table, of gpu-check.json."""
     verdicts = ("passed", "failed", "skipped")
-    parts = {part: [str(counts[verdict]) for verdict in verdicts] for part, counts in told["counts"].items()}
+    parts = {
+        f"{part}, {'all' if told['levels'][part] == 'full' else 'a part'}": [str(counts[v]) for v in verdicts]
+        for part, counts in told["counts"].items()
+    }
     lines, reasons = {}, []
     for finding in told["findings"]:
         if finding["part"] == "mutants" and "mutants" in (d := finding.get("details", {})):
