@@ -262,7 +262,7 @@ def main() -> None:
     for row in rows_of(chosen, args.json, args.jobs):
         for fault in faults(row):
             wrong += 1
-            tqdm.write(f"{row['kernel']} {row['shape']} {row['dtype']} sm_{row['target']}, tile {row['tile']}: {fault}")
+            tqdm.write(f"{row['kernel']} {row['shape']} {row['dtype']} sm_{row['target']}: {fault}")
     print(f"{len(chosen)} kernels, {wrong} faults")
     raise SystemExit(1 if wrong else 0)
 
