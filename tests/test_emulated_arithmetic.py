@@ -283,6 +283,13 @@ case("setp.nan.f32 D, A, B;", "f32 f32", "pred", lambda a, b: np.isnan(a) | np.i
 case("testp.subnormal.f32 D, A;", "f32", "pred", lambda a: (a != 0) & (np.abs(a) < np.float32(1.17549435e-38)))
 
 
+def halves(f: Reference, kind: str) -> Reference:
+    """A reference on the two 16-bit numbers of a word."""
+    return lambda a, b: f(np.ascontiguousarray(a).view(NUMPY[kind]), np.ascontiguousarray(b).view(NUMPY[kind])).view(
+        np.uint32
+    )
+
+
 def pairs(f: Reference, element: str) -> Reference:
     """A reference on the halves of packed operands; as bits."""
 
@@ -304,6 +311,10 @@ def pairs(f: Reference, element: str) -> Reference:
     return both
 
 
+for half in ("u16", "s16"):
+    case(f"add.{half}x2 D, A, B;", "u32 u32", "u32", halves(np.add, half))
+    case(f"min.{half}x2 D, A, B;", "u32 u32", "u32", halves(np.minimum, half))
+    case(f"max.{half}x2 D, A, B;", "u32 u32", "u32", halves(np.maximum, half))
 case("add.rn.f16x2 D, A, B;", "f16x2 f16x2", "f16x2", pairs(np.add, "f16"))
 case(
     "fma.rn.bf16x2 D, A, B, C;",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from wavenet_fast.emulated.emitter import Emitter
 
 ROUND = set(ROUNDINGS) - {"rna"}
+HALVES = {"u16x2", "s16x2"}
 
 
 def _real(e: Emitter, i: Instruction, kind: str) -> None:
@@ -49,15 +50,23 @@ def _whole(e: Emitter, i: Instruction, name: str, kind: str, *kinds: str, result
     e.assign(i.operands[0], f"{name}<{cpp(kind)}>({operands})", result or kind)
 
 
-@family("add sub", "sat ftz cc", ROUND, REALS, WHOLES, {"u16x2", "s16x2"}, types=2)
+def _halves(e: Emitter, i: Instruction, kind: str) -> None:
+    """`add`, `min` or `max` of two 16-bit numbers in a word."""
+    if i.parts[0] not in ("add", "min", "max") or len(i.parts) != 2:
+        raise refuse(i)
+    a, b = (e.value(operand, "b32") for operand in i.operands[1:])
+    e.assign(i.operands[0], f"halves<{i.parts[0]}<{kind[:3]}>>({a}, {b})", "b32")
+
+
+@family("add sub", "sat ftz cc", ROUND, REALS, WHOLES, HALVES, types=2)
 def _add(e: Emitter, i: Instruction) -> None:
     if len(types_of(i)) == 2:
         return _mixed(e, i, 1)
     kind, name = type_of(i), i.parts[0]
     if kind in REALS:
         return _real(e, i, kind)
-    if kind.endswith("x2"):
-        raise refuse(i)
+    if kind in HALVES:
+        return _halves(e, i, kind)
     if "cc" in i.parts:
         helper = "add_carry" if name == "add" else "sub_carry"
         a, b = (e.value(operand, kind) for operand in i.operands[1:])
@@ -140,9 +149,11 @@ def _sign(e: Emitter, i: Instruction) -> None:
     _real(e, i, kind) if kind in REALS else _whole(e, i, i.parts[0], kind)
 
 
-@family("min max", "ftz NaN xorsign abs", REALS, WHOLES)
+@family("min max", "ftz NaN xorsign abs", REALS, WHOLES, HALVES)
 def _extreme(e: Emitter, i: Instruction) -> None:
     kind = type_of(i)
+    if kind in HALVES:
+        return _halves(e, i, kind)
     if kind not in REALS:
         return _whole(e, i, i.parts[0], kind)
     if len(i.operands) == 3:

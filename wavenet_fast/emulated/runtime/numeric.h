@@ -312,6 +312,14 @@ template <class T>
 inline raw_t<T> max(raw_t<T> a, raw_t<T> b) {
   return as<T>(a) > as<T>(b) ? a : b;
 }
+
+// Two whole numbers in a word, each on its own.
+template <raw_t<u16> (*f)(raw_t<u16>, raw_t<u16>)>
+inline u32 halves(u32 a, u32 b) {
+  return u32(f(static_cast<u16>(a), static_cast<u16>(b))) | u32(f(static_cast<u16>(a >> 16), static_cast<u16>(b >> 16)))
+                                                                << 16;
+}
+
 template <class T>
 inline raw_t<T> clamp(__int128 x) {
   __int128 low = std::numeric_limits<T>::min(), high = std::numeric_limits<T>::max();
