@@ -216,9 +216,9 @@ def test_draws_at_other_temperatures(temperature: float) -> None:
 
 HEADS = [
     CategoricalHead(classes=2), CategoricalHead(classes=131), CategoricalHead(classes=512),
-    CategoricalHead(classes=513), CategoricalHead(classes=1024), CategoricalHead(classes=1500), LogisticHead(components=1),
-    LogisticHead(components=3, log_scale_min=-4.0), LogisticHead(components=30), GaussianHead(components=1),
-    GaussianHead(components=10),
+    CategoricalHead(classes=513), CategoricalHead(classes=1024), CategoricalHead(classes=1500),
+    LogisticHead(components=1), LogisticHead(components=3, log_scale_min=-4.0), LogisticHead(components=30),
+    GaussianHead(components=1), GaussianHead(components=10),
 ]  # fmt: skip
 
 
