@@ -48,5 +48,5 @@ def test_what_was_run_for_the_page_is_complete_and_right() -> None:
     for finding in told["findings"]:
         for mutant in finding.get("details", {}).get("survived", []):
             assert mutant["reason"]
-        if finding["part"] == "mutants":
+        if finding["part"] == "mutants" and finding["verdict"] != "skipped":  # a kernel without a barrier
             assert len(finding["details"]["survived"]) <= 0.05 * finding["details"]["mutants"]
