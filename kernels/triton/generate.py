@@ -1,17 +1,17 @@
 """`generate`: T samples of every stream in one launch, all stages inside.
 
 One program makes a tile of N streams and never hands control back between samples. What it carries from layer to layer
-(the residual x, the skip sum, the operands of both) stays in registers. A layer's middle dimension, its G/2 gates, is
-worked through in blocks of BLOCK_GATE, so that of each matrix only a panel is held at a time. For each block:
+(the residual x, the skip sum, the operands of both) never goes to global memory. A layer's middle dimension, its G/2
+gates, is worked through in blocks of BLOCK_GATE, so that of each matrix only a panel is held at a time. For each block:
 
     z = conditioning + Σ_taps past·W + x·W;  g = tanh·σ;  x' += g·W_residual;  skip += g·W_skip
 
 and the head likewise, in blocks of BLOCK_HIDDEN of its hidden layer. Only the past goes through memory: every layer has
 a ring per stream, whose slots are the first power of two above (K−1)·D: sample t lies at slot t mod slots, and no step
-writes a slot that it reads. One barrier per sample orders what a step wrote before what the next reads; within the loop
-over layers there is none of ours in 16 bit, so that the compiler may copy the next layer's weights while this one
-works. In fp32 products run in registers, which hold BLOCK_R or BLOCK_S inputs of a product at a time; these are read
-from memory again.
+overwrites a past that it reads. One barrier per sample orders what a step wrote before what the next reads; within the
+loop over layers there is none of ours in 16 bit, so that the compiler may copy the next layer's weights while this one
+works. In fp32 a thread holds the operands of a product in registers, BLOCK_R or BLOCK_S inputs at a time; these come
+from memory again, the newest behind a barrier.
 
 Letters and their padding: R, HALF (= G/2), S, H, A are channels padded to powers of two, LAYERS and K are as they are;
 `CLASSES` and `COMPONENTS` count what is drawn. See stages.py for the order of sums.
@@ -173,6 +173,7 @@ def generate(
     memory = tl.load(filters + b, mask=valid, other=0.0)
     newest = tl.load(inputs_row + ((position - 1) & (IN_DEPTH - 1)), mask=valid, other=0.0)
 
+    # What a loop needs is made where it is needed: taken out of the loops it would not fit the registers.
     for i in tl.range(0, steps, disable_licm=True):
         active = i < count
         t = position + i

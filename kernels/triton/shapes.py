@@ -121,6 +121,6 @@ class Shape:
 
 
 def depths(config: WaveNetConfig) -> list[int]:
-    """Slots of each layer's ring: the first power of two above what its taps reach back, so that no step writes a slot
-    that it reads."""
+    """Slots of each layer's ring: the first power of two above what its taps reach back, so that no step
+    overwrites a past that it reads."""
     return [1 << ((config.kernel_size - 1) * d).bit_length() for d in config.dilations]

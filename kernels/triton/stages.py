@@ -5,7 +5,8 @@ power of two, because Triton's tiles are; weights of padded channels are zero, s
 
 Same order everywhere. Every sum over channels is a `tl.dot`, which takes its inner dimension in order, in steps of as
 many terms as the instruction has, whatever N is, and each row on its own. Hence no bit depends on N, on the row that a
-stream has in its tile, or on how threads share a tile.
+stream has in its tile, or on how threads share a tile: shown by executing the PTX, and so on a chip as long as the
+compiler takes the same instruction.
 `tl.sum` and `tl.cumsum` add as the layout of a tile happens to suggest; they are used only where at most one term is
 not zero, or for integers.
 
@@ -63,7 +64,7 @@ def relu(x):
 
 @triton.jit
 def tangent(a):
-    """tanh(a) = (1 − e^−2a) / (1 + e^−2a). The clamp loses nothing in fp32: tanh 10 = 1 − 4e-9."""
+    """tanh(a) = (1 − e^−2a) / (1 + e^−2a). The clamp loses nothing in fp32: tanh 10 = 1 − 4e-9. It ends a NaN."""
     e = tl.exp2(tl.clamp(a, -10.0, 10.0) * (-2.0 * LOG2_E))
     return (1.0 - e) / (1.0 + e)
 
@@ -73,7 +74,8 @@ def gate(z, N: tl.constexpr, GATES: tl.constexpr):
     """z (N, 2·GATES) → tanh(a)·σ(b) (N, GATES), where columns 2j and 2j + 1 of z are a and b of gate j: a thread of a
     product holds both, so that they meet without an exchange.
 
-    (1 − e^−2a) / ((1 + e^−2a)(1 + e^−b)): one division. The clamps keep the denominator finite."""
+    (1 − e^−2a) / ((1 + e^−2a)(1 + e^−b)): one division. The clamps keep the denominator finite and end a
+    NaN, as in csrc/math.inl."""
     a, b = tl.split(tl.reshape(z, (N, GATES, 2)))
     ea = tl.exp2(tl.clamp(a, -10.0, 10.0) * (-2.0 * LOG2_E))
     eb = tl.exp2(tl.clamp(b, -60.0, 60.0) * -LOG2_E)
@@ -118,7 +120,7 @@ def tap_matrix(ptr, tap, rows, columns, R: tl.constexpr, HALF: tl.constexpr):
 def column_of_sample(q, last, fraction_ptr, shift_ptr, valid, HOP: tl.constexpr, UPSAMPLING: tl.constexpr):
     """Which projected columns a sample hears: (left, right, weight of the right one).
 
-    q     (N,) samples since the first column of the stream began; −1 where the very first sample hears one earlier
+    q     (N,) samples since the first column of the stream began; −1, where there is nothing earlier, counts as 0
     last  (N,) the last column that there is
 
     UPSAMPLING 0: hold, column ⌊q/HOP⌋. 1: linear, position q/HOP − frame_centre, whose fraction and whose shift by

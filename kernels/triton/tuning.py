@@ -38,8 +38,8 @@ def shared_limit(capability: int) -> int:
 
 
 def for_generate(shape: Shape, dtype: str, capability: int) -> Options:
-    """16 streams a program, the fewest rows that tensor cores take: with 32 the compiler spills registers of several
-    shapes. 8 warps: with 4 the draw and the panels of weights do not fit 255 registers a thread."""
+    """16 streams a program, the fewest rows that `tl.dot` has tensor cores for: with 32 the compiler spills registers
+    of several shapes. 8 warps: with 4 the draw and the panels of weights do not fit 255 registers a thread."""
     gate, stages = _block_gate(shape.block, dtype, capability)
     hidden = _block_hidden(shape, dtype, capability)
     r, s = _inputs(shape.R, dtype, capability), _inputs(shape.S, dtype, capability)
@@ -87,8 +87,7 @@ def _block_gate(shape: BlockShape, dtype: str, capability: int) -> tuple[int, in
 
     In 16 bit as many as leave room in shared memory for one copy of their weights, for the taps' operands and for 16
     KiB of what the compiler moves between layouts, and at most 8192 weights of a tap, 4096 on sm_80, which spills
-    beyond. In fp32 products run in registers, 16 gates are what fits them, and
-    nothing is copied ahead."""
+    beyond. In fp32 a thread's registers hold the operands of 16 gates, and nothing is copied ahead."""
     if dtype == "fp32":
         return MIN_CHANNELS, 1
     size = ELEMENT_BYTES[dtype]

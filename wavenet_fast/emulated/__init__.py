@@ -3,8 +3,8 @@
     program = Program(ptx, mode="plain")
     program.launch("kernel", grid=(2,), block=(128,), args=[array, 3, None], shared=4096, seed=1)
 
-A GPU's numerics (tanh.approx, the order of sums in a tensor core) and its speed are not emulated; wgmma, tcgen05 and
-TMA are refused.
+Approximate instructions (tanh.approx) and tensor cores are executed, but not with a GPU's own rounding; wgmma, tcgen05
+and TMA are refused.
 """
 
 from wavenet_fast.emulated.arguments import Struct

@@ -166,7 +166,8 @@ class Program:
 
         Raises:
             EmulationError: an argument does not fit, or the kernel did something wrong: the message says what, on
-                which line of the PTX, in which block and thread.
+                which line of the PTX, in which block and thread. A race, which only mode "thread" finds, is a
+                `RaceError`, and what mode "address" finds out of bounds a `BoundsError`.
         """
         if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
             raise EmulationError(f"timeout is {timeout!r}; possible: seconds, or None")
