@@ -481,6 +481,7 @@ def test_refusals_of_streams_and_models(made, monkeypatch):
         ),
         ("inputs", streams.inputs - 2, r"inputs has .* whole classes -1 … 20"),
         ("positions", streams.positions - 1, r"positions has .* possible are 0 … "),
+        ("positions", streams.positions + 2**31, r"first_q has .* possible are up to 2147483642; for a stream beyond"),
         ("seeds", streams.seeds[:2], r"seeds has shape \(2,\); it must be \(B,\) = \(3,\)"),
     ):
         broken = ops.Streams(**{**vars(streams), name: value})

@@ -147,10 +147,7 @@ def generate(
     if last_column is None:
         last_column = everywhere(projected.shape[1] - 1 if projected.ndim > 1 else 0)
     if first_q is None:
-        first_q = s.positions + model.first_q
-        if B and int(first_q.max()) > INT32_MAX - steps:
-            raise InputError("a stream is beyond 2^31 samples; give first_q, and the columns from its place on")
-        first_q = first_q.clamp(-1).to(torch.int32)
+        first_q = (s.positions + model.first_q).clamp(-1, INT32_MAX).to(torch.int32)
     audio, draws, made = _generate(
         s.rings, s.inputs, s.filters, s.positions, s.seeds, counts, projected, first_q, last_column, forced,
         model.packed, model.config, model.dtype, steps, float(temperature), bool(logits), checks.target(emulated),
@@ -174,7 +171,7 @@ def _generate(
     c, home = _fit_generate(state, call, packed, config, dtype, steps, temperature, emulated)
     if not len(rings) * steps:
         return _made_like(filters, c, steps, logits)
-    _check_values(c, inputs, positions, counts, last_column, forced, steps, projected.shape[1])
+    _check_values(c, inputs, positions, counts, first_q, last_column, forced, steps, projected.shape[1])
     model = _model(c, packed, dtype, checks.launcher(home, emulated))
     heard = Heard(projected, first_q, last_column)
     made = model.generate(
@@ -230,13 +227,16 @@ def _fit_generate(
 
 
 def _check_values(
-    config: WaveNetConfig, inputs: Tensor, positions: Tensor, counts: Tensor, last_column: Tensor,
+    config: WaveNetConfig, inputs: Tensor, positions: Tensor, counts: Tensor, first_q: Tensor, last_column: Tensor,
     forced: Tensor | None, steps: int, n: int,
 ) -> None:  # fmt: skip
     """What a kernel uses as an address."""
     checks.values("counts", (counts >= 0) & (counts <= steps), f"possible are 0 … steps, {steps}")
     most = MAX_STREAM_SAMPLES - steps
     checks.values("positions", (positions >= 0) & (positions <= most), f"possible are 0 … {most}")
+    most = INT32_MAX - steps
+    far = f"possible are up to {most}; for a stream beyond, give first_q and the columns from its place on"
+    checks.values("first_q", first_q <= most, far)
     checks.values("last_column", (last_column >= 0) & (last_column < n), f"possible are 0 … n − 1, {n - 1}")
     if isinstance(config.input, OneHotInput):
         for name, classes, least in (("inputs", inputs, -1), ("forced", forced, 0)):
