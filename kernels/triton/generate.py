@@ -99,14 +99,14 @@ def choose_in_blocks(
     for first in range(0, A, C):
         inside = valid[:, None] & (first + column < width)[None, :]
         x = tl.load(logits_row[:, None] + (first + column)[None, :], mask=inside, other=0.0)
-        sums = prefix_sums(weights_of(x, highest, temperature, first + column, 0, CLASSES), N, C)
+        sums = prefix_sums(weights_of(x, highest, temperature, first + column, CLASSES), N, C)
         total += at(sums, column, last)
     chosen = tl.zeros((N,), tl.int32)
     before = tl.zeros((N,), tl.float32)
     for first in range(0, A, C):
         inside = valid[:, None] & (first + column < width)[None, :]
         x = tl.load(logits_row[:, None] + (first + column)[None, :], mask=inside, other=0.0)
-        sums = prefix_sums(weights_of(x, highest, temperature, first + column, 0, CLASSES), N, C)
+        sums = prefix_sums(weights_of(x, highest, temperature, first + column, CLASSES), N, C)
         below = (first + column < CLASSES - 1)[None, :] & (before[:, None] + sums <= (u * total)[:, None])
         chosen += tl.sum(below.to(tl.int32), axis=1)
         before += at(sums, column, last)

@@ -203,10 +203,9 @@ def prefix_sums(e, N: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def weights_of(logits, highest, temperature, column, first, last):
-    """e^((l − highest)/temperature) of the classes first … last − 1, and zero for the others."""
-    inside = (column >= first) & (column < last)
-    return tl.where(inside[None, :], tl.exp((logits - highest[:, None]) / temperature), 0.0)
+def weights_of(logits, highest, temperature, column, CLASSES: tl.constexpr):
+    """e^((l − highest)/temperature) of the classes below CLASSES, and zero for what pads them."""
+    return tl.where((column < CLASSES)[None, :], tl.exp((logits - highest[:, None]) / temperature), 0.0)
 
 
 @triton.jit
@@ -214,7 +213,7 @@ def choose(logits, u, temperature, CLASSES: tl.constexpr, N: tl.constexpr, C: tl
     """Number of classes below the last whose prefix sum is at most u · total, (N,), of the first CLASSES of (N, C)."""
     column = tl.arange(0, C)
     highest = tl.max(tl.where(column[None, :] < CLASSES, logits, -float("inf")), axis=1)
-    sums = prefix_sums(weights_of(logits, highest, temperature, column, 0, CLASSES), N, C)
+    sums = prefix_sums(weights_of(logits, highest, temperature, column, CLASSES), N, C)
     total = at(sums, column, tl.full((N,), C - 1, tl.int32))
     below = (column[None, :] < CLASSES - 1) & (sums <= (u * total)[:, None])
     return tl.sum(below.to(tl.int32), axis=1)

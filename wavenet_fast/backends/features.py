@@ -22,6 +22,7 @@ class Features:
     def __init__(self, config: WaveNetConfig, weights: Mapping[str, NDArray[np.float32]]) -> None:
         self._config = config
         self._network = Reference(config, {name: torch.tensor(weight) for name, weight in weights.items()})
+        self._context, self._lookahead = context_frames(config), lookahead_frames(config)
         kernels = [conv.kernel_size for conv in config.conditioning.network]
         self._before, self._after = sum(k // 2 for k in kernels), sum((k - 1) // 2 for k in kernels)
 
@@ -55,8 +56,8 @@ class Features:
     def _samples(self, mel: NDArray[np.float32], held_first: int, frame: int) -> Tensor:
         """(hop, C) of the samples of one frame."""
         c, hop = self._config, self._config.hop_length
-        first = max(0, frame - context_frames(c))
-        last = min(frame + lookahead_frames(c) + 1, held_first + mel.shape[1])
+        first = max(0, frame - self._context)
+        last = min(frame + self._lookahead + 1, held_first + mel.shape[1])
         t = np.arange(frame * hop, (frame + 1) * hop) + c.conditioning.offset
         return self._of_window(mel, held_first, first, last)[np.maximum(t, 0) - first * hop]
 

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..conditioning import context_frames, lookahead_frames
 from ..config import WaveNetConfig
 from ..errors import BackendError, InputError
 from ..kernels.triton.launch import CudaLauncher, EmulatedLauncher, Launcher
@@ -213,8 +212,8 @@ class TritonEngine(HostEngine[TritonState]):
         """The mel (M, n) that frames first … last − 1 depend on, of what is held and what has come, and its first
         frame."""
         held, known = int(state.mel_frames[b]), int(state.frames[b])
-        begin = max(first - context_frames(self.config), known - held, 0)
-        end = min(last + lookahead_frames(self.config), known + int(call.frames[b]))
+        begin = max(first - self._context, known - held, 0)
+        end = min(last + self.kept - self._context, known + int(call.frames[b]))
         old = (
             state.mel[b, held - (known - begin) : held - max(known - end, 0)].T if begin < known else state.mel[b, :0].T
         )
