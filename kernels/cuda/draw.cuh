@@ -1,0 +1,108 @@
+// From logits to a draw, and from a draw to sound: one warp per stream.
+#pragma once
+
+#include "stages.cuh"
+
+// Classes of one lane, neighbours.
+constexpr int lane_classes(int classes) { return ceil_div(classes, kWarp); }
+
+DEVICE float warp_max(float x) {
+#pragma unroll
+  for (int mask = kWarp / 2; mask; mask /= 2) x = larger(x, across(x, mask));
+  return x;
+}
+
+DEVICE int warp_sum(int x) {
+#pragma unroll
+  for (int mask = kWarp / 2; mask; mask /= 2) x += across(x, mask);
+  return x;
+}
+
+// Sum of x over this lane and those below.
+DEVICE float warp_prefix(float x) {
+#pragma unroll
+  for (int distance = 1; distance < kWarp; distance *= 2) {
+    const float below = from_below(x, distance);
+    if (lane_index() >= distance) x += below;
+  }
+  return x;
+}
+
+// Number of classes below the last whose prefix sum of e^((l − highest)/temperature) is at most u · total. Each lane
+// adds up its own classes in their order, and the lanes' sums are added in theirs.
+template <int CLASSES>
+DEVICE int choose(const float* logits, float u, float temperature) {
+  constexpr int kOwn = lane_classes(CLASSES);
+  const int first = lane_index() * kOwn;
+  float highest = -kFloatMax;
+  for (int c = first; c < min(first + kOwn, CLASSES); ++c) highest = larger(highest, logits[c]);
+  highest = warp_max(highest);
+  const auto weight = [&](int c) { return exponential((logits[c] - highest) / temperature); };
+  float own = 0.0f;
+  for (int c = first; c < min(first + kOwn, CLASSES); ++c) own += weight(c);
+  const float upto = warp_prefix(own), total = from_lane(upto, kWarp - 1);
+  const float before = from_below(upto, 1);
+  float sum = lane_index() ? before : 0.0f;
+  int chosen = 0;
+  for (int c = first; c < min(first + kOwn, CLASSES - 1); ++c) {
+    sum += weight(c);
+    chosen += sum <= u * total;
+  }
+  return warp_sum(chosen);
+}
+
+// A mixture's draw in −1 … 1. Outputs are laid out [component logits | means | log scales], without the first where
+// there is one component.
+DEVICE float draw_value(const Call& call, const float* outputs, float u0, float u1) {
+  constexpr int kFirst = shape::COMPONENTS == 1 ? 0 : shape::COMPONENTS;
+  int chosen = 0;
+  if (shape::COMPONENTS > 1) chosen = choose<shape::COMPONENTS>(outputs, u0, call.temperature);
+  const float mean = outputs[kFirst + chosen];
+  const float log_scale = larger(outputs[kFirst + shape::COMPONENTS + chosen], call.log_scale_min);
+  // The largest float instead of infinity: infinity times a quantile of exactly 0 would be NaN.
+  const float scale = smaller(exponential(log_scale) * call.temperature, kFloatMax);
+  const float v = clamp(u1, 1e-5f, 1.0f - 1e-5f);
+  const float quantile = shape::HEAD == 2 ? normal_quantile(v) : logarithm(v) - logarithm(1.0f - v);
+  return clipped(mean + scale * quantile);
+}
+
+// A class as its number, or a value.
+DEVICE float draw(const Call& call, const float* outputs, Words words) {
+  const float u0 = uniform(words.zero);
+  if (shape::HEAD == 0) return static_cast<float>(choose<shape::CLASSES>(outputs, u0, call.temperature));
+  return draw_value(call, outputs, u0, uniform(words.one));
+}
+
+// What a class or a value sounds like on top of the filter's memory, before the gain.
+DEVICE float sound_of(const Call& call, float value, float memory, bool is_class) {
+  float y = value;
+  if (is_class) {
+    y = call.sound[static_cast<int>(value)];
+  } else if (shape::COMPANDED) {
+    y = expand(value, call.mu);
+  }
+  return fused(memory, call.preemphasis, y);
+}
+
+// What one stream remembers of its own sound.
+struct Memory {
+  float* inputs;  // (IN_DEPTH): x[t] at slot t mod IN_DEPTH
+  float* filter;
+};
+
+// A draw becomes sound and, unless the history is forced, the newest input. By one lane.
+DEVICE void speak(const Call& call, const Stream& s, const Memory& memory, int i, float drawn) {
+  const size_t row = output_row(call, s, i);
+  float emphasised = sound_of(call, drawn, *memory.filter, shape::HEAD == 0);
+  call.audio[row] = clipped(emphasised / call.gain);
+  call.draws[row] = drawn;
+  float heard = drawn;
+  if (plan::FORCED) {
+    heard = call.forced[row];
+    emphasised = sound_of(call, heard, *memory.filter, shape::ONE_HOT);
+  } else if (shape::HEAD == 0 && !shape::ONE_HOT) {
+    heard = call.feedback[static_cast<int>(drawn)];
+  }
+  *memory.filter = emphasised;
+  memory.inputs[static_cast<int>(s.position + i) & (shape::IN_DEPTH - 1)] = heard;
+}

@@ -1,0 +1,164 @@
+// The head, the draw and the next input, by all warps of a block.
+//
+// `weights(m)` gives where the fragments of panel m come from; see products.cuh.
+#pragma once
+
+#include "draw.cuh"
+
+constexpr int kWarps = plan::CHAIN + plan::SKIP;
+constexpr int kThreads = kWarps * kWarp;
+
+// --- sums in memory -----------------------------------------------------------------------------------------------
+
+// Sums of panel m among those of a vector, as four words per lane, in which only this lane, of this warp or of the same
+// warp of another block, reads and writes.
+DEVICE float4& lane_sums(float4* begin, int m, int e) { return begin[(m * kEights + e) * kWarp + lane_index()]; }
+
+DEVICE Sums load_sums(float4* begin, int m) {
+  Sums sums;
+#pragma unroll
+  for (int e = 0; e < kEights; ++e) {
+    const float4 v = lane_sums(begin, m, e);
+    sums.v[e][0] = v.x, sums.v[e][1] = v.y, sums.v[e][2] = v.z, sums.v[e][3] = v.w;
+  }
+  return sums;
+}
+
+DEVICE void store_sums(float4* begin, int m, const Sums& sums) {
+#pragma unroll
+  for (int e = 0; e < kEights; ++e) {
+    lane_sums(begin, m, e) = {sums.v[e][0], sums.v[e][1], sums.v[e][2], sums.v[e][3]};
+  }
+}
+
+// Where the number of channel `row`, stream n, lies among them.
+DEVICE float& number_in_sums(float4* begin, int row, int n) {
+  const int m = row / 16, lane = row % 8 * 4 + n % 8 / 2, i = row % 16 / 8 * 2 + n % 2;
+  return reinterpret_cast<float*>(begin + (m * kEights + n / 8) * kWarp + lane)[i];
+}
+
+// --- head ---------------------------------------------------------------------------------------------------------
+
+template <class Weights>
+DEVICE void hidden_layer(
+    const Call& call, const Stream* streams, int i, const Rows<shape::S>& skip, const Rows<shape::H>& hidden, int warp,
+    Weights weights) {
+  for (int m = warp; m < shape::H / 16; m += kWarps) {
+    Sums sums = bias_panel(call.b_hidden, m);
+    auto&& source = weights(m);
+    add_product_by_turns(sums, source, skip);
+    for_each(sums, [&](int row, int n, float& value) {
+      const int h = m * 16 + row;
+      if (plan::TRACE && i < streams[n].count) {
+        call.hidden_trace[output_row(call, streams[n], i) * shape::H + h] = value;
+      }
+      hidden.at(n, h) = Numbers::operand(relu(value));
+    });
+  }
+}
+
+// Outputs of the head, a row of A for each stream: in shared memory, rows 4 longer than their content so that eight
+// streams' numbers lie in different banks, or, where they are too many, in global memory.
+struct Logits {
+  static constexpr int kStride = shape::A + 4;
+  float* begin;
+  DEVICE float* row(int n) const { return begin + n * kStride; }
+};
+
+template <class Weights>
+DEVICE void output_layer(
+    const Call& call, const Rows<shape::H>& hidden, const Logits& logits, int warp, Weights weights) {
+  for (int m = warp; m < shape::A / 16; m += kWarps) {
+    Sums sums = bias_panel(call.b_out, m);
+    auto&& source = weights(m);
+    add_product_by_turns(sums, source, hidden);
+    for_each(sums, [&](int row, int n, float& value) { logits.row(n)[m * 16 + row] = value; });
+  }
+}
+
+// --- the next input -----------------------------------------------------------------------------------------------
+
+// Where x is written for the first layer: as operands, and as sums.
+struct Entrance {
+  Rows<shape::R> operands;
+  float4* sums;
+};
+
+// What sample i hears of its past, of the stream in place n; by one warp.
+DEVICE void embed_stream(
+    const Call& call, const Stream& s, const float* inputs, int i, int n, const Entrance& to) {
+  for (int r = lane_index(); r < shape::R; r += kWarp) {
+    const float x = embed(call, inputs, s.position + i, r);
+    if (plan::TRACE && i < s.count) call.embed_trace[output_row(call, s, i) * shape::R + r] = x;
+    to.operands.at(n, r) = Numbers::operand(x);
+    number_in_sums(to.sums, r, n) = x;
+  }
+}
+
+// What the streams of a tile remember of their own sound, in shared memory.
+struct Memories {
+  float* inputs;   // (N, IN_DEPTH)
+  float* filters;  // (N)
+  DEVICE Memory of(int n) const { return {inputs + n * shape::IN_DEPTH, filters + n}; }
+};
+
+DEVICE void load_memories(const Call& call, const Stream* streams, const Memories& to, int thread, int threads) {
+  for (int n = thread; n < plan::N; n += threads) {
+    const int b = streams[n].index;
+    to.filters[n] = b < 0 ? 0.0f : call.filters[b];
+    for (int k = 0; k < shape::IN_DEPTH; ++k) {
+      to.inputs[n * shape::IN_DEPTH + k] = b < 0 ? 0.0f : call.inputs[static_cast<size_t>(b) * shape::IN_DEPTH + k];
+    }
+  }
+}
+
+DEVICE void save_memories(const Call& call, const Stream* streams, const Memories& from, int thread, int threads) {
+  for (int n = thread; n < plan::N; n += threads) {
+    const int b = streams[n].index;
+    if (b < 0) continue;
+    call.filters[b] = from.filters[n];
+    for (int k = 0; k < shape::IN_DEPTH; ++k) {
+      call.inputs[static_cast<size_t>(b) * shape::IN_DEPTH + k] = from.inputs[n * shape::IN_DEPTH + k];
+    }
+  }
+}
+
+// Streams of which one warp draws.
+constexpr int kDraws = ceil_div(plan::N, kWarps);
+
+// The random numbers of a warp's streams: they do not depend on the logits, and are made before those arrive.
+struct Dice {
+  Words words[kDraws];
+
+  DEVICE Dice(const Stream* streams, int i, int warp) {
+#pragma unroll
+    for (int k = 0; k < kDraws; ++k) {
+      const int n = warp + k * kWarps;
+      if (n < plan::N) words[k] = philox(streams[n].seed, static_cast<u64>(streams[n].position + i));
+    }
+  }
+};
+
+// Draws, sounds, and embeds for sample i + 1.
+DEVICE void draw_and_embed(
+    const Call& call, const Stream* streams, int i, const Dice& dice, const Logits& logits, const Memories& memories,
+    const Entrance& to, bool more, int warp) {
+#pragma unroll
+  for (int k = 0; k < kDraws; ++k) {
+    const int n = warp + k * kWarps;
+    if (n >= plan::N) break;
+    const Stream& s = streams[n];
+    const Memory memory = memories.of(n);
+    if (i < s.count) {
+      const float* outputs = logits.row(n);
+      if (plan::LOGITS) {
+        float* row = call.logits + output_row(call, s, i) * call.logits_width;
+        for (int c = lane_index(); c < call.logits_width; c += kWarp) row[c] = outputs[c];
+      }
+      const float drawn = draw(call, outputs, dice.words[k]);
+      if (lane_index() == 0) speak(call, s, memory, i, drawn);
+      warp_barrier();  // all lanes embed what this one wrote
+    }
+    if (more) embed_stream(call, s, memory.inputs, i + 1, n, to);
+  }
+}

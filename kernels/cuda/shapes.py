@@ -1,0 +1,73 @@
+"""The sizes a model has in the CUDA kernels: channels padded to multiples of 16, which are the rows of a tensor-core
+product and a whole number of its steps in every number format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wavenet_fast.config import CategoricalHead, GaussianHead, Linear, LogisticHead, OneHotInput, Stages, WaveNetConfig
+
+PANEL = 16
+"""Rows of one tensor-core product."""
+FRAGMENT_BYTES = 512
+"""A panel's weights for one step of 32 bytes of inputs."""
+STEP_BYTES = 32
+
+OPERAND_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Number format → bytes of an operand."""
+
+
+def padded(channels: int) -> int:
+    """The multiple of `PANEL` that holds so many channels."""
+    return -(-channels // PANEL) * PANEL
+
+
+def steps(inputs: int, dtype: str) -> int:
+    """Steps of a product with so many inputs, padded already."""
+    return inputs * OPERAND_BYTES[dtype] // STEP_BYTES
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's letters as the kernels take them; one compiled kernel serves all models of one shape and plan."""
+
+    LAYERS: int
+    K: int
+    R: int
+    HALF: int
+    S: int
+    H: int
+    A: int
+    SLOTS: int
+    CLASSES: int
+    COMPONENTS: int
+    HEAD: int
+    IN_TAPS: int
+    IN_DEPTH: int
+    ONE_HOT: bool
+    TANH: bool
+    COMPANDED: bool
+    RUNNING: bool
+    HOP: int
+    UPSAMPLING: int
+
+    @classmethod
+    def of(cls, config: WaveNetConfig) -> Shape:
+        c, up, head = config, config.conditioning.upsampling, config.head
+        return cls(
+            LAYERS=c.n_layers, K=c.kernel_size, R=padded(c.residual_channels), HALF=padded(c.gate_channels // 2),
+            S=padded(c.skip_channels), H=padded(c.head_channels), A=padded(c.out_channels), SLOTS=sum(depths(c)),
+            CLASSES=head.classes if isinstance(head, CategoricalHead) else 1,
+            COMPONENTS=1 if isinstance(head, CategoricalHead) else head.components,
+            HEAD={CategoricalHead: 0, LogisticHead: 1, GaussianHead: 2}[type(head)],
+            IN_TAPS=c.input.kernel_size, IN_DEPTH=1 << c.input.kernel_size.bit_length(),
+            ONE_HOT=isinstance(c.input, OneHotInput), TANH=c.input.tanh, COMPANDED=c.signal.domain == "mulaw",
+            RUNNING=c.skip_rule == "running", HOP=c.hop_length,
+            UPSAMPLING=2 if isinstance(up, Stages) else 1 if isinstance(up, Linear) else 0,
+        )  # fmt: skip
+
+
+def depths(config: WaveNetConfig) -> list[int]:
+    """Slots of each layer's ring: the first power of two above what its taps reach back, so that no step
+    overwrites a past that it reads."""
+    return [1 << ((config.kernel_size - 1) * d).bit_length() for d in config.dilations]

@@ -1,0 +1,44 @@
+// Waiting for another block, never for ever.
+//
+// A thread that has waited for more than `patience` clock cycles writes who waited for what to the abort word, unless
+// something is there already, and gives up; threads that see the word give up too. Giving up does not change the way
+// of a thread: it goes on with whatever lies in memory, does not wait any more, and all threads of a block leave the
+// sample loop together at the end of a sample (`block_barrier_any`). So every barrier meets all its threads, no block
+// ends while others may still reach into its shared memory, and what was computed after that is thrown away by the
+// host. No address depends on what was waited for.
+#pragma once
+
+#include "device.cuh"
+
+enum Waiting : u32 { kForX = 1, kForSkip = 2, kForHead = 3 };
+
+struct Watch {
+  u64* abort;
+  long long patience;
+  bool given_up;
+};
+
+// The abort word: [63] set, [48 … 55] what was waited for, [24 … 47] tile, [0 … 23] block.
+DEVICE u64 abort_word(Waiting what, int tile) {
+  return 1ull << 63 | static_cast<u64>(what) << 48 | static_cast<u64>(tile) << 24 | blockIdx.x;
+}
+
+constexpr int kPollsPerLook = 64;  // looks at the clock and at the abort word cost more than a poll
+
+template <class Ready>
+DEVICE void wait_until(Ready ready, Watch& watch, Waiting what, int tile) {
+  if (watch.given_up || ready()) return;
+  const long long begin = clock_now();
+  for (int poll = 1; !ready(); ++poll) {
+    if (poll % kPollsPerLook) continue;
+    if (load_relaxed(watch.abort)) {
+      watch.given_up = true;
+      return;
+    }
+    if (clock_now() - begin > watch.patience) {
+      claim(watch.abort, abort_word(what, tile));
+      watch.given_up = true;
+      return;
+    }
+  }
+}
