@@ -133,7 +133,9 @@ class _Nvrtc:
             raise
         except Exception as error:  # whatever cuda-bindings raises where the library is not found
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise BackendError(f"NVRTC, NVIDIA's run-time compiler, cannot be loaded ({first}); {gpu.INSTALL_CUDA}") from None
+            raise BackendError(
+                f"NVRTC, NVIDIA's run-time compiler, cannot be loaded ({first}); {gpu.INSTALL_CUDA}"
+            ) from None
 
     @classmethod
     def here(cls) -> _Nvrtc:
@@ -199,7 +201,13 @@ def _resources(log: str, name: str) -> tuple[int | None, int | None]:
 
 def _key(name: str, files: Mapping[str, str], options: tuple[str, ...], version: tuple[int, int]) -> str:
     digest = hashlib.sha256()
-    for piece in (__version__, str(version), name, *options, *(word for file in sorted(files.items()) for word in file)):
+    for piece in (
+        __version__,
+        str(version),
+        name,
+        *options,
+        *(word for file in sorted(files.items()) for word in file),
+    ):
         data = piece.encode()
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
