@@ -122,8 +122,8 @@ def _field(line: str) -> tuple[str, str, np.dtype[Any] | None]:
         code, number = _NUMBERS[kind]
         return match["name"], code, np.dtype(number)
     raise BackendError(
-        f"struct Call: `{line}` is no field that can be filled; one a line, a pointer to {', '.join(_POINTED)} or void, "
-        f"or a number: {', '.join(_NUMBERS)}"
+        f"struct Call: `{line}` is no field that can be filled; one a line, a pointer to "
+        f"{', '.join(_POINTED)} or void, or a number: {', '.join(_NUMBERS)}"
     )
 
 
@@ -131,17 +131,17 @@ def _checked(field: Field, value: Any) -> Any:
     """An `Array` or None for a pointer, else a Python number."""
     if field.is_pointer:
         if value is not None and not isinstance(value, Array):
-            raise InputError(
-                f"argument {field.name} is a pointer, and {value!r} was given; give a device's array, or None"
-            )
+            raise InputError(f"argument {field.name} is a pointer, not {value!r}; give a device's array, or None")
         if value is not None and field.dtype is not None and value.dtype != field.dtype:
             raise InputError(f"argument {field.name} points to {field.dtype}, and an array of {value.dtype} was given")
         return value
     try:
         if field.code == "f":
-            return float(value)
+            real = float(value)
+            struct.pack("<f", real)
+            return real
         number = operator.index(value)
         struct.pack(f"<{field.code}", number)
         return number
-    except (TypeError, ValueError, struct.error):
+    except (TypeError, ValueError, OverflowError, struct.error):
         raise InputError(f"argument {field.name} is of type {field.dtype}, which {value!r} does not fit") from None

@@ -133,9 +133,7 @@ class _Nvrtc:
             raise
         except Exception as error:  # whatever cuda-bindings raises where the library is not found
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise BackendError(
-                f"NVRTC, NVIDIA's run-time compiler, cannot be loaded ({first}); {gpu.INSTALL_CUDA}"
-            ) from None
+            raise BackendError(f"NVRTC cannot be loaded ({first}); {gpu.INSTALL_CUDA}") from None
 
     @classmethod
     def here(cls) -> _Nvrtc:
@@ -167,9 +165,10 @@ class _Nvrtc:
             self._ask("nvrtcDestroyProgram", program)
 
     def _text(self, what: str, program: Any) -> bytes:
-        room = b" " * self._ask(f"nvrtcGet{what}Size", program)
+        size: int = self._ask(f"nvrtcGet{what}Size", program)
+        room = bytes(size + 1)  # written into; Python keeps one object for all bytes of length 1
         self._ask(f"nvrtcGet{what}", program, room)
-        return room
+        return room[:size]
 
     def _refusal(self, name: str, options: tuple[str, ...], code: str, log: str) -> str:
         target = next(option.partition("=")[2] for option in options if option.startswith("--gpu-architecture"))

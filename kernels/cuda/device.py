@@ -1,4 +1,4 @@
-"""Where kernels run, as the code around them sees it: a GPU (`cuda_device`), or the emulated one (`emulated_device`)."""
+"""Where kernels run, as the code around them sees it: a GPU (`cuda_device`) or the emulated one (`emulated_device`)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from .call_struct import CallStruct
 from .devices import DeviceProperties
 
 MAX_THREADS = 1024
-PORTABLE_CLUSTER = 8
-"""Blocks of a cluster that every GPU with clusters takes; more have to be asked for."""
+
+
+def largest_cluster(capability: int) -> int:
+    """Blocks of a cluster: 8 wherever there are clusters, 16 where a kernel that asks for more may get them."""
+    return 16 if capability in (90, 100, 103) else 8 if capability >= 90 else 1
 
 
 @dataclass(frozen=True)

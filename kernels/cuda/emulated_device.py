@@ -17,13 +17,13 @@ from wavenet_fast.errors import BackendError
 from .arrays import Array, HostArray
 from .call_struct import CallStruct
 from .compile import SOURCES, compile_kernel
-from .device import Kernel, check_launch, not_resident, sizes
+from .device import Kernel, check_launch, largest_cluster, not_resident, sizes
 from .devices import DeviceProperties
 from .foreign import host_view, shape_of
 from .transfers import check_same_bytes, checked_out
 
-# Shared memory of a block and of a multiprocessor in KiB, threads and blocks of a multiprocessor, by compute capability:
-# CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+# By compute capability: shared memory of a block and of a multiprocessor in KiB, threads and blocks of a
+# multiprocessor. CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
 _LIMITS = {
     80: (163, 164, 2048, 32), 86: (99, 100, 1536, 16), 87: (163, 164, 1536, 16), 89: (99, 100, 1536, 24),
     90: (227, 228, 2048, 32), 100: (227, 228, 2048, 32), 103: (227, 228, 2048, 32), 120: (99, 100, 1536, 24),
@@ -40,10 +40,9 @@ def emulated_properties(capability: int) -> DeviceProperties:
     if capability not in _LIMITS:
         raise BackendError(f"no GPU of capability {capability} is known; there are {', '.join(map(str, _LIMITS))}")
     block, whole, threads, blocks = _LIMITS[capability]
-    cluster = 16 if capability in (90, 100, 103) else 8 if capability > 90 else 1
     return DeviceProperties(
         f"an emulated sm_{capability}", capability, _MULTIPROCESSORS, block << 10, whole << 10, 65_536, threads, blocks,
-        cluster,
+        largest_cluster(capability),
     )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def torch_dtype(tensor: Any) -> np.dtype[Any]:
 
 def dtype_of(name: Any) -> np.dtype[Any]:
     try:
-        kind = np.dtype(name)
+        kind: np.dtype[Any] | None = np.dtype(name)
     except TypeError:
         kind = None
     if kind is None or kind.str[1:] not in KINDS or not kind.isnative:
@@ -103,9 +103,7 @@ def cuda_view(obj: Any, index: int, stream: int) -> CudaArray:
         raise BackendError(f"the array cannot be used without a copy ({error}); copy it with `upload`") from None
     if not seen.is_device_accessible or seen.device_id != index:
         where = f"GPU {seen.device_id}" if seen.is_device_accessible else "this machine's memory"
-        raise BackendError(
-            f"the array lies in {where}, and the kernels run on GPU {index}; copy it there, or `upload` it"
-        )
+        raise BackendError(f"the array lies in {where}, and the kernels run on GPU {index}; copy or `upload` it there")
     shape = tuple(seen.shape)
     if not _contiguous(shape, seen.strides):
         raise InputError("the array is not contiguous; give a contiguous copy of it")
