@@ -20,26 +20,27 @@ _NUMBERS: dict[str, tuple[str, type[np.generic]]] = {
     "int": ("i", np.int32),
     "unsigned": ("I", np.uint32),
     "unsigned int": ("I", np.uint32),
+    "u32": ("I", np.uint32),
+    "u64": ("Q", np.uint64),
     "long long": ("q", np.int64),
     "unsigned long long": ("Q", np.uint64),
     "float": ("f", np.float32),
 }
 _POINTED = {name: np.dtype(kind) for name, (_, kind) in _NUMBERS.items()} | {
     "unsigned short": np.dtype(np.uint16),
-    "short": np.dtype(np.int16),
+    "u16": np.dtype(np.uint16),
     "unsigned char": np.dtype(np.uint8),
-    "signed char": np.dtype(np.int8),
-    "double": np.dtype(np.float64),
+    "u8": np.dtype(np.uint8),
 }
 _FIELD = re.compile(
-    r"(?:const\s+)?(?P<type>[a-z]+(?:\s+[a-z]+)*?)\s*(?P<star>\*)?\s*(?:__restrict__\s+)?(?P<name>\w+)\s*;"
+    r"(?:const\s+)?(?P<type>[A-Za-z]\w*(?:\s+[a-z]+)*?)\s*(?P<star>\*)?\s*(?:__restrict__\s+)?(?P<name>\w+)\s*;"
 )
 
 
 @dataclass(frozen=True)
 class Field:
-    """`code`: of `struct`, "P" for a pointer; `dtype` of the number, or of what is pointed to, None behind void*;
-    `offset` in bytes."""
+    """`code`: of `struct`, "P" for a pointer; `dtype` of the number, or of what is pointed to, None where any array may
+    be (void, uint4, a type of the kernel's own); `offset` in bytes."""
 
     name: str
     code: str
@@ -60,7 +61,7 @@ class CallStruct:
 
     @classmethod
     def parse(cls, text: str) -> CallStruct:
-        """Reads `struct Call { … };`: one field a line, a pointer or a number of 32 or 64 bits.
+        """Reads `struct Call { … };`: one field a line, a pointer to anything or a number of 32 or 64 bits.
 
         Raises `BackendError` where something else stands there."""
         plain = re.sub(r"//[^\n]*|/\*.*?\*/", " ", text, flags=re.S)
@@ -116,14 +117,14 @@ def _field(line: str) -> tuple[str, str, np.dtype[Any] | None]:
     """Name, code and type of a field's line."""
     match = _FIELD.fullmatch(line)
     kind = re.sub(r"\s+", " ", match["type"]) if match else ""
-    if match and match["star"] and (kind == "void" or kind in _POINTED):
+    if match and match["star"]:
         return match["name"], "P", _POINTED.get(kind)
     if match and not match["star"] and kind in _NUMBERS:
         code, number = _NUMBERS[kind]
         return match["name"], code, np.dtype(number)
     raise BackendError(
-        f"struct Call: `{line}` is no field that can be filled; one a line, a pointer to "
-        f"{', '.join(_POINTED)} or void, or a number: {', '.join(_NUMBERS)}"
+        f"struct Call: `{line}` is no field that can be filled; possible, one a line: a pointer, or a number of type "
+        f"{', '.join(_NUMBERS)}"
     )
 
 
