@@ -42,7 +42,7 @@ class MelMismatchWarning(UserWarning):
 
 
 class BackendWarning(UserWarning):
-    """A GPU is there and `auto` does not use it; the message says why."""
+    """A GPU is there and `auto` does not use it, or compiled kernels cannot be kept; the message says why."""
 
 
 class EmulationError(WavenetFastError, RuntimeError):

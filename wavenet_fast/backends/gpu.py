@@ -3,7 +3,9 @@ without starting CUDA in this process."""
 
 from __future__ import annotations
 
+import ctypes.util
 import functools
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -24,6 +26,8 @@ PROBE_SECONDS = 30.0
 _DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/dxg")
 """One of these is there on Linux where an NVIDIA driver is loaded: a desktop's or server's, a Jetson's, Windows'."""
 _INSTALL_TORCH = 'PyTorch is not installed; `pip install "wavenet-fast[torch]"` adds it'
+INSTALL_CUDA = '`pip install "wavenet-fast[cuda]"` adds what the CUDA kernels need'
+_CUDA_TOOLKITS = ("CUDA_PATH", "CUDA_HOME", "CONDA_PREFIX")
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,23 @@ def cuda_index(device: str) -> int:
 
 def why_not_cuda(device: str = "cuda") -> str | None:
     """Why Triton kernels cannot run on this device, "cuda" or "cuda:N", with the next step; None where they can."""
+    driver = _driver_with(device)
+    return driver if isinstance(driver, str) else _why_not_torch_cuda(driver) or _why_not_triton()
+
+
+def why_not_cuda_kernels(device: str = "cuda") -> str | None:
+    """Why the CUDA kernels cannot run on this device, "cuda" or "cuda:N", with the next step; None where they can."""
+    driver = _driver_with(device)
+    return driver if isinstance(driver, str) else why_no_nvrtc() or _why_not_driver_of(nvrtc_version(), driver)
+
+
+def why_not_emulated_cuda_kernels() -> str | None:
+    """Why the CUDA kernels cannot be executed on the CPU, with the next step; None where they can."""
+    return why_no_nvrtc() or _why_no_compiler()
+
+
+def _driver_with(device: str) -> Driver | str:
+    """The driver, where it has this GPU and the kernels are written for it; a sentence where not."""
     driver, index = look(), cuda_index(device)
     if isinstance(driver, str):
         return driver
@@ -123,21 +144,70 @@ def why_not_cuda(device: str = "cuda") -> str | None:
     if (gpu := driver.gpus[index]).too_old:
         needs = ".".join(map(str, MIN_CAPABILITY))
         return f"{gpu} is too old: its kernels need {needs} (Ampere) or newer; use another GPU or backend 'cpu'"
-    return _why_not_torch_cuda(driver) or _why_not_triton()
+    return driver
 
 
 def why_not_emulated() -> str | None:
     """Why GPU kernels cannot be executed on the CPU, with the next step; None where they can."""
-    if (why := why_no_kernels()) is not None:
-        return why
-    if compiler() is None:
-        return "no C++ compiler is found; install g++ (Debian: `apt install g++`), or name one in CXX"
-    return None
+    return why_no_kernels() or _why_no_compiler()
 
 
 def why_no_kernels() -> str | None:
     """Why the Triton kernels cannot even be imported, with the next step; None where they can."""
     return _INSTALL_TORCH if torch_build() is None else _why_not_triton()
+
+
+def why_no_nvrtc() -> str | None:
+    """Why the CUDA kernels cannot even be compiled, with the next step; None where they can. Loads nothing."""
+    missing = [name for name in ("cuda.core", "cuda.bindings") if not _installed(name)]
+    if missing:
+        return f"{' and '.join(missing).replace('.', '-')} cannot be found; {INSTALL_CUDA}"
+    if nvrtc_version() is None:
+        return f"NVRTC, NVIDIA's run-time compiler, cannot be found; {INSTALL_CUDA}"
+    return None
+
+
+def nvrtc_version() -> tuple[int, int] | None:
+    """The toolkit of the NVRTC that cuda-bindings would load, which is one of its own major version, from what is
+    written about it; a minor version of 0 where only the library's file tells; None where there is none."""
+    bindings = _version("cuda-bindings")
+    if bindings is None:
+        return None
+    for package in ("nvidia-cuda-nvrtc", f"nvidia-cuda-nvrtc-cu{bindings[0]}"):
+        if (version := _version(package)) is not None and version[0] == bindings[0]:
+            return version
+    folders = [Path(os.environ[name]) for name in _CUDA_TOOLKITS if os.environ.get(name)]
+    files = (f"lib64/libnvrtc.so.{bindings[0]}", f"lib/libnvrtc.so.{bindings[0]}", f"bin/nvrtc64_{bindings[0]}0_0.dll")
+    if any((folder / file).exists() for folder in folders for file in files) or ctypes.util.find_library("nvrtc"):
+        return bindings[0], 0
+    return None
+
+
+def _version(package: str) -> tuple[int, int] | None:
+    """Major and minor version of an installed distribution; None where it is not installed."""
+    try:
+        major, minor, *_ = importlib.metadata.version(package).split(".")
+        return int(major), int(minor)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
+
+
+def _why_not_driver_of(version: tuple[int, int] | None, driver: Driver) -> str | None:
+    """Cubins run on every driver of their toolkit's major version and on newer ones."""
+    if version is None or version[0] <= driver.cuda[0]:
+        return None
+    old = driver.cuda[0]
+    return (
+        f"the installed NVRTC makes code for CUDA {version[0]}, and the NVIDIA driver runs CUDA up to "
+        f"{old}.{driver.cuda[1]}; update the driver, or install the compiler for it: "
+        f'`pip install "cuda-bindings=={old}.*" nvidia-cuda-nvrtc-cu{old}`'
+    )
+
+
+def _why_no_compiler() -> str | None:
+    if compiler() is None:
+        return "no C++ compiler is found; install g++ (Debian: `apt install g++`), or name one in CXX"
+    return None
 
 
 def compiler() -> str | None:

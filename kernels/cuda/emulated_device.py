@@ -1,0 +1,182 @@
+"""The device that executes kernels on the CPU, from the PTX that NVRTC writes for a GPU: for proof, and slow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from wavenet_fast.emulated import Program
+from wavenet_fast.emulated.program import Mode, Stats
+from wavenet_fast.errors import BackendError
+
+from .arrays import Array, HostArray
+from .call_struct import CallStruct
+from .compile import SOURCES, compile_kernel
+from .device import Kernel, check_launch, largest_cluster, not_resident, sizes
+from .devices import DeviceProperties
+from .foreign import host_view, shape_of
+from .transfers import check_same_bytes, checked_out
+
+# By compute capability: shared memory of a block and of a multiprocessor in KiB, threads and blocks of a
+# multiprocessor. CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+_LIMITS = {
+    80: (163, 164, 2048, 32), 86: (99, 100, 1536, 16), 87: (163, 164, 1536, 16), 89: (99, 100, 1536, 24),
+    90: (227, 228, 2048, 32), 100: (227, 228, 2048, 32), 103: (227, 228, 2048, 32), 120: (99, 100, 1536, 24),
+    121: (99, 100, 1536, 24),
+}  # fmt: skip
+_MULTIPROCESSORS = 16
+# Of shared memory, per block, for the driver (sm_80 and newer).
+_RESERVED = 1024
+_WARP, _REGISTER_UNIT = 32, 256
+
+
+def emulated_properties(capability: int) -> DeviceProperties:
+    """A small GPU of this compute capability."""
+    if capability not in _LIMITS:
+        raise BackendError(f"no GPU of capability {capability} is known; there are {', '.join(map(str, _LIMITS))}")
+    block, whole, threads, blocks = _LIMITS[capability]
+    return DeviceProperties(
+        f"an emulated sm_{capability}", capability, _MULTIPROCESSORS, block << 10, whole << 10, 65_536, threads, blocks,
+        largest_cluster(capability),
+    )  # fmt: skip
+
+
+class _Done:
+    """A copy that has been made."""
+
+    def __init__(self, out: NDArray[Any]) -> None:
+        self._out = out
+
+    def wait(self) -> NDArray[Any]:
+        return self._out
+
+
+class EmulatedDevice:
+    """See `device.Device`. Each launch runs to its end.
+
+    mode, seed   of `emulated.Program` and its `launch`
+    properties   of the GPU that is emulated; a small one of `capability` where None
+    sources      folder of the kernels
+    options      further arguments of `emulated.Program`: count, mutable
+    last         what the last launch counted
+    """
+
+    def __init__(
+        self,
+        capability: int = 90,
+        mode: Mode = "plain",
+        seed: int = 0,
+        properties: DeviceProperties | None = None,
+        *,
+        sources: str | Path = SOURCES,
+        **options: Any,
+    ) -> None:
+        self.properties = properties or emulated_properties(capability)
+        if self.properties.capability != capability:
+            raise BackendError(f"capability is {capability}, and the properties are of {self.properties.capability}")
+        self.capability, self.mode, self.seed = capability, mode, seed
+        self.last: Stats | None = None
+        self._sources, self._options = Path(sources), options
+        self._kernels: dict[tuple[str, tuple[tuple[str, str], ...]], Kernel] = {}
+
+    # --- memory -------------------------------------------------------------------------------------------------
+
+    def empty(self, shape: Sequence[int], dtype: DTypeLike) -> HostArray:
+        array = np.empty(shape_of(shape), dtype)
+        array.reshape(-1).view(np.uint8)[:] = 0xFF  # NaN, so that reading it does not pass unnoticed
+        return _on_device(array)
+
+    def zeros(self, shape: Sequence[int], dtype: DTypeLike) -> HostArray:
+        return _on_device(np.zeros(shape_of(shape), dtype))
+
+    def upload(self, array: NDArray[Any], out: Array | None = None) -> Array:
+        if out is None:
+            return _on_device(np.array(array, order="C"))
+        check_same_bytes(out, array)
+        np.asarray(out).reshape(-1).view(np.uint8)[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        return out
+
+    def download(self, array: Array, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        result = checked_out(array, out)
+        result[...] = np.asarray(array)
+        return result
+
+    def fill_zero(self, array: Array) -> None:
+        np.asarray(array).reshape(-1).view(np.uint8)[:] = 0
+
+    def copy(self, target: Array, source: Array) -> None:
+        check_same_bytes(target, source)
+        np.asarray(target).reshape(-1).view(np.uint8)[:] = np.asarray(source).reshape(-1).view(np.uint8)
+
+    def view(self, obj: Any) -> Array:
+        return obj if isinstance(obj, HostArray) else host_view(obj)
+
+    def pinned(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+        return np.zeros(shape_of(shape), dtype)
+
+    def start_download(self, array: Array, out: NDArray[Any]) -> _Done:
+        return _Done(self.download(array, out))
+
+    def hold(self, pending: Any) -> None:
+        """Every copy has ended."""
+
+    def synchronize(self) -> None:
+        """Every launch has ended."""
+
+    # --- kernels ------------------------------------------------------------------------------------------------
+
+    def load(self, name: str, headers: Mapping[str, str]) -> Kernel:
+        key = name, tuple(sorted(headers.items()))
+        if key not in self._kernels:
+            image = compile_kernel(name, headers, self.capability, "ptx", sources=self._sources)
+            program = Program(image.text, self.mode, **self._options)
+            call = CallStruct.parse(headers.get("call.cuh") or (self._sources / "call.cuh").read_text(encoding="utf-8"))
+            self._kernels[key] = Kernel(name, call, program.kernels[name].shared, None, program)
+        return self._kernels[key]
+
+    def launch(
+        self,
+        kernel: Kernel,
+        grid: Sequence[int],
+        block: Sequence[int],
+        call: Mapping[str, Any],
+        *,
+        shared: int = 0,
+        cluster: int | None = None,
+        cooperative: bool = False,
+        stream: Any = None,
+    ) -> None:
+        """Refused as a GPU with these properties would. Raises `EmulationError` where the kernel does something
+        wrong."""
+        g, b = check_launch(self.properties, kernel, grid, block, shared, cluster)
+        if cooperative and math.prod(g) > (possible := self.largest_grid(kernel, block, shared)):
+            raise not_resident(kernel, math.prod(g), possible, self.properties)
+        if cluster is not None and self.clusters(kernel, block, shared, cluster) < 1:
+            raise not_resident(kernel, cluster, 0, self.properties)
+        self.last = kernel.handle.launch(
+            kernel.name, g, b, [kernel.call.for_emulator(call)], shared=shared, cluster=cluster, seed=self.seed
+        )
+
+    def largest_grid(self, kernel: Kernel, block: Sequence[int], shared: int) -> int:
+        """By the limits of threads, blocks and shared memory; of registers only where the kernel says how many."""
+        p, warps = self.properties, -(-math.prod(sizes("block", block)) // _WARP)
+        room = kernel.shared + shared + _RESERVED
+        fits = [p.blocks_per_multiprocessor, p.threads_per_multiprocessor // (_WARP * warps)]
+        fits.append(p.shared_per_multiprocessor // room)
+        if kernel.registers:
+            of_warp = -(-kernel.registers * _WARP // _REGISTER_UNIT) * _REGISTER_UNIT
+            fits.append(p.registers_per_multiprocessor // (of_warp * warps))
+        return p.multiprocessors * min(fits)
+
+    def clusters(self, kernel: Kernel, block: Sequence[int], shared: int, cluster: int) -> int:
+        """As if clusters could lie on any multiprocessors; on a GPU fewer may fit."""
+        return self.largest_grid(kernel, block, shared) // cluster if cluster <= self.properties.max_cluster else 0
+
+
+def _on_device(array: NDArray[Any]) -> HostArray:
+    return HostArray(array.ctypes.data, array.shape, array.dtype, array)
