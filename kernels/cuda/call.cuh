@@ -70,7 +70,7 @@ struct Call {
 
   // Room in global memory for what does not fit on the chip, and for what blocks of a grid hand over.
   float* logits_room;       // (pipelines, N, A)
-  float* carried_room;      // (pipelines, (R + S)/16, N/8, 32, 4)
+  float* carried_room;      // (pipelines, (R + S) · N): sums of x and of the skips
   u8* mailboxes;            // (pipelines, BLOCKS, TILES, MAIL_BYTES)
   u32* flags;               // (pipelines, BLOCKS, TILES, 3), zero before the launch
 

@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,17 @@ class CallStruct:
 
     fields: tuple[Field, ...]
     size: int
+
+    @classmethod
+    def of_kernel(cls, name: str, headers: Mapping[str, str], sources: Path) -> CallStruct:
+        """That of NAME.cuh, or of call.cuh where it has none of its own; `headers` go before files of `sources`."""
+        for file in (f"{name}.cuh", "call.cuh"):
+            text = headers.get(file)
+            if text is None and (sources / file).exists():
+                text = (sources / file).read_text(encoding="utf-8")
+            if text is not None and "struct Call {" in text:
+                return cls.parse(text)
+        raise BackendError(f"neither {name}.cuh nor call.cuh has a `struct Call {{ … }};`; install wavenet-fast anew")
 
     @classmethod
     def parse(cls, text: str) -> CallStruct:

@@ -176,7 +176,7 @@ class CudaDevice:
         key = name, tuple(sorted(headers.items()))
         if key not in self._kernels:
             image = compile_kernel(name, headers, self.capability, "cubin", sources=self._sources)
-            call = CallStruct.parse(headers.get("call.cuh") or (self._sources / "call.cuh").read_text(encoding="utf-8"))
+            call = CallStruct.of_kernel(name, headers, self._sources)
             doing = f"loading the kernel {name!r}"
             with self.context():
                 module = self.driver("cuModuleLoadData", image.code, doing=doing)

@@ -4,7 +4,7 @@
 #include "stages.cuh"
 
 // Classes of one lane, neighbours.
-constexpr int lane_classes(int classes) { return ceil_div(classes, kWarp); }
+DEVICE constexpr int lane_classes(int classes) { return ceil_div(classes, kWarp); }
 
 DEVICE float warp_max(float x) {
 #pragma unroll

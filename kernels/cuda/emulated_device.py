@@ -135,7 +135,7 @@ class EmulatedDevice:
         if key not in self._kernels:
             image = compile_kernel(name, headers, self.capability, "ptx", sources=self._sources)
             program = Program(image.text, self.mode, **self._options)
-            call = CallStruct.parse(headers.get("call.cuh") or (self._sources / "call.cuh").read_text(encoding="utf-8"))
+            call = CallStruct.of_kernel(name, headers, self._sources)
             self._kernels[key] = Kernel(name, call, program.kernels[name].shared, None, program)
         return self._kernels[key]
 

@@ -48,5 +48,5 @@ using Operand = Numbers::Operand;
 constexpr bool kTensorCores = plan::FORMAT != kFp32;
 constexpr int kStepInputs = kStepBytes / sizeof(Operand);
 
-constexpr int steps_of(int inputs) { return inputs / kStepInputs; }
-constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+DEVICE constexpr int steps_of(int inputs) { return inputs / kStepInputs; }
+DEVICE constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }

@@ -74,8 +74,8 @@ using Fragments = FragmentOf<kTensorCores>;
 using Fragment = Fragments::type;
 constexpr int kFragmentWords = kFragmentBytes / sizeof(uint4);
 
-// Fragments that lie one behind the other in shared memory.
-struct FromShared {
+// Fragments that lie one behind the other, in shared or global memory.
+struct FromMemory {
   const uint4* next_fragment;
 
   DEVICE Fragment next() {
@@ -157,7 +157,7 @@ DEVICE void multiply_fp32(Sums& sums, const float4* a, const Rows<CHANNELS>& x, 
 }
 
 // Two steps, the second of which may be missing: onto `even` and onto `odd`, which may be the same sums.
-template <bool BOTH, class Weights, int CHANNELS>
+template <bool BOTH, class Format, class Weights, int CHANNELS>
 DEVICE void multiply_pair(Sums& even, Sums& odd, Weights& weights, const Rows<CHANNELS>& x, int step) {
   if constexpr (!kTensorCores) {
     multiply_fp32(even, weights.next(), x, step);
@@ -168,11 +168,11 @@ DEVICE void multiply_pair(Sums& even, Sums& odd, Weights& weights, const Rows<CH
     for (int e = 0; e < kEights; ++e) load_matrices(b[e], matrix_address(x, e, step));
     const uint4 first = weights.next();
 #pragma unroll
-    for (int e = 0; e < kEights; ++e) Numbers::multiply(even.v[e], first, b[e][0], b[e][1]);
+    for (int e = 0; e < kEights; ++e) Format::multiply(even.v[e], first, b[e][0], b[e][1]);
     if constexpr (BOTH) {
       const uint4 second = weights.next();
 #pragma unroll
-      for (int e = 0; e < kEights; ++e) Numbers::multiply(odd.v[e], second, b[e][2], b[e][3]);
+      for (int e = 0; e < kEights; ++e) Format::multiply(odd.v[e], second, b[e][2], b[e][3]);
     }
   }
 }
@@ -182,8 +182,8 @@ DEVICE void multiply(Sums& even, Sums& odd, Weights& weights, const Rows<CHANNEL
   constexpr int kSteps = steps_of(CHANNELS);
   constexpr int kUnroll = kSteps > 16 ? 4 : 8;
 #pragma unroll kUnroll
-  for (int step = 0; step + 1 < kSteps; step += 2) multiply_pair<true>(even, odd, weights, x, step);
-  if constexpr (kSteps % 2) multiply_pair<false>(even, odd, weights, x, kSteps - 1);
+  for (int step = 0; step + 1 < kSteps; step += 2) multiply_pair<true, Numbers>(even, odd, weights, x, step);
+  if constexpr (kSteps % 2) multiply_pair<false, Numbers>(even, odd, weights, x, kSteps - 1);
 }
 
 }  // namespace detail

@@ -51,12 +51,12 @@ static_assert(at::head_weights + (kHiddenWords + kOutWords) * 16 <= at::total, "
 
 struct LayerWeights {
   const uint4* begin;
-  DEVICE FromShared past(int m) const { return {begin + m * kPastTaps * kStepsR * kFragmentWords}; }
-  DEVICE FromShared newest(int m) const { return {begin + kPastWords + m * kStepsR * kFragmentWords}; }
-  DEVICE FromShared residual(int m) const {
+  DEVICE FromMemory past(int m) const { return {begin + m * kPastTaps * kStepsR * kFragmentWords}; }
+  DEVICE FromMemory newest(int m) const { return {begin + kPastWords + m * kStepsR * kFragmentWords}; }
+  DEVICE FromMemory residual(int m) const {
     return {begin + kPastWords + kNewestWords + m * kStepsG * kFragmentWords};
   }
-  DEVICE FromShared skip(int m) const {
+  DEVICE FromMemory skip(int m) const {
     return {begin + kPastWords + kNewestWords + kResidualWords + m * kStepsG * kFragmentWords};
   }
 };
@@ -124,8 +124,8 @@ struct ChainWeights {
 template <>
 struct ChainWeights<false> {
   DEVICE ChainWeights(const Call&, int, int, int) {}
-  DEVICE FromShared newest(const LayerWeights& shared, int, int, int m) const { return shared.newest(m); }
-  DEVICE FromShared residual(const LayerWeights& shared, int, int, int m) const { return shared.residual(m); }
+  DEVICE FromMemory newest(const LayerWeights& shared, int, int, int m) const { return shared.newest(m); }
+  DEVICE FromMemory residual(const LayerWeights& shared, int, int, int m) const { return shared.residual(m); }
 };
 
 // --- handing over -------------------------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
             const int m = warp + k * plan::CHAIN;
             if (m >= kPanelsD) break;
             z[o][k] = heard_panel(call, streams, hearing, i, first + o, m);
-            FromShared weights = own_layer(o).past(m);
+            FromMemory weights = own_layer(o).past(m);
             for (int tap = 0; tap < kPastTaps; ++tap) {
               add_product(
                   z[o][k], weights,
@@ -393,7 +393,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
             const int m = skip_warp + k * plan::SKIP;
             if (m >= kPanelsS) break;
             if (o == 0) skip[k] = first == 0 ? first_skip(call, m) : load_sums(mine.skip_sums(), m);
-            FromShared weights = own_layer(o).skip(m);
+            FromMemory weights = own_layer(o).skip(m);
             add_product(skip[k], weights, gates(o));
             end_skip(call, skip[k], layer, m);
           }
@@ -421,11 +421,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
           block_barrier();
         }
         hidden_layer(call, streams, i, skips, hidden, warp, [&](int m) {
-          return FromShared{head_weights + m * steps_of(shape::S) * kFragmentWords};
+          return FromMemory{head_weights + m * steps_of(shape::S) * kFragmentWords};
         });
         block_barrier();
         output_layer(call, hidden, logits, warp, [&](int m) {
-          return FromShared{head_weights + kHiddenWords + m * steps_of(shape::H) * kFragmentWords};
+          return FromMemory{head_weights + kHiddenWords + m * steps_of(shape::H) * kFragmentWords};
         });
         block_barrier();
         const bool more = i + 1 < tile_steps;

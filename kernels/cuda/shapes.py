@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from wavenet_fast.config import CategoricalHead, GaussianHead, Linear, LogisticHead, OneHotInput, Stages, WaveNetConfig
 
+from .tables import depths
+
 PANEL = 16
 """Rows of one tensor-core product."""
 FRAGMENT_BYTES = 512
@@ -66,8 +68,3 @@ class Shape:
             UPSAMPLING=2 if isinstance(up, Stages) else 1 if isinstance(up, Linear) else 0,
         )  # fmt: skip
 
-
-def depths(config: WaveNetConfig) -> list[int]:
-    """Slots of each layer's ring: the first power of two above what its taps reach back, so that no step
-    overwrites a past that it reads."""
-    return [1 << ((config.kernel_size - 1) * d).bit_length() for d in config.dilations]
