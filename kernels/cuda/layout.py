@@ -94,9 +94,7 @@ class Layout:
     @property
     def head_weights(self) -> int:
         s = self.shape
-        return FRAGMENT_BYTES * (
-            s.H // PANEL * steps(s.S, self.dtype) + s.A // PANEL * steps(s.H, self.dtype)
-        )
+        return FRAGMENT_BYTES * (s.H // PANEL * steps(s.S, self.dtype) + s.A // PANEL * steps(s.H, self.dtype))
 
     @property
     def chain_registers(self) -> int:

@@ -7,7 +7,7 @@ B streams, T samples, F columns of conditioning; the letters of padded sizes are
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,12 @@ from wavenet_fast.config import CategoricalHead, WaveNetConfig
 from wavenet_fast.errors import BackendError
 from wavenet_fast.packing import hearing_format
 
+from ..tables import tables
 from .arrays import Array
-from .device import Device, Kernel
+from .device import Device, Kernel, Pending
 from .layout import FORMATS, Layout
 from .packing import STREAMED, pack, tapes
 from .shapes import PANEL, Shape, padded
-from .tables import tables
 
 OPERANDS = {"fp32": np.dtype(np.float32), "bf16": np.dtype(np.uint16), "fp16": np.dtype(np.float16)}
 """Number format → how operands lie in arrays; bf16 as its upper 16 bits."""
@@ -153,31 +153,36 @@ class Model:
         patience: int = PATIENCE,
         stream: Any = None,
     ) -> Launch:
-        """Queues counts (B,) samples of every stream, cut as `layout` says over so many pipelines, which must have
-        places for all streams. `Launch.check` tells whether all went well."""
+        """Queues counts (B,) samples of every stream, cut as `layout` says over at most so many pipelines; where those
+        have fewer places than there are streams, some streams follow after others. `Launch.check` tells whether all
+        went well."""
         c, s, device = self.config, self.shape, self.device
         kernel = self._kernel(layout, forced is not None, made.logits is not None, made.trace is not None)
         abort = device.zeros((1,), np.uint64)
+        rounds = places(layout, pipelines, counts)
         call = {
             "rings": streams.rings, "inputs": streams.inputs, "filters": streams.filters,
             "positions": streams.positions, "seeds": streams.seeds, "counts": device.upload(counts.astype(np.int32)),
-            "places": device.upload(places(layout, pipelines, counts)), "projected": heard.projected,
+            "projected": heard.projected,
             "first_q": heard.first_q, "last_column": heard.last_column, "n_columns": heard.projected.shape[1],
             **self._matrices(layout), **{name: a for name, a in self._weights.items() if name != "project"},
             **self._tables, "first_layers": device.upload(np.array(layout.first_layers or (0,), np.int32)),
             "audio": made.audio, "draws": made.draws, "logits": made.logits, "forced": forced,
             "stride": made.audio.shape[1], "logits_width": c.out_channels,
             **{f"{stage}_trace": None if made.trace is None else made.trace[stage] for stage in trace_shapes(s)},
-            **self._rooms(layout, pipelines), "temperature": temperature, "log_scale_min": self._log_scale_min,
+            "temperature": temperature, "log_scale_min": self._log_scale_min,
             "preemphasis": c.signal.preemphasis, "gain": c.signal.gain, "mu": self._mu,
             "residual_scale": c.residual_scale, "skip_scale": c.skip_scale, "abort": abort, "patience": patience,
         }  # fmt: skip
-        device.launch(
-            kernel, (pipelines * layout.blocks,), (layout.threads,), call, shared=layout.shared["total"],
-            cluster=layout.blocks if layout.cluster else None, cooperative=layout.resident and not layout.cluster,
-            stream=stream,
-        )  # fmt: skip
-        return Launch(device, layout, abort, patience)
+        for some in rounds:
+            call |= {"places": device.upload(some), **self._rooms(layout, len(some))}
+            device.launch(
+                kernel, (len(some) * layout.blocks,), (layout.threads,), call, shared=layout.shared["total"],
+                cluster=layout.blocks if layout.cluster else None, cooperative=layout.resident and not layout.cluster,
+                stream=stream,
+            )  # fmt: skip
+        told = device.start_download(abort, device.pinned((1,), np.uint64))
+        return Launch(layout, told, patience)
 
     def _kernel(self, layout: Layout, forced: bool, logits: bool, trace: bool) -> Kernel:
         return self.device.load(layout.variant, {"shape.cuh": layout.header(forced, logits, trace)})
@@ -225,16 +230,15 @@ class Model:
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch that has been queued."""
+    """A launch that has been queued; `told` is its abort word on the way."""
 
-    device: Device
     layout: Layout
-    abort: Array
+    told: Pending
     patience: int
 
     def check(self) -> None:
         """Waits for the launch. Raises `BackendError` where a block waited in vain for another."""
-        word = int(self.device.download(self.abort)[0])
+        word = int(self.told.wait()[0])
         if not word:
             return
         block, tile, what = word & 0xFFFFFF, word >> 24 & 0xFFFFFF, word >> 48 & 0xFF
@@ -246,17 +250,21 @@ class Launch:
         )
 
 
-def places(layout: Layout, pipelines: int, counts: Sequence[int] | NDArray[Any]) -> NDArray[np.int32]:
-    """Which stream is where, (pipelines, tiles, N), −1 for none. Streams that end together share a tile, so that one
-    that ends early soon costs nothing; tiles go round the pipelines.
+def places(layout: Layout, pipelines: int, counts: NDArray[Any]) -> list[NDArray[np.int32]]:
+    """Which stream is where, for one launch after the other: (pipelines or fewer, tiles, N), −1 for none.
 
-    Raises `BackendError` where there are too few places."""
-    room = pipelines * layout.tiles * layout.tile
-    if len(counts) > room:
-        raise BackendError(f"{len(counts)} streams do not fit {room} places; launch some of them later")
-    order = np.full(room, -1, np.int32)
-    order[: len(counts)] = np.argsort(-np.asarray(counts), kind="stable")
-    return np.ascontiguousarray(order.reshape(layout.tiles, pipelines, layout.tile).swapaxes(0, 1))
+    Streams that end together share a tile, so that one that ends early soon costs nothing; tiles go round the
+    pipelines; streams that make nothing have no place."""
+    order = np.argsort(-np.asarray(counts), kind="stable")
+    order = order[np.asarray(counts)[order] > 0].astype(np.int32)
+    capacity, rounds = pipelines * layout.tiles * layout.tile, []
+    for first in range(0, len(order), capacity):
+        some = order[first : first + capacity]
+        used = min(pipelines, -(-len(some) // layout.tile))
+        room = np.full(used * layout.tiles * layout.tile, -1, np.int32)
+        room[: len(some)] = some
+        rounds.append(np.ascontiguousarray(room.reshape(layout.tiles, used, layout.tile).swapaxes(0, 1)))
+    return rounds
 
 
 def trace_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:

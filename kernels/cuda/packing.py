@@ -58,7 +58,16 @@ def pack(config: WaveNetConfig, weights: Mapping[str, Array], dtype: str) -> dic
         return halves(rows).reshape(2, s.HALF // 8, 8, *rows.shape[1:]).swapaxes(0, 1).reshape(-1, *rows.shape[1:])
 
     P, hearing = c.speakers.channels, hearing_format(dtype)
-    project = np.concatenate([pairs(w[f"layers.{i}.conditioning.weight"][:, :, 0] if w[f"layers.{i}.conditioning.weight"].ndim == 3 else w[f"layers.{i}.conditioning.weight"]) for i in layers])
+    project = np.concatenate(
+        [
+            pairs(
+                w[f"layers.{i}.conditioning.weight"][:, :, 0]
+                if w[f"layers.{i}.conditioning.weight"].ndim == 3
+                else w[f"layers.{i}.conditioning.weight"]
+            )
+            for i in layers
+        ]
+    )
     packed = {
         "project": fragments("project", _pad(project, 1, padded(c.conditioning_channels)), hearing),
         "b_project": np.concatenate([pairs(bias(f"layers.{i}.conditioning.bias", c.gate_channels)) for i in layers]),
@@ -86,7 +95,9 @@ def pack(config: WaveNetConfig, weights: Mapping[str, Array], dtype: str) -> dic
     packed["b_hidden"] = _pad(bias("head.hidden.bias", c.head_channels), 0, s.H)
     packed["out"] = fragments("head.out", _matrix(w["head.out.weight"], s.A, s.H), dtype)
     packed["b_out"] = _pad(bias("head.out.bias", c.out_channels), 0, s.A)
-    return {name: np.ascontiguousarray(a if a.dtype == np.uint8 else a.astype(np.float32)) for name, a in packed.items()}
+    return {
+        name: np.ascontiguousarray(a if a.dtype == np.uint8 else a.astype(np.float32)) for name, a in packed.items()
+    }
 
 
 def fragments(name: str, matrix: Array, dtype: str) -> Array:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from wavenet_fast.config import CategoricalHead, GaussianHead, Linear, LogisticHead, OneHotInput, Stages, WaveNetConfig
 
-from .tables import depths
+from ..tables import depths
 
 PANEL = 16
 """Rows of one tensor-core product."""
@@ -67,4 +67,3 @@ class Shape:
             RUNNING=c.skip_rule == "running", HOP=c.hop_length,
             UPSAMPLING=2 if isinstance(up, Stages) else 1 if isinstance(up, Linear) else 0,
         )  # fmt: skip
-

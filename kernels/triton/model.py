@@ -16,16 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wavenet_fast.config import CategoricalHead, Linear, WaveNetConfig
+from wavenet_fast.config import CategoricalHead, WaveNetConfig
 from wavenet_fast.errors import BackendError
 from wavenet_fast.packing import hearing_format
-from wavenet_fast.signal import drawn_signal, fed_back
 
+from ..tables import tables as shared_tables
 from . import calls, tuning
 from .block import FORMATS, as_operands
 from .launch import Launcher
 from .packing import pack
-from .shapes import Shape, depths
+from .shapes import Shape
 
 
 @dataclass(frozen=True)
@@ -308,9 +308,7 @@ def trace_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Tables:
-    """What kernels look up besides weights. `rings`: of each layer dilation, first slot, slots; `layers` (LAYERS, 3)
-    int32 the same on the device; `fraction`, `shift` (HOP,): see
-    `stages.column_of_sample`; `sound`, `feedback` (classes,): a class as sound, and as a scalar input is fed it."""
+    """`tables.Tables` on a device. `rings`: of each layer dilation, first slot, slots."""
 
     rings: tuple[tuple[int, int, int], ...]
     layers: Tensor
@@ -322,15 +320,9 @@ class Tables:
 
 @lru_cache(maxsize=64)
 def tables(config: WaveNetConfig, dtype: str, device: torch.device) -> Tables:
-    slots = depths(config)
-    first = np.concatenate([[0], np.cumsum(slots)[:-1]])
-    rings = tuple(zip(config.dilations, first.tolist(), slots, strict=True))
-    sound = feedback = np.zeros(1, np.float32)
-    if isinstance(config.head, CategoricalHead):
-        classes = np.arange(config.out_channels)
-        sound, feedback = drawn_signal(classes, config), fed_back(classes, config).astype(np.float32)
-    arrays = (np.array(rings, np.int32), *_interpolation(config, dtype), sound, feedback)
-    return Tables(rings, *(on_device(array, device) for array in arrays))
+    found = shared_tables(config, dtype)
+    rings = tuple((d, first, slots) for d, first, slots in found.layers.tolist())
+    return Tables(rings, **{name: on_device(array, device) for name, array in found.named().items()})
 
 
 def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -346,15 +338,3 @@ def packed_tensors(
 ) -> dict[str, Tensor]:
     """`packing.pack` on a device."""
     return {name: on_device(array, device) for name, array in pack(config, weights, dtype).items()}
-
-
-def _interpolation(config: WaveNetConfig, dtype: str) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """By place within the hop: the weight of the right column, and 0 or −1, where the left one lies. In bf16 weights
-    are multiples of 1/256, as in `reference.Reference.conditioning`."""
-    up = config.conditioning.upsampling
-    place = np.arange(config.hop_length) / config.hop_length - (up.frame_centre if isinstance(up, Linear) else 0.0)
-    left = np.floor(place)
-    weight = (place - left).astype(np.float32)
-    if hearing_format(dtype) == "bf16":
-        weight = np.floor(weight * np.float32(256) + np.float32(0.5)) / np.float32(256)
-    return weight, left.astype(np.int32)

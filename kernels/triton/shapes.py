@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from wavenet_fast.config import CategoricalHead, GaussianHead, Linear, LogisticHead, OneHotInput, Stages, WaveNetConfig
 from wavenet_fast.sampling import Head, out_channels
 
+from ..tables import depths
+
 MIN_CHANNELS = 16
 """Inner dimension of the smallest product that the compiler takes."""
 
@@ -118,9 +120,3 @@ class Shape:
     def constexprs(self) -> dict[str, int | bool]:
         """By the names of generate.py's constexpr arguments."""
         return dataclasses.asdict(self)
-
-
-def depths(config: WaveNetConfig) -> list[int]:
-    """Slots of each layer's ring: the first power of two above what its taps reach back, so that no step
-    overwrites a past that it reads."""
-    return [1 << ((config.kernel_size - 1) * d).bit_length() for d in config.dilations]

@@ -8,8 +8,7 @@ to all layers on the device; the sample loop is one launch for each window of fr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,18 +21,11 @@ from ..errors import BackendError, InputError
 from ..kernels.triton.launch import CudaLauncher, EmulatedLauncher, Launcher
 from ..kernels.triton.model import Heard, Model, trace_shapes
 from ..rng import uniforms
-from .features import Features
 from .gpu import cuda_index
-from .host_engine import Call, HostEngine
+from .gpu_engine import DTYPES, GpuEngine, Rows, Window
+from .host_engine import Call
 from .host_state import HostState
 
-DTYPES = ("fp32", "fp16", "bf16")
-_WINDOW_BYTES = 128 << 20
-"""Of what the samples of one window hear, and of their activations where all are made at once; more only where a single
-frame of the batch needs it."""
-_LAUNCH_PRODUCTS = 1 << 33
-"""Multiply-adds of one stream in one launch, about: between launches progress is told and Ctrl-C heard, and a driver
-that watches over a display does not lose patience."""
 _STATE_FORMAT = "triton 1"
 
 
@@ -87,17 +79,7 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
-@dataclass(frozen=True)
-class _Window:
-    """Frames that one launch makes: for each stream `counts` samples from `done` on; `steps` is the largest count."""
-
-    first_frames: NDArray[np.int64]
-    counts: NDArray[np.int64]
-    done: int
-    steps: int
-
-
-class TritonEngine(HostEngine[TritonState]):
+class TritonEngine(GpuEngine[TritonState]):
     """A model made ready for a GPU, or for its emulation; immutable. Implements `base.Engine`.
 
     dtype     "fp32" (IEEE), "fp16" or "bf16": of weights and of the activations that meet them
@@ -108,6 +90,7 @@ class TritonEngine(HostEngine[TritonState]):
     """
 
     name = "triton"
+    all_at_once = True
 
     def __init__(
         self,
@@ -122,8 +105,8 @@ class TritonEngine(HostEngine[TritonState]):
         super().__init__(config, weights, dtype, _STATE_FORMAT)
         launcher = launcher_for(device) if launcher is None else launcher
         self.model = Model.from_weights(config, weights, dtype, launcher)
+        self.shape = self.model.shape
         self.isa = f"sm_{launcher.capability}" + ("" if device.startswith("cuda") else f", {device.partition(':')[0]}")
-        self._features = Features(config, weights)
         if launcher.device.type == "cuda":
             self.model.load()
 
@@ -134,21 +117,6 @@ class TritonEngine(HostEngine[TritonState]):
 
     def _new_state(self, seeds: NDArray[np.uint64], speakers: NDArray[np.float32]) -> TritonState:
         return TritonState(self, seeds, speakers)
-
-    def trace(
-        self, mel: NDArray[np.float32], forced: NDArray[Any], seed: int = 0, speaker: NDArray[np.float32] | None = None
-    ) -> dict[str, NDArray[np.float32]]:
-        """Every stage of one utterance under forced history, as `cpu.CpuEngine.trace` gives them, made by the sample
-        loop itself."""
-        T, frames = mel.shape[-1] * self.config.hop_length, mel.shape[-1]
-        stages: dict[str, NDArray[np.float32]] = {"logits": np.empty((1, T, self.config.out_channels), np.float32)}
-        state = self.start(np.array([seed], np.uint64), None if speaker is None else np.asarray(speaker)[None])
-        self._advance(
-            state, mel[None], np.array([frames]), np.array([True]), 1.0, 1, np.asarray(forced)[None],
-            stages["logits"], True, None, stages,
-        )  # fmt: skip
-        stages["logits"] = stages["logits"][0]
-        return stages
 
     # --- one call -----------------------------------------------------------------------------------------------
 
@@ -167,7 +135,7 @@ class TritonEngine(HostEngine[TritonState]):
         starts = self.model.starts(self.model.tensor(state.speakers))
         total, made = int(call.counts.sum()), 0
         for window in self._windows(state, call):
-            heard = self._heard(state, call, window, starts)
+            heard = self._heard(self._window_features(state, call, window), starts)
             if call.forced is not None and call.stages is None:
                 self._score(state, call, window, heard)
             else:
@@ -176,53 +144,14 @@ class TritonEngine(HostEngine[TritonState]):
             if call.progress is not None and made < total:
                 call.progress(made, total)
 
-    def _windows(self, state: TritonState, call: Call) -> Iterator[_Window]:
-        s, hop = self.model.shape, self.config.hop_length
-        frame = s.LAYERS * 2 * s.HALF * (hop if s.UPSAMPLING == 2 else 1)
-        if call.forced is not None:
-            frame += hop * (2 * s.R + 2 * s.S + s.H + 2 * s.A)
-        sample = s.LAYERS * s.HALF * (2 * s.K * s.R + s.R + s.S) + s.H * (s.S + s.A)
-        frames = max(1, min(_WINDOW_BYTES // (4 * frame * state.batch) - 2, _LAUNCH_PRODUCTS // (sample * hop)))
-        if call.stages is not None:
-            frames = call.longest // hop
-        for done in range(0, call.longest, frames * hop):
-            counts = np.clip(call.counts - done, 0, frames * hop)
-            yield _Window((state.positions + done) // hop, counts, done, int(counts.max()))
-
-    def _heard(self, state: TritonState, call: Call, window: _Window, starts: Tensor) -> Heard:
-        """The conditioning of a window: features on the host, stream by stream, projected on the device."""
-        c, hop = self.config, self.config.hop_length
-        rows, first_q = [], np.zeros(state.batch, np.int32)
-        for b in range(state.batch):
-            first = int(window.first_frames[b])
-            last = first + int(window.counts[b]) // hop
-            mel, begin_mel = self._frames(state, call, b, first, last)
-            part, begin = self._features.rows(mel, begin_mel, first, last)
-            rows.append(part)
-            first_q[b] = 0 if begin is None else first * hop + c.conditioning.offset - begin * hop
-        width = max(len(part) for part in rows)
-        features = torch.zeros(state.batch, max(width, 1), c.conditioning_channels, dtype=torch.float32)
-        for b, part in enumerate(rows):
-            features[b, : len(part)] = part
-        last_column = np.array([max(len(part) - 1, 0) for part in rows], np.int32)
-        projected = self.model.project(features.to(self.model.launcher.device), starts)
-        return Heard(projected, self.model.tensor(first_q), self.model.tensor(last_column))
-
-    def _frames(self, state: TritonState, call: Call, b: int, first: int, last: int) -> tuple[NDArray[np.float32], int]:
-        """The mel (M, n) that frames first … last − 1 depend on, of what is held and what has come, and its first
-        frame."""
-        held, known = int(state.mel_frames[b]), int(state.frames[b])
-        begin = max(first - self._context, known - held, 0)
-        end = min(last + self.kept - self._context, known + int(call.frames[b]))
-        old = (
-            state.mel[b, held - (known - begin) : held - max(known - end, 0)].T if begin < known else state.mel[b, :0].T
-        )
-        new = call.mel[b, :, max(begin - known, 0) : max(end - known, 0)]
-        return np.concatenate([old, new], axis=1), begin
+    def _heard(self, features: Rows, starts: Tensor) -> Heard:
+        tensor = self.model.tensor
+        projected = self.model.project(tensor(features.rows), starts)
+        return Heard(projected, tensor(features.first_q), tensor(features.last_column))
 
     # --- sample by sample ---------------------------------------------------------------------------------------
 
-    def _generate(self, state: TritonState, call: Call, window: _Window, heard: Heard) -> None:
+    def _generate(self, state: TritonState, call: Call, window: Window, heard: Heard) -> None:
         model, n = self.model, window.steps
         positions = state.positions + window.done
         inputs = model.tensor(self._rolled(state.inputs, positions))
@@ -242,22 +171,11 @@ class TritonEngine(HostEngine[TritonState]):
         logits = None if made.logits is None else made.logits.cpu()
         self._give(call, window, made.audio.cpu().numpy(), made.draws.cpu().numpy(), logits)
         if trace is not None and call.stages is not None:
-            call.stages.update(self._unpadded(trace))
-
-    def _rolled(self, inputs: NDArray[np.float32], positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Past inputs (B, taps), oldest first → the ring (B, IN_DEPTH) in which x[t] lies at slot t mod IN_DEPTH."""
-        taps, depth = inputs.shape[1], self.model.shape.IN_DEPTH
-        ring = np.zeros((len(inputs), depth), np.float32)
-        np.put_along_axis(ring, (positions[:, None] - taps + np.arange(taps)) % depth, inputs, axis=1)
-        return ring
-
-    def _unrolled(self, ring: NDArray[np.float32], positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        taps, depth = self.config.input.kernel_size, self.model.shape.IN_DEPTH
-        return np.take_along_axis(ring, (positions[:, None] - taps + np.arange(taps)) % depth, axis=1)
+            call.stages.update(self._unpadded({name: stage[0].cpu().numpy() for name, stage in trace.items()}))
 
     @staticmethod
     def _give(
-        call: Call, window: _Window, audio: NDArray[np.float32], draws: NDArray[np.float32], logits: Tensor | None
+        call: Call, window: Window, audio: NDArray[np.float32], draws: NDArray[np.float32], logits: Tensor | None
     ) -> None:
         """A window's results (B, steps, …) to where the call wants them, up to each stream's count."""
         for b, count in enumerate(window.counts):
@@ -269,22 +187,9 @@ class TritonEngine(HostEngine[TritonState]):
             if call.logits is not None and logits is not None:
                 call.logits[b, to] = logits[b, :count].numpy()
 
-    def _unpadded(self, trace: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
-        """The stages of one utterance by the names of `reference.Reference`."""
-        c, half = self.config, self.config.gate_channels // 2
-        a = {name: tensor[0].cpu().numpy() for name, tensor in trace.items()}
-        heard = a["conditioning"].reshape(*a["gate"].shape, 2)[:, :, :half]
-        stages = {
-            "conditioning": heard.swapaxes(2, 3).reshape(*heard.shape[:2], -1),
-            "embed": a["embed"][:, : c.residual_channels], "skip": a["skip"][:, : c.skip_channels],
-            "hidden": a["hidden"][:, : c.head_channels],
-        }  # fmt: skip
-        stages |= {f"gate.{i}": a["gate"][:, i, :half] for i in range(c.n_layers)}
-        return stages | {f"x.{i}": a["x"][:, i, : c.residual_channels] for i in range(c.n_layers - 1)}
-
     # --- all samples at once ------------------------------------------------------------------------------------
 
-    def _score(self, state: TritonState, call: Call, window: _Window, heard: Heard) -> None:
+    def _score(self, state: TritonState, call: Call, window: Window, heard: Heard) -> None:
         model, c, n = self.model, self.config, window.steps
         assert call.forced is not None
         positions = state.positions + window.done

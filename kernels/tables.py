@@ -1,4 +1,4 @@
-"""What the sample loop looks up besides weights, as NumPy arrays; the same for every backend of this folder."""
+"""What the sample loop looks up besides weights, as NumPy arrays; the same for all kernels."""
 
 from __future__ import annotations
 
