@@ -136,6 +136,9 @@ class EmulatedDevice:
             image = compile_kernel(name, headers, self.capability, "ptx", sources=self._sources)
             program = Program(image.text, self.mode, **self._options)
             call = CallStruct.parse(headers.get("call.cuh") or (self._sources / "call.cuh").read_text(encoding="utf-8"))
+            taken = [parameter.size for parameter in program.kernels[name].parameters]
+            if taken != [call.size]:
+                raise BackendError(f"the kernel {name!r} takes {taken} bytes, and struct Call was read as {call.size}")
             self._kernels[key] = Kernel(name, call, program.kernels[name].shared, None, program)
         return self._kernels[key]
 
