@@ -130,6 +130,69 @@ def test_triton_that_is_missing(machine, monkeypatch):
     assert "there is none for linux on riscv64" in refusal()
 
 
+@pytest.fixture
+def kernels(machine, monkeypatch):
+    """A machine with these GPUs, this driver, these packages and distributions, for the CUDA kernels."""
+
+    def make(*gpus, cuda=(13, 0), packages=("cuda.core", "cuda.bindings"), compiler="/usr/bin/g++", **versions):
+        machine(*gpus, cuda=cuda, torch=None, packages=packages, compiler=compiler)
+        monkeypatch.setattr(gpu, "_version", lambda package: versions.get(package.replace("-", "_")))
+        monkeypatch.setattr(gpu.ctypes.util, "find_library", lambda name: None)
+        for name in gpu._CUDA_TOOLKITS:
+            monkeypatch.delenv(name, raising=False)
+
+    return make
+
+
+def test_cuda_kernels_need_a_gpu_that_is_new_enough_and_no_torch(kernels):
+    versions = {"cuda_bindings": (13, 5), "nvidia_cuda_nvrtc": (13, 5)}
+    kernels(A100, T4, **versions)
+    assert gpu.why_not_cuda_kernels() is None and gpu.why_not_cuda_kernels("cuda:0") is None
+    assert "Tesla T4 (compute capability 7.5) is too old" in gpu.why_not_cuda_kernels("cuda:1")
+    assert "there is no GPU 2" in gpu.why_not_cuda_kernels("cuda:2")
+    kernels(**versions)
+    assert "finds no GPU" in gpu.why_not_cuda_kernels() and gpu.why_not_emulated_cuda_kernels() is None
+    kernels(**versions, compiler=None)
+    assert "no C++ compiler" in gpu.why_not_emulated_cuda_kernels()
+
+
+def test_cuda_kernels_need_their_packages(kernels):
+    def refusals():
+        return {gpu.why_not_cuda_kernels(), gpu.why_not_emulated_cuda_kernels(), gpu.why_no_nvrtc()}
+
+    adds = '`pip install "wavenet-fast[cuda]"` adds what the CUDA kernels need'
+    kernels(A100, packages=())
+    assert refusals() == {f"cuda-core and cuda-bindings cannot be found; {adds}"}
+    kernels(A100, packages=("cuda.bindings",))
+    assert refusals() == {f"cuda-core cannot be found; {adds}"}
+    kernels(A100, cuda_bindings=(13, 5))
+    assert refusals() == {f"NVRTC, NVIDIA's run-time compiler, cannot be found; {adds}"}
+    kernels(A100, cuda_bindings=(13, 5), nvidia_cuda_nvrtc=(14, 0), nvidia_cuda_nvrtc_cu12=(12, 9))
+    assert refusals() == {f"NVRTC, NVIDIA's run-time compiler, cannot be found; {adds}"}
+
+
+def test_an_nvrtc_that_is_newer_than_the_driver(kernels):
+    kernels(A100, cuda=(12, 8), cuda_bindings=(13, 5), nvidia_cuda_nvrtc=(13, 5))
+    told = gpu.why_not_cuda_kernels()
+    assert "makes code for CUDA 13, and the NVIDIA driver runs CUDA up to 12.8; update the driver" in told
+    assert 'pip install "cuda-bindings==12.*" nvidia-cuda-nvrtc-cu12' in told
+    assert gpu.why_not_emulated_cuda_kernels() is None
+    kernels(A100, cuda=(12, 8), cuda_bindings=(12, 9), nvidia_cuda_nvrtc_cu12=(12, 9), nvidia_cuda_nvrtc=(13, 5))
+    assert gpu.why_not_cuda_kernels() is None and gpu.nvrtc_version() == (12, 9)
+    kernels(A100, cuda=(13, 0), cuda_bindings=(13, 5), nvidia_cuda_nvrtc=(13, 5))
+    assert gpu.why_not_cuda_kernels() is None
+
+
+@pytest.mark.parametrize("file", ["lib64/libnvrtc.so.13", "lib/libnvrtc.so.13"])
+def test_the_nvrtc_of_a_toolkit_counts(kernels, monkeypatch, tmp_path, file):
+    kernels(A100, cuda_bindings=(13, 5))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert gpu.why_no_nvrtc() is not None
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).touch()
+    assert gpu.why_no_nvrtc() is None and gpu.nvrtc_version() == (13, 0)
+
+
 def test_emulation_without_a_compiler(machine):
     machine(A100, compiler=None)
     assert "no C++ compiler is found; install g++" in refusal("emulated")
@@ -260,3 +323,10 @@ def test_the_build_of_torch_is_read_without_loading_it():
 def test_packages_that_are_blocked_count_as_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert gpu.torch_build() is None and not gpu._installed("torch")
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    assert not gpu._installed("cuda.bindings")
+
+
+def test_versions_come_from_what_is_installed():
+    assert gpu._version("no-such-package") is None
+    assert gpu._version("wavenet-fast") == (0, 1)

@@ -157,6 +157,7 @@ class _Nvrtc:
         try:
             (code,) = self._nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
             log = self._text("ProgramLog", program).rstrip(b"\0\n ").decode(errors="replace")
+            log = "\n".join(line for line in log.splitlines() if "Compile time" not in line)
             if int(code):
                 raise BackendError(self._refusal(name, options, getattr(code, "name", str(code)), log))
             compiled = self._text("PTX" if kind == "ptx" else "CUBIN", program)

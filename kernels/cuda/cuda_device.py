@@ -162,7 +162,7 @@ class CudaDevice:
             event.record(self._copies)
         return CudaPending(self, event, out, array)
 
-    def hold(self, pending: CudaPending) -> None:
+    def hold(self, pending: Any) -> None:
         with self._stream("ordering streams") as stream:
             pending.event.hold(int(stream))
 
@@ -275,7 +275,7 @@ def _properties(driver: Driver, device: Any) -> DeviceProperties:
         which = driver.constant("CUdevice_attribute", name)
         return int(driver("cuDeviceGetAttribute", which, device, doing="asking about the GPU"))
 
-    name = driver("cuDeviceGetName", 256, device, doing="asking about the GPU").rstrip(b"\0").decode(errors="replace")
+    name = driver("cuDeviceGetName", 256, device, doing="asking about the GPU").split(b"\0")[0].decode(errors="replace")
     capability = 10 * number("COMPUTE_CAPABILITY_MAJOR") + number("COMPUTE_CAPABILITY_MINOR")
     return DeviceProperties(
         name,

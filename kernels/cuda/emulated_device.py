@@ -136,6 +136,9 @@ class EmulatedDevice:
             image = compile_kernel(name, headers, self.capability, "ptx", sources=self._sources)
             program = Program(image.text, self.mode, **self._options)
             call = CallStruct.of_kernel(name, headers, self._sources)
+            taken = [parameter.size for parameter in program.kernels[name].parameters]
+            if taken != [call.size]:
+                raise BackendError(f"the kernel {name!r} takes {taken} bytes, and struct Call was read as {call.size}")
             self._kernels[key] = Kernel(name, call, program.kernels[name].shared, None, program)
         return self._kernels[key]
 

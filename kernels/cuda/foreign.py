@@ -14,6 +14,7 @@ from .arrays import CudaArray, HostArray, Shape
 
 # What kernels take; bf16 travels as words.
 KINDS = {"f4", "f2", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"}
+_DLPACK_CUDA = (2, 13)  # memory of a GPU, and managed memory
 _OFFERS = "a torch tensor or an array with DLPack or `__cuda_array_interface__`"
 
 
@@ -92,6 +93,8 @@ def cuda_view(obj: Any, index: int, stream: int) -> CudaArray:
         return array
     if not hasattr(obj, "__cuda_array_interface__") and not hasattr(obj, "__dlpack__"):
         raise InputError(f"{type(obj).__name__} is no array on a GPU; give {_OFFERS}, or use `upload`")
+    if not hasattr(obj, "__cuda_array_interface__") and obj.__dlpack_device__()[0] not in _DLPACK_CUDA:
+        raise BackendError(f"the array lies in this machine's memory; `upload` it to GPU {index}")
     from cuda.core.utils import StridedMemoryView
 
     try:
@@ -101,9 +104,8 @@ def cuda_view(obj: Any, index: int, stream: int) -> CudaArray:
         raise InputError("an array of bfloat16 was given; give its words as uint16, or a torch tensor") from None
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise BackendError(f"the array cannot be used without a copy ({error}); copy it with `upload`") from None
-    if not seen.is_device_accessible or seen.device_id != index:
-        where = f"GPU {seen.device_id}" if seen.is_device_accessible else "this machine's memory"
-        raise BackendError(f"the array lies in {where}, and the kernels run on GPU {index}; copy or `upload` it there")
+    if seen.device_id != index:
+        raise BackendError(f"the array lies on GPU {seen.device_id}, and the kernels run on GPU {index}; copy it there")
     shape = tuple(seen.shape)
     if not _contiguous(shape, seen.strides):
         raise InputError("the array is not contiguous; give a contiguous copy of it")

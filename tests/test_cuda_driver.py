@@ -1,0 +1,282 @@
+"""The GPU device through the real cuda-bindings, with a stand-in for the driver's library (`fake_cuda`): which calls it
+makes, in which order, and what becomes of refusals. What a driver and a GPU do with them is not shown by this."""
+
+from __future__ import annotations
+
+import fake_cuda
+import pytest
+
+pytest.importorskip("cuda.bindings", reason='cuda-bindings is not installed: pip install "wavenet-fast[cuda]"')
+
+from wavenet_fast.backends import gpu
+
+if gpu.why_no_nvrtc() is not None:
+    pytest.skip(gpu.why_no_nvrtc(), allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = fake_cuda.build(tmp_path_factory.mktemp("driver"))
+    return lambda code: fake_cuda.run(folder, code)
+
+
+def test_memory_and_kernels_go_there_and_back(run):
+    run("""
+d = device()
+p = d.properties
+assert (p.name, d.capability, p.multiprocessors, p.shared_per_block) == ("Fake H100", 90, 132, 232448)
+assert (p.shared_per_multiprocessor, p.registers_per_multiprocessor) == (233472, 65536)
+assert (p.threads_per_multiprocessor, p.blocks_per_multiprocessor, p.max_cluster) == (2048, 32, 16)
+k = d.load("add", HEADERS)
+assert d.load("add", HEADERS) is k and (k.shared, k.registers) == (1000, 40)
+# 8: dynamic shared memory, what a block may have without the static; 14: clusters of more than 8 blocks.
+assert said()[3:] == ["cuModuleLoadData a cubin", "cuModuleGetFunction add", "cuFuncSetAttribute 8 231448",
+                      "cuFuncSetAttribute 14 1"]
+given = np.arange(6, dtype=np.float32)
+x = d.upload(given)
+given[:] = 0
+d.launch(k, (4, 3), (32, 2), dict(x=x.part(1, 6), n=5, y=2.5, far=-7), shared=5000, cluster=2, cooperative=True)
+(told,) = [line for line in said() if line.startswith("cuLaunch")]
+assert told.startswith("cuLaunchKernelEx 4,3,1 32,2,1 5000 0x") and told.endswith("far -7 cluster 2,1 cooperative 1")
+assert d.download(x).tolist() == [0, 3.5, 4.5, 5.5, 6.5, 7.5]
+d.launch(k, (1,), (32,), dict(x=x, n=0, y=0, far=1))
+assert [line.split("far")[1] for line in said() if line.startswith("cuLaunch")] == [" 1"]
+y = d.zeros((2, 3), np.float32)
+d.copy(y.reshape(6), x)
+assert d.download(y, np.empty((2, 3), np.float32))[1, 2] == 7.5
+assert d.download(d.empty((0, 3), np.int16)).shape == (0, 3)
+assert np.isnan(d.download(d.empty((3,), np.float32))).all()
+""")
+
+
+def test_what_fits_is_asked_of_the_driver(run):
+    run("""
+d = device()
+k = d.load("add", HEADERS)
+said()
+assert d.largest_grid(k, (64, 2), 100) == 3 * 132
+assert d.clusters(k, (64,), 100, 16) == 5 and d.clusters(k, (64,), 100, 17) == 0
+assert said() == ["cuOccupancyMaxActiveBlocksPerMultiprocessor 128 100", "cuOccupancyMaxActiveClusters 16 64 100 16"]
+os.environ["FAKE_CUDA_FAIL"] = "cuOccupancyMaxActiveClusters=912"
+assert d.clusters(k, (64,), 100, 16) == 0
+os.environ["FAKE_CUDA_FAIL"] = "cuOccupancyMaxActiveClusters=1"
+assert "CUDA_ERROR_INVALID_VALUE, that is a pity" in refused(BackendError, lambda: d.clusters(k, (64,), 100, 16))
+""")
+
+
+def test_memory_is_given_back(run):
+    run("""
+d = device()
+x = d.empty((3,), np.float32)
+part, y = x.part(1, 2), d.empty((4,), np.float32)
+host = d.pinned((3,), np.float32)
+row = host[1:]
+said()
+del x, host
+assert said() == []
+del part, row
+assert said() == ["cuMemFree 1", "cuMemFreeHost 1"]
+os.environ["FAKE_CUDA_FAIL"] = "cuCtxPushCurrent=700"
+del y
+""")
+
+
+def test_finished_audio_is_copied_while_the_next_kernel_runs(run):
+    run("""
+d = device()
+k, x, host = d.load("add", HEADERS), d.zeros((3,), np.float32), d.pinned((3,), np.float32)
+d.launch(k, (1,), (32,), dict(x=x, n=3, y=1, far=0))
+said()
+copied = d.start_download(x, host)
+d.launch(k, (1,), (32,), dict(x=None, n=0, y=1, far=0))
+d.hold(copied)
+assert copied.wait() is host and host.tolist() == [1, 1, 1]
+lines = [line.split() for line in said()]
+made, recorded, held, copy, ended = lines[:5]
+work, copies, event = recorded[2], held[1], recorded[1]
+assert recorded[0] == "cuEventRecord" and held == ["cuStreamWaitEvent", copies, event] and work != copies
+assert copy == ["cuMemcpyDtoHAsync", "12", copies] and ended == ["cuEventRecord", event, copies]
+assert lines[6][0] == "cuLaunchKernelEx" and lines[6][4] == work
+assert ["cuStreamWaitEvent", work, event] in lines[7:] and lines[-1] == ["cuEventSynchronize", event]
+refused(ShapeError, lambda: d.start_download(x, np.zeros(2, np.float32)))
+""")
+
+
+def test_work_stays_in_order_when_the_stream_changes(run):
+    run("""
+class Stream:
+    def __init__(self, **kinds):
+        self.__dict__.update(kinds)
+
+class Protocol:
+    def __cuda_stream__(self):
+        return 0, 0x6666
+
+class Torch:
+    class cuda:
+        begun, stream = False, 0x7777
+        is_available = staticmethod(lambda: True)
+        is_initialized = staticmethod(lambda: Torch.cuda.begun)
+        current_stream = staticmethod(lambda index: Stream(cuda_stream=Torch.cuda.stream + index))
+
+d = device()
+k, x = d.load("add", HEADERS), d.zeros((3,), np.float32)
+call = dict(x=x, n=3, y=1, far=0)
+own = said()[-1].split()[2]
+
+def launched(stream=None):
+    d.launch(k, (1,), (32,), call, stream=stream)
+    lines = [line.split() for line in said()]
+    place = [line[0] for line in lines].index("cuLaunchKernelEx")
+    assert lines[-1][0] == "cuEventRecord" and lines[-1][2] == lines[place][4]
+    waits = [line[1] for line in lines[:place] if line[0] == "cuStreamWaitEvent"]
+    assert waits in ([], [lines[place][4]])
+    return lines[place][4], bool(waits)
+
+assert launched() == (own, False)
+assert launched(0x5555) == ("0x5555", True) and launched(Stream(ptr=0x5555)) == ("0x5555", False)
+assert launched(Stream(cuda_stream=0x5550)) == ("0x5550", True) and launched(Protocol()) == ("0x6666", True)
+assert launched() == (own, True)
+sys.modules["torch"] = Torch
+assert launched() == (own, False)
+Torch.cuda.begun = True
+assert launched() == ("0x7777", True)
+assert d.download(x).tolist() == [8, 8, 8] and said()[0].endswith("0x7777")
+assert "stream is 'fast'; possible: a CUDA stream" in refused(InputError, lambda: launched("fast"))
+""")
+
+
+def test_under_a_cuda_graph(run):
+    run("""
+d = device()
+k, x = d.load("add", HEADERS), d.zeros((3,), np.float32)
+d.launch(k, (1,), (32,), dict(x=x, n=3, y=1, far=0), stream=0x10)
+said()
+d.launch(k, (1,), (32,), dict(x=x, n=3, y=1, far=0), stream=0xCA)
+assert [line.split()[0] for line in said()] == ["cuLaunchKernelEx"]
+class torch:
+    class cuda:
+        is_available = is_initialized = staticmethod(lambda: True)
+        class current_stream:
+            cuda_stream = 0xCA
+            def __init__(self, index): pass
+sys.modules["torch"] = torch
+d.fill_zero(x)
+out = np.zeros(3, np.float32)
+for call in (lambda: d.download(x), lambda: d.upload(out), lambda: d.start_download(x, out)):
+    assert "cannot be part of a CUDA graph; do it before the capture begins" in refused(BackendError, call)
+""")
+
+
+def test_foreign_arrays_on_the_gpu(run):
+    run("""
+class Cai:
+    def __init__(self, pointer=4096, shape=(2, 3), typestr="<f4", strides=None, readonly=False):
+        self.__cuda_array_interface__ = dict(shape=shape, typestr=typestr, data=(pointer, readonly), version=3,
+                                             strides=strides, stream=None)
+
+d = device()
+x = d.view(Cai())
+assert (x.pointer, x.shape, x.dtype, x.readonly) == (4096, (2, 3), np.float32, False)
+assert x.__cuda_array_interface__["data"] == (4096, False) and not hasattr(x, "__array_interface__")
+assert d.view(Cai(strides=(12, 4))).shape == (2, 3) and d.view(Cai(readonly=True)).readonly
+assert d.view(x) is x and d.view(d.zeros((2,), np.int8)).shape == (2,)
+assert "not contiguous" in refused(InputError, lambda: d.view(Cai(strides=(24, 8))))
+assert "an array of complex64" in refused(InputError, lambda: d.view(Cai(typestr="<c8")))
+assert "lies in this machine's memory; `upload` it to GPU 0" in refused(BackendError, lambda: d.view(np.zeros(3)))
+assert "int is no array on a GPU" in refused(InputError, lambda: d.view(3))
+os.environ["FAKE_CUDA_DEVICE"] = "1"
+assert "the array lies on GPU 1, and the kernels run on GPU 0" in refused(BackendError, lambda: d.view(Cai()))
+
+class Where:
+    type = "cuda"
+    def __init__(self, index): self.index = index
+    def __str__(self): return f"cuda:{self.index}"
+
+class Tensor:
+    dtype, shape, whole = "torch.bfloat16", (4,), True
+    def __init__(self, index): self.device = Where(index)
+    def data_ptr(self): return 8192
+    def is_contiguous(self): return self.whole
+
+y = d.view(Tensor(0))
+assert (y.pointer, y.shape, y.dtype) == (8192, (4,), np.uint16)
+assert "lies on cuda:1, and the kernels run on cuda:0; give its .to('cuda:0')" in refused(
+    BackendError, lambda: d.view(Tensor(1)))
+Tensor.whole = False
+assert "give its .contiguous()" in refused(InputError, lambda: d.view(Tensor(0)))
+
+from wavenet_fast.kernels.cuda.arrays import HostArray
+host = HostArray(4096, (2,), np.dtype(np.float32))
+k = d.load("add", HEADERS)
+assert "array of the emulated device was given to Fake H100" in refused(
+    InputError, lambda: d.launch(k, (1,), (32,), dict(x=host, n=3, y=1, far=0)))
+""")
+
+
+# (what the driver refuses, what is asked for, what is told)
+ERRORS = [
+    ("cuMemAlloc=2", "d.empty((1 << 20,), np.float32)",
+     "taking 4.0 MiB on Fake H100: the GPU's memory is full (CUDA_ERROR_OUT_OF_MEMORY); use fewer streams"),
+    ("cuMemHostAlloc=2", "d.pinned((5,), np.float32)", "taking 20 bytes of pinned memory: the GPU's memory is full"),
+    ("cuCtxSynchronize=700", "d.synchronize()",
+     "waiting for the GPU: a kernel failed (CUDA_ERROR_ILLEGAL_ADDRESS), this one or an earlier one, and this process "
+     "cannot use the GPU any more; restart it"),
+    ("cuStreamSynchronize=719", "d.download(x)", "copying from the GPU: a kernel failed (CUDA_ERROR_LAUNCH_FAILED)"),
+    ("cuEventSynchronize=702", "d.start_download(x, np.zeros(3, np.float32)).wait()", "CUDA_ERROR_LAUNCH_TIMEOUT"),
+    ("cuCtxPushCurrent=214", "d.empty((3,), np.int8)", "using GPU 0: a kernel failed (CUDA_ERROR_ECC_UNCORRECTABLE)"),
+    ("cuModuleLoadData=209", "d.load('add', {'shape.cuh': '//'})",
+     "loading the kernel 'add': the NVIDIA driver does not take what NVRTC 13."),
+    ("cuModuleLoadData=222", "d.load('add', {'shape.cuh': '//'})",
+     "(CUDA_ERROR_UNSUPPORTED_PTX_VERSION); update the driver, or install an older nvidia-cuda-nvrtc"),
+    ("cuLaunchKernelEx=720", "d.launch(k, (1,), (32,), call, cooperative=True)",
+     "launching the kernel 'add': its blocks cannot all be resident at once; launch fewer"),
+    ("cuLaunchKernelEx=701", "d.launch(k, (1,), (32,), call)", "needs more registers or shared memory"),
+    ("cuLaunchKernelEx=912", "d.launch(k, (16,), (32,), call, cluster=16)", "clusters are larger than this GPU takes"),
+    ("cuMemsetD8Async=905", "d.fill_zero(x)",
+     "filling memory: cannot be part of a CUDA graph (CUDA_ERROR_STREAM_CAPTURE_ISOLATION)"),
+    ("cuMemcpyDtoDAsync=1", "d.copy(x, x)",
+     "copying on the GPU: the NVIDIA driver says CUDA_ERROR_INVALID_VALUE, that is a pity"),
+    ("", "CudaDevice(3)", "opening GPU 3: the NVIDIA driver says CUDA_ERROR_INVALID_DEVICE"),
+    ("cuDevicePrimaryCtxRetain=2", "device()", "starting CUDA on GPU 0: the GPU's memory is full"),
+    ("", "d.launch(k, (1,), (32,), call, shared=232448)",
+     "needs 233,448 bytes of shared memory a block; Fake H100 has 232,448"),
+    ("", "d.launch(k, (17,), (32,), call, cluster=17)", "clusters of 17 blocks; Fake H100 takes up to 16"),
+]  # fmt: skip
+
+
+def test_refusals_are_sentences_and_do_not_end_the_process(run):
+    run(f"""
+errors = {ERRORS!r}
+d = device()
+k, x = d.load("add", HEADERS), d.zeros((3,), np.float32)
+call = dict(x=x, n=3, y=1, far=0)
+for fail, code, told in errors:
+    os.environ["FAKE_CUDA_FAIL"] = fail
+    message = refused(BackendError, lambda: eval(code))
+    assert told in message, (told, message)
+os.environ["FAKE_CUDA_FAIL"] = ""
+before = d.download(x).tolist()
+d.launch(k, (1,), (32,), call)
+assert d.download(x).tolist() == [v + 1 for v in before]
+""")
+
+
+def test_a_driver_that_does_not_start(run):
+    run("""
+os.environ["FAKE_CUDA_FAIL"] = "cuInit=803"
+told = refused(BackendError, device)
+assert "starting CUDA: the NVIDIA driver does not take" in told and "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH" in told
+""")
+
+
+def test_without_a_driver_the_reason_is_told(monkeypatch):
+    from wavenet_fast.kernels.cuda.cuda_device import CudaDevice
+
+    from wavenet_fast.errors import BackendError
+
+    monkeypatch.setattr(gpu, "driver_loaded", lambda: False)
+    if isinstance(gpu.look(), gpu.Driver):
+        pytest.skip("there is a driver")
+    with pytest.raises(BackendError, match="no NVIDIA GPU is found here"):
+        CudaDevice(0)
