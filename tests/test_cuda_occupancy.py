@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from wavenet_fast.kernels.cuda.devices import DEVICES, RESERVED_SHARED, properties_of
 from wavenet_fast.kernels.cuda.occupancy import MAX_REGISTERS, most_registers, occupancy
 

@@ -36,7 +36,8 @@ class Occupancy:
 
     @property
     def blocks(self) -> int:
-        return min(limit for limit in vars(self).values() if limit is not None)
+        limits: list[int | None] = list(vars(self).values())
+        return min(limit for limit in limits if limit is not None)
 
     @property
     def limits(self) -> tuple[str, ...]:
