@@ -1,4 +1,4 @@
-"""Ways to lay a model over the blocks of a device so that its weights stay there: which fit, and which comes first.
+"""Ways to lay a model over the blocks of a device: which fit, and which comes first.
 
 The rules of preference; reasoned, not measured:
 
@@ -10,6 +10,9 @@ The rules of preference; reasoned, not measured:
 4. Weights of the newest tap and of `residual`, which the chain waits for, in registers where that leaves room; then in
    shared memory, which takes more layers a block, hence more streams at once.
 5. The head's weights in shared memory; from L2, through a ring, only where they leave no room.
+6. Where a batch does not fit at once, it takes rounds, each as long as the utterance: what comes first by 1 gives way
+   to what needs less than a quarter of its rounds (`ROUNDS_WORTH`). Streaming weights comes last, and fits any batch
+   soonest.
 """
 
 from __future__ import annotations
@@ -21,12 +24,16 @@ from . import budget
 from .budget import Format, Sizes
 from .cut import cut, fewest_pieces
 from .devices import DeviceProperties
-from .occupancy import most_registers
+from .occupancy import most_registers, occupancy
 
 HOPS = ("none", "cluster", "grid")
 CLUSTERED = (90, 100, 103)
 """Capabilities whose clusters are taken on the table's word. On others (12.x: small blocks and small clusters, 11.0)
 only where the driver has said how many fit."""
+ROUNDS_WORTH = 4
+"""Rounds of a better choice that are taken for one of a worse: a guess."""
+BARRIERS = 4
+"""Named barriers of a block, at most: all warps, the chain's, the skip warps', and one between the two."""
 PORTABLE_CLUSTER = 8
 """A larger cluster is an opt-in of the kernel and of the device."""
 
@@ -46,6 +53,10 @@ class Asked:
     @property
     def threads(self) -> int:
         return budget.threads(self.sizes)
+
+    def tiles_of(self, tile: int) -> int:
+        """Tiles of so many streams in the batch."""
+        return -(-self.batch // tile)
 
     def pipelines(self, hop: str, blocks: int) -> int:
         """Pipelines of so many blocks that run at once, each block with a multiprocessor of its own: two persistent
@@ -131,6 +142,30 @@ class Layout:
         """At once."""
         return self.pipelines * self.tiles * self.homes.tile
 
+    @property
+    def rounds(self) -> int:
+        """Launches until the batch is through."""
+        return -(-self.homes.asked.tiles_of(self.homes.tile) // (self.pipelines * self.tiles))
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """The kernel streaming_weights: its tile, stages of its ring, and blocks of it on a multiprocessor."""
+
+    asked: Asked
+    tile: int
+    stages: int
+    a_multiprocessor: int
+
+    @property
+    def blocks(self) -> int:
+        """At once, each with one tile."""
+        return self.a_multiprocessor * self.asked.device.multiprocessors
+
+    @property
+    def rounds(self) -> int:
+        return -(-self.asked.tiles_of(self.tile) // self.blocks)
+
 
 def homes(asked: Asked) -> Iterator[Homes]:
     """In order of preference. fp32 weights take two registers where 16-bit ones take one, and no tensor core reads
@@ -155,6 +190,22 @@ def best(asked: Asked, hop: str) -> Layout | None:
     return most
 
 
+def streamed(asked: Asked) -> Streamed | None:
+    """The smallest tile with which one block a multiprocessor takes the batch, so that weights are read for as many
+    streams together as possible; or else the tile that takes the most of it. The ring is as deep as there is room."""
+    s, device = asked.sizes, asked.device
+    fitting = []
+    for tile in asked.tiles:
+        fixed = sum(budget.streaming_shared(s, asked.fmt, tile).values())
+        stages = min(budget.STAGES[1], (device.shared_per_block - fixed) // budget.ring(s, 1))
+        if stages >= budget.STAGES[0]:
+            shared, registers = fixed + budget.ring(s, stages), budget.registers(s, tile, 0)
+            at_once = occupancy(device, asked.threads, registers, shared, BARRIERS).blocks
+            fitting.append(Streamed(asked, tile, stages, at_once))
+    enough = [found for found in fitting if asked.tiles_of(found.tile) <= device.multiprocessors]
+    return enough[0] if enough else max(fitting, key=lambda found: found.tile * found.blocks, default=None)
+
+
 def blocks_needed(asked: Asked) -> int | None:
     """Fewest blocks that hold the model's weights with one tile in flight; None where no number does."""
     counts = [home.fewest_blocks(1) for home in homes(asked)]
@@ -163,7 +214,7 @@ def blocks_needed(asked: Asked) -> int | None:
 
 def _fewest_blocks(home: Homes, hop: str) -> Layout | None:
     asked = home.asked
-    tiles = -(-asked.batch // home.tile)
+    tiles = asked.tiles_of(home.tile)
     least = home.fewest_blocks(1)
     most: Layout | None = None
     for blocks in asked.blocks_of(hop):

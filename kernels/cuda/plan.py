@@ -7,7 +7,7 @@ The rules stand in `layouts` (order of preference) and `budget` (what a block ne
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,10 @@ from wavenet_fast.errors import BackendError, InputError
 from . import budget, layouts, reasons
 from .budget import FORMATS, TILES, Sizes
 from .devices import DeviceProperties
-from .layouts import HOPS, PORTABLE_CLUSTER, Asked, Layout
-from .occupancy import WARP, most_registers, occupancy
+from .layouts import HOPS, PORTABLE_CLUSTER, Asked, Layout, Streamed
+from .occupancy import WARP, most_registers
 
 VARIANTS = ("resident", "streaming_weights")
-BARRIERS = 4
-"""Named barriers of a block, at most: all warps, the chain's, the skip warps', and one between the two."""
 _OLDEST = 80
 
 
@@ -111,22 +109,35 @@ def plan(
         raise InputError(f"variant is {variant!r}; possible are auto, {' and '.join(VARIANTS)}")
     if variant == "streaming_weights" and asked.blocks is not None:
         raise InputError("blocks says how many share a model, which in streaming_weights none do; leave it out")
-    why: list[str] = []
+    streams = layouts.streamed(asked) if variant != "resident" and asked.blocks is None else None
     if variant == "streaming_weights":
-        why.append("resident: not considered, streaming_weights was asked for.")
-        return _streaming(asked, why)
-    for hop in HOPS:
-        layout = layouts.best(asked, hop)
+        why = ["resident: not considered, streaming_weights was asked for."]
+        if streams is None:
+            raise BackendError(reasons.no_room(asked))
+        return _streaming(asked, streams, why)
+    found = {hop: layouts.best(asked, hop) for hop in HOPS}
+    rounds = {reasons.NAMES[hop]: layout.rounds for hop, layout in found.items() if layout is not None}
+    if streams is not None:
+        rounds["streaming_weights"] = streams.rounds
+    fewest = min(rounds, key=lambda name: rounds[name], default="")
+    why = []
+    for hop, layout in found.items():
+        taken = layout is not None and layout.rounds <= layouts.ROUNDS_WORTH * rounds[fewest]
+        if layout is not None and not taken:
+            why.append(reasons.too_many_rounds(hop, layout, fewest, rounds[fewest]))
+            continue
         why.append(reasons.verdict(asked, hop, layout))
         if layout is not None:
             return _resident(asked, layout, why)
-    if variant == "resident" or asked.blocks is not None:
-        size = "" if asked.blocks is None else f" on {asked.blocks} blocks"
-        raise BackendError(
-            f"the resident kernel{size} does not fit {properties.name}: {' '.join(why)} "
-            "The variant streaming_weights runs any model; int8 needs the least room."
-        )
-    return _streaming(asked, why)
+    if streams is not None:
+        return _streaming(asked, streams, why)
+    if variant == "auto" and asked.blocks is None:
+        raise BackendError(reasons.no_room(asked))
+    size = "" if asked.blocks is None else f" on {asked.blocks} blocks"
+    raise BackendError(
+        f"the resident kernel{size} does not fit {properties.name}: {' '.join(why)} "
+        "The variant streaming_weights runs any model; int8 needs the least room."
+    )
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
@@ -186,10 +197,8 @@ def _asked(
 
 def _resident(asked: Asked, layout: Layout, why: list[str]) -> Plan:
     s, home, device = asked.sizes, layout.homes, asked.device
-    tiles = -(-asked.batch // home.tile)
-    rounds = -(-tiles // (layout.pipelines * layout.tiles))
     # Even rounds over as few pipelines as take one, with as few tiles in flight in each.
-    tiles = -(-tiles // rounds)
+    tiles = -(-asked.tiles_of(home.tile) // layout.rounds)
     pipelines = -(-tiles // layout.tiles)
     in_flight = -(-tiles // pipelines)
     first = home.first_layers(layout.blocks, in_flight)
@@ -199,7 +208,7 @@ def _resident(asked: Asked, layout: Layout, why: list[str]) -> Plan:
     chain = "registers" if home.in_registers else "shared"
     weights = home.weight_registers(max(end - begin for begin, end in zip(first, ends, strict=True)))
     assumed = layout.hop == "cluster" and layout.blocks not in asked.clusters
-    why += reasons.taken(asked, layout, weights, rounds, assumed)
+    why += reasons.taken(asked, layout, weights, assumed)
     return Plan(
         variant="resident",
         hop=layout.hop,
@@ -210,7 +219,7 @@ def _resident(asked: Asked, layout: Layout, why: list[str]) -> Plan:
         tile=home.tile,
         tiles_in_flight=in_flight,
         pipelines=pipelines,
-        rounds=rounds,
+        rounds=layout.rounds,
         blocks=layout.blocks,
         first_layers=first,
         layers=s.LAYERS,
@@ -230,18 +239,9 @@ def _resident(asked: Asked, layout: Layout, why: list[str]) -> Plan:
     )
 
 
-def _streaming(asked: Asked, why: list[str]) -> Plan:
-    s, device = asked.sizes, asked.device
-    options = list(_streaming_tiles(asked))
-    if not options:
-        raise BackendError(reasons.no_room(asked))
-    # The smallest tile with which one block a multiprocessor is enough, so that weights are read for as many streams
-    # together as possible; or the one that takes most of the batch.
-    enough = [option for option in options if option[0] * device.multiprocessors >= asked.batch]
-    tile, stages, a_multiprocessor = enough[0] if enough else max(options, key=lambda option: option[0] * option[2])
-    tiles = -(-asked.batch // tile)
-    rounds = -(-tiles // (a_multiprocessor * device.multiprocessors))
-    why += reasons.streaming(asked, tile, stages, a_multiprocessor)
+def _streaming(asked: Asked, found: Streamed, why: list[str]) -> Plan:
+    s, device, tile, stages = asked.sizes, asked.device, found.tile, found.stages
+    why += reasons.streaming(found)
     return Plan(
         variant="streaming_weights",
         hop="none",
@@ -251,8 +251,8 @@ def _streaming(asked: Asked, why: list[str]) -> Plan:
         batch=asked.batch,
         tile=tile,
         tiles_in_flight=1,
-        pipelines=-(-tiles // rounds),
-        rounds=rounds,
+        pipelines=-(-asked.tiles_of(tile) // found.rounds),
+        rounds=found.rounds,
         blocks=1,
         first_layers=(0,),
         layers=s.LAYERS,
@@ -269,17 +269,6 @@ def _streaming(asked: Asked, why: list[str]) -> Plan:
         clusters_assumed=False,
         why=tuple(why),
     )
-
-
-def _streaming_tiles(asked: Asked) -> Iterator[tuple[int, int, int]]:
-    """Tiles that fit: streams, stages of the ring, blocks on a multiprocessor."""
-    s, device = asked.sizes, asked.device
-    for tile in asked.tiles:
-        fixed = sum(budget.streaming_shared(s, asked.fmt, tile).values())
-        stages = min(budget.STAGES[1], (device.shared_per_block - fixed) // budget.ring(s, 1))
-        if stages >= budget.STAGES[0]:
-            shared, registers = fixed + budget.ring(s, stages), budget.registers(s, tile, 0)
-            yield tile, stages, occupancy(device, asked.threads, registers, shared, BARRIERS).blocks
 
 
 def _spans(plan: Plan) -> str:

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from . import budget
-from .layouts import CLUSTERED, PORTABLE_CLUSTER, Asked, Layout, blocks_needed, homes
+from .layouts import CLUSTERED, PORTABLE_CLUSTER, Asked, Layout, Streamed, blocks_needed, homes
 
-_NAMES = {"none": "one block", "cluster": "a cluster", "grid": "a co-resident grid"}
+NAMES = {"none": "one block", "cluster": "a cluster", "grid": "a co-resident grid"}
+"""What a pipeline of the resident kernel runs on, by its hop."""
 
 
 def verdict(asked: Asked, hop: str, layout: Layout | None) -> str:
     """On the resident kernel over that kind of hop."""
-    return f"resident on {_NAMES[hop]}: " + (
+    return f"resident on {NAMES[hop]}: " + (
         f"taken, {_taken(hop, layout)}" if layout else f"passed over, {_not(asked, hop)}"
     )
 
 
-def taken(asked: Asked, layout: Layout, weights: int, rounds: int, assumed: bool) -> list[str]:
+def too_many_rounds(hop: str, layout: Layout, other: str, rounds: int) -> str:
+    """On the resident kernel where something else takes a batch in far fewer rounds."""
+    return (
+        f"resident on {NAMES[hop]}: passed over, it takes {layout.streams} streams at once, so the batch of "
+        f"{layout.homes.asked.batch} in {_count(layout.rounds, 'round')}, and {other} in {rounds}."
+    )
+
+
+def taken(asked: Asked, layout: Layout, weights: int, assumed: bool) -> list[str]:
     """On what was chosen within the resident kernel: homes, tile, pipelines. `weights`: registers of a thread."""
-    sentences = [_chain_home(asked, layout, weights), *_head_home(asked, layout), *_tile(asked, layout, rounds)]
+    sentences = [_chain_home(asked, layout, weights), *_head_home(asked, layout), *_tile(asked, layout)]
     if assumed:
         sentences.append(
             f"clusters: that {layout.pipelines} of {layout.blocks} blocks fit at once is an assumption about "
@@ -31,17 +40,19 @@ def taken(asked: Asked, layout: Layout, weights: int, rounds: int, assumed: bool
     return sentences
 
 
-def streaming(asked: Asked, tile: int, stages: int, blocks: int) -> list[str]:
-    """On streaming_weights with so many `blocks` on a multiprocessor."""
-    at_once = tile * asked.device.multiprocessors * blocks
-    forced = "asked for" if len(asked.tiles) == 1 else "taken"
-    sentences = [
-        f"streaming_weights: taken, a block needs room for one tile of {tile} and {stages} stages of weights only, and "
-        f"reads all {kib(budget.model_weights(asked.sizes, asked.fmt))} of weights from L2 for every sample.",
-        f"tile of {tile}: {forced}, {_count(blocks, 'block')} on each of {asked.device.multiprocessors} multiprocessors "
-        f"take {at_once} streams at once; the batch has {asked.batch}.",
+def streaming(found: Streamed) -> list[str]:
+    """On streaming_weights, where it is taken."""
+    asked, tile = found.asked, found.tile
+    weights = kib(budget.model_weights(asked.sizes, asked.fmt))
+    at_once = tile * found.blocks
+    return [
+        f"streaming_weights: taken, a block needs room for one tile and {found.stages} stages of weights only, and "
+        f"reads all {weights} of weights from L2 for every sample.",
+        f"tile of {tile}: {'asked for' if len(asked.tiles) == 1 else 'taken'}, "
+        f"{_count(found.a_multiprocessor, 'block')} on each of {asked.device.multiprocessors} multiprocessors take "
+        f"{at_once} streams at once; the batch has {asked.batch}.",
+        *_waiting(asked, at_once),
     ]
-    return sentences + _waiting(asked, at_once)
 
 
 def no_room(asked: Asked) -> str:
@@ -52,8 +63,8 @@ def no_room(asked: Asked) -> str:
     return (
         f"a tile of {tile} streams of this model needs {kib(least)} of shared memory in {asked.fmt.name} "
         f"({', '.join(f'{name} {size:,}' for name, size in fixed.items())} bytes and two stages of weights), and a "
-        f"block of {asked.device.name} has {kib(asked.device.shared_per_block)}; possible are a smaller number format, the "
-        "smallest tile, 8, or another backend"
+        f"block of {asked.device.name} has {kib(asked.device.shared_per_block)}; possible are a smaller "
+        "number format, a smaller tile (8 is the smallest), or another backend"
     )
 
 
@@ -132,7 +143,7 @@ def _head_home(asked: Asked, layout: Layout) -> list[str]:
     ]
 
 
-def _tile(asked: Asked, layout: Layout, rounds: int) -> list[str]:
+def _tile(asked: Asked, layout: Layout) -> list[str]:
     tile = layout.homes.tile
     at_once = (
         f"{_count(layout.pipelines, 'pipeline')} × {_count(layout.tiles, 'tile')} in flight take {layout.streams} "
@@ -140,7 +151,7 @@ def _tile(asked: Asked, layout: Layout, rounds: int) -> list[str]:
     )
     if len(asked.tiles) == 1:
         return [f"tile of {tile}: asked for; {at_once}.", *_waiting(asked, layout.streams)]
-    if rounds > 1:
+    if layout.rounds > 1:
         return [
             f"tile of {tile}: taken, no other takes more of the batch; {at_once}.",
             *_waiting(asked, layout.streams),
