@@ -54,6 +54,14 @@ Block* block_of_shared(const Thread& t, u64 address) {
 
 }  // namespace
 
+std::string name_of_place(const void* place) {
+  u64 address = reinterpret_cast<u64>(place);
+  for (auto& home : blocks)
+    if (u64 offset = address - reinterpret_cast<u64>(home->shared); offset < shared_size)
+      return "byte " + std::to_string(offset) + " of the shared memory of block " + std::to_string(home->index);
+  return relative(address);
+}
+
 void check_writable(Thread& thread, u64 address, u32 size, int line) {
   Unchecked unchecked;
   const Region* region = region_of(address);

@@ -39,7 +39,7 @@ struct Request {
   s32 mutant;             // the site to break (mutate.py), or −1
   u64 dynamic_shared;     // bytes
   u64 seed;               // 0: first come, first served
-  u64 max_spins;          // this many fruitless polls in a row, by all threads together, are a livelock
+  u64 max_spins;          // this many fruitless polls in a row, by all threads together, are a livelock (polls.cpp)
   void* const* params;    // one pointer per kernel parameter
   const Region* regions;  // sorted by base, not overlapping
   u64 n_regions;
@@ -54,6 +54,7 @@ struct Report {
   u64 switches, barriers, spins;
   s32 line;  // of the PTX, 0 where no single line is to blame
   char message[16384];
+  char stall[16384];  // who waited where when nothing could go on but waits that the clock ends
 };
 
 struct Block;
@@ -76,11 +77,6 @@ struct Thread {
   char* stack;      // its lowest byte
   u64 fuel;         // backward branches until another thread gets its turn
   u64* counts;
-  struct Seen {
-    const void* at;
-    u64 value;
-  } seen[8];  // the last values of the places that were polled last
-  u32 next_seen = 0;
 };
 
 using KernelFunction = void (*)(Thread&, void* const*);
@@ -116,10 +112,12 @@ inline void need_stack(const Thread& t, u64 bytes, int line) {
   if (left < bytes) fail(t, line, "calls are nested too deep: %llu bytes of stack are left", (unsigned long long)left);
 }
 
-// Lets other threads run. `spin` counts as a fruitless poll, `preempt` does not; `progress` resets that count.
-void spin(Thread&, int line, const char* what);
-void preempt(Thread&, int line);
-void progress();
+void preempt(Thread&, int line);  // lets other threads run
+// What a thread saw in a place that others may write: the same as before is a look in vain, and lets others run.
+void polled(Thread&, const void*, u64 value, int line);
+void wrote(Thread&, const void*);  // who waits for this place may look again
+void progress();                   // the launch goes on: looks in vain are counted anew
+void sleep(Thread&, int line);
 u64 clock();  // %clock and its kin: every look at it is later than the one before
 
 // Barriers of a block. `count` 0: all its threads. The result of reduce: 0 popc, 1 and, 2 or.

@@ -56,6 +56,7 @@ bool arrive(Fiber& me, u32 id, u32 count, bool aligned, int line, bool predicate
   barrier.popc += predicate;
   barrier.arrived++;
   fruitless = 0;
+  me.vain = 0;
   if (barrier.arrived < need) {
     check_reachable(me, barrier, id, static_cast<u32>(barrier.waiting.size()) + 1, line);
     return false;
@@ -184,6 +185,7 @@ void cluster_arrive(Thread& thread, bool ordered, int line) {
   Cluster& mine = *me.block->cluster;
   if (me.cluster_arrived) fail(me, line, "barrier.cluster.arrive twice without a barrier.cluster.wait between");
   me.cluster_arrived = true;
+  me.vain = 0;
   me.cluster_phase = mine.generation;
   if (ordered) release(&mine.tag[mine.generation & 1]);
   if (++mine.arrived == mine.live) complete_cluster(mine);
@@ -248,11 +250,13 @@ u64 mbarrier_arrive(Thread& thread, const void* place, u32 count, bool drop, boo
   if (one.pending < count) fail(thread, line, "mbarrier: %u arrivals, and only %u are pending", count, one.pending);
   one.pending -= count;
   if (drop) one.expected -= count;
+  self(thread).vain = 0;
   if (!one.pending) {
     one.pending = one.expected;
     one.phase++;
+    wrote(thread, place);
   }
-  fruitless = 0;
+  progress();
   return phase;
 }
 
@@ -267,11 +271,20 @@ bool mbarrier_test(Thread& thread, const void* place, u64 phase, bool parity, bo
     Mbarrier& one = find_mbarrier(thread, place, line);
     if (parity ? (one.phase & 1) != (phase & 1) : one.phase != phase) {
       if (ordered) acquire(&one.tag[(one.phase - 1) & 1]);
+      self(thread).vain = 0;
       return true;
     }
     if (attempt) return false;
-    spin(thread, line, "an mbarrier wait");
+    wait_for_phase(self(thread), place, line);
   }
+}
+
+std::string mbarrier_state(const void* place) {
+  auto found = mbarriers.find(place);
+  if (found == mbarriers.end()) return "";
+  const Mbarrier& one = found->second;
+  return "in phase " + std::to_string(one.phase) + " of the mbarrier at " + name_of_place(place) + " " +
+         std::to_string(one.pending) + " of " + std::to_string(one.expected) + " arrivals are missing";
 }
 
 void forget_mbarriers() { mbarriers.clear(); }
