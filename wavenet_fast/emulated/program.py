@@ -29,7 +29,7 @@ MAX_THREADS = 1 << 17
 # Above bit 24 a shared address holds a block's rank in its cluster.
 MAX_SHARED = (1 << 24) - 1
 # What `__tsan_create_fiber` can have alive at once, helpers for relaxed accesses included, is some 8000.
-MAX_THREADS_CHECKED = 4096
+MAX_THREADS_CHECKED = 8000
 
 
 @dataclass(frozen=True)

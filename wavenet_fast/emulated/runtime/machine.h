@@ -76,9 +76,9 @@ struct Fiber : Thread {
   u32 next_look = 0;
   std::vector<Copy> copies;
   u64 copy_group = 0;
-  void* loads = nullptr;   // a TSan fiber that knows what this thread's relaxed loads saw
-  void* stores = nullptr;  // a TSan fiber that knows what this thread's last fence covers
-  char loads_tag = 0, stores_tag = 0;
+  std::vector<const void*> loaded;  // where relaxed loads looked since the last fence, for ThreadSanitizer
+  bool fenced = false;              // there has been a fence; `fence_tag` carries what it covers
+  char fence_tag = 0;
 };
 
 struct Barrier {
@@ -133,6 +133,7 @@ struct Block {
 // ---- the launch that is going on
 
 inline const Request* request;
+inline void* scheduler_tsan;
 inline Report* report;
 inline std::vector<std::unique_ptr<Block>> blocks;
 inline std::vector<std::unique_ptr<Fiber>> fibers;

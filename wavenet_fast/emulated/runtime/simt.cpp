@@ -25,7 +25,6 @@ u64 random_state, until_poll;
 std::vector<std::unique_ptr<Cluster>> clusters;
 Fiber* current;
 Context scheduler{};
-void* scheduler_tsan;
 void* scheduler_asan;
 const void* scheduler_stack;
 size_t scheduler_stack_size;
@@ -238,8 +237,7 @@ void reset_variables() {
 void tear_down() {
   // ThreadSanitizer has the fibers of a failed launch in the middle of something; its process ends anyway.
   for (auto& fiber : fibers)
-    for (void* clock : {fiber->tsan, fiber->loads, fiber->stores})
-      if (clock && status == kDone && __tsan_destroy_fiber) __tsan_destroy_fiber(clock);
+    if (fiber->tsan && status == kDone) __tsan_destroy_fiber(fiber->tsan);
   for (auto& home : blocks) {
     if (__asan_unpoison_memory_region)
       __asan_unpoison_memory_region(home->shared, (shared_size + 64 + 1023) / 1024 * 1024);
