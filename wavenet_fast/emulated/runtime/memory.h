@@ -303,7 +303,9 @@ inline void stmatrix(Thread& t, u64 address, int count, bool transposed, int lin
 
 // The object in shared memory is written by init and read by everything else, so that use before init is a race.
 inline const void* mbarrier_use(Thread& t, char* place) {
-  (void)__atomic_load_n(reinterpret_cast<u64*>(place), __ATOMIC_RELAXED);
+#if defined(__SANITIZE_THREAD__)
+  if (!simt::mbarrier_known(t, place)) (void)__atomic_load_n(reinterpret_cast<u64*>(place), __ATOMIC_RELAXED);
+#endif
   (void)t;
   return place;
 }

@@ -202,6 +202,7 @@ void cluster_wait(Thread& thread, bool ordered, int line) {
     wait_in(me, "barrier.cluster.wait", line);
   }
   me.cluster_arrived = false;
+  me.cluster_waits = me.cluster_phase + 1;
   if (ordered) acquire(&mine.tag[me.cluster_phase & 1]);
 }
 
@@ -233,7 +234,22 @@ static Mbarrier& find_mbarrier(Thread& thread, const void* place, int line) {
 void mbarrier_init(Thread& thread, const void* place, u32 count, int line) {
   Unchecked unchecked;
   if (!count || count >= 1u << 20) fail(thread, line, "mbarrier.init with count %u; possible: 1 … 2^20 − 1", count);
-  mbarriers[place] = {count, count, 0, {}};
+  mbarriers[place] = {count, count, 0, {}, &self(thread), 0};
+}
+
+void fence_mbarriers(Thread& thread) {
+  Unchecked unchecked;
+  Fiber& me = self(thread);
+  for (auto& entry : mbarriers)
+    if (entry.second.maker == &me && !entry.second.known_after)
+      entry.second.known_after = me.block->cluster->generation + 1;
+}
+
+bool mbarrier_known(Thread& thread, const void* place) {
+  Unchecked unchecked;
+  auto found = mbarriers.find(place);
+  return found != mbarriers.end() && found->second.known_after &&
+         self(thread).cluster_waits >= found->second.known_after;
 }
 
 void mbarrier_invalidate(Thread& thread, const void* place, int line) {
