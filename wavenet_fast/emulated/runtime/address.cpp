@@ -38,6 +38,8 @@ std::string relative(u64 address) {
     snprintf(name, sizeof name, "argument %d", best->argument);
   else if (best->argument == -1)
     snprintf(name, sizeof name, "a further buffer");
+  else if (best->argument <= kByValue)
+    snprintf(name, sizeof name, "argument %d, which is passed by value,", kByValue - best->argument);
   snprintf(text, sizeof text, "byte %lld of %s, which has %llu", (long long)(address - best->base), name,
            (unsigned long long)best->size);
   return text;

@@ -275,6 +275,8 @@ extern "C" int wavenet_fast_launch(const simt::Request* asked, simt::Report* tol
   regions.assign(asked->regions, asked->regions + asked->n_regions);
   regions.insert(regions.end(), module_regions, module_regions + n_module_regions);
   regions.push_back({reinterpret_cast<u64>(grid_workspace), sizeof grid_workspace, 1, -2});
+  for (u64 i = 0; i < kernel.n_parameters; i++)
+    regions.push_back({reinterpret_cast<u64>(asked->params[i]), kernel.parameters[i], 0, kByValue - s32(i)});
   std::sort(regions.begin(), regions.end(), [](const Region& a, const Region& b) { return a.base < b.base; });
   if (__tsan_get_current_fiber) scheduler_tsan = __tsan_get_current_fiber();
   release(&start_tag);

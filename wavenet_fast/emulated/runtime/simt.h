@@ -24,7 +24,9 @@ struct Dim {
   u64 count() const { return u64(x) * y * z; }
 };
 
-// A piece of global memory that the kernel may touch; `argument` is the position in the argument list, or −1.
+// A piece of global memory that the kernel may touch; `argument` is the position in the argument list, or −1. What is
+// passed by value is read by generic addresses, too: of argument n it is kByValue − n.
+constexpr s32 kByValue = -16;
 struct Region {
   u64 base, size;
   u32 writable;
@@ -89,6 +91,8 @@ struct Kernel {
   u64 static_shared, stack;  // bytes
   const Gap* gaps;
   u64 n_gaps;
+  const u64* parameters;  // bytes of each
+  u64 n_parameters;
 };
 // Defined by the generated code.
 extern const Kernel kernels[];
