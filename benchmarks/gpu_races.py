@@ -114,7 +114,7 @@ def source_of(ptx: str, line: int) -> str | None:
 
 def why_unnoticed(mutant: Mapping[str, Any]) -> str | None:
     """The list of mutants that may survive."""
-    if mutant["description"] == "wait for copies deleted" and "for layer in" in (mutant["source"] or ""):
+    if mutant["description"].startswith("wait for copies") and "for layer in" in (mutant["source"] or ""):
         return (
             "behind the loop over layers, the copies under way are those begun for a layer after the last: their"
             " source size is 0, so they write zeros. The executor lands a copy at the next wait and no earlier;"

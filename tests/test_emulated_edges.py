@@ -127,7 +127,7 @@ $loop:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_producer_may_take_its_time(seed: int) -> None:
-    """Others poll while one block counts to 100 000: that is no livelock."""
+    """Others wait while one block counts to 100 000: that is no livelock, and costs no turns."""
     body = """
   mov.u32 %r1, %ctaid.x;
   setp.eq.u32 %p1, %r1, 0;
@@ -147,7 +147,7 @@ $end:"""
     stats = Program(text_of(body)).launch(
         "k", grid=(2,), block=(32,), args=[np.zeros(1, np.uint32)], seed=seed, max_spins=600
     )
-    assert stats.spins > (600 if seed else 0)
+    assert stats.spins <= 2 * 32 and not stats.stall
 
 
 def test_two_flags_that_never_come() -> None:

@@ -144,14 +144,19 @@ def _copy(e: Emitter, i: Instruction) -> None:
         return e.write("simt::copies_commit(t);")
     if "wait_group" in i.parts or "wait_all" in i.parts:
         keep = "simt::kEvery" if "wait_all" in i.parts else e.value(i.operands[0], "u64")
+        if "wait_group" in i.parts:
+            site = e.site("loosen", i, "wait for copies loosened by a group")
+            keep = keep if site is None else f"{keep} + (simt::mutant == {site})"
         with e.breakable("delete", i, "wait for copies deleted"):
             return e.write(f"copies_wait(t, {keep});")
     if "mbarrier" in i.parts:
         place = e.address(i.operands[0], _space(i, {"shared", "shared::cta"}), 8, write=True)
+        with e.breakable("delete", i, "arrival of copies deleted"):
+            e.write("{")
         e.write(f"const void* p = mbarrier_use(t, {place}); copies_wait(t, simt::kEvery);")
         if "noinc" not in i.parts:
             e.write(f"simt::mbarrier_increment(t, p, {i.line});")
-        return e.write(f"simt::mbarrier_arrive(t, p, 1, false, true, {i.line});")
+        return e.write(f"simt::mbarrier_arrive(t, p, 1, false, true, {i.line}); }}")
     target, source, amount, *rest = _hinted(i)
     size = int(amount, 0)
     if size not in (4, 8, 16):

@@ -129,8 +129,7 @@ def launch(
         if region[2]:
             _bytes(region)[:] = data[at : at + region[1]]
         at += region[1]
-    message = report.message.decode(errors="replace")
-    return Outcome(status, report.switches, report.barriers, report.spins, report.line, message)
+    return Outcome.of(status, report)
 
 
 def _raise_findings(text: str, lines: list[str]) -> None:

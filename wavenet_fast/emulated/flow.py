@@ -46,7 +46,7 @@ family("call", "uni")(call)
 
 @family("nanosleep", "u32")
 def _sleep(e: Emitter, i: Instruction) -> None:
-    e.write(f'simt::spin(t, {i.line}, "nanosleep");')
+    e.write(f"simt::sleep(t, {i.line});")
 
 
 @family("createpolicy", "fractional range b64", hints=True)

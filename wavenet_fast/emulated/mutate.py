@@ -1,7 +1,7 @@
 """Mutation check: is a kernel's test good enough to notice that one barrier, fence, order or wait is missing?
 
-Every site of a kernel that keeps threads in step is broken in turn: barriers, fences and waits are deleted, acquire and
-release become relaxed. One compilation serves all mutants: each site has a switch in the generated code.
+Every site of a kernel that keeps threads in step is broken in turn: barriers, fences, arrivals and waits are deleted,
+waits for copies leave one group more under way, acquire and release become relaxed. One compilation serves all mutants: each site has a switch in the generated code.
 """
 
 from __future__ import annotations
@@ -168,11 +168,23 @@ def _replacement(statement: str, site: Site) -> str:
         # Without a word in the text the order is the default, acquire or release.
         return weaker if weaker != statement else statement.replace(i.opcode, _with_relaxed(i), 1)
     guard = f"@{i.guard} " if i.guard else ""
+    if site.kind == "loosen":
+        return f"{guard}{i.opcode} {int(i.operands[0], 0) + 1};"
+    if i.parts[0] in ("bar", "barrier") and "red" in i.parts:
+        return guard + _without_others(i)
     if i.parts[0] == "mbarrier" and "wait" in i.parts[1]:
         return f"{guard}setp.eq.u32 {i.operands[0]}, 0, 0;"
     if i.parts[0] == "mbarrier" and i.operands[0] != "_":
         return f"{guard}mov.b64 {i.operands[0]}, 0;"
     return "/* deleted */"
+
+
+def _without_others(i: Instruction) -> str:
+    """What a reduction over the threads of a barrier gives to a thread that is alone."""
+    own, negated = i.operands[-1].lstrip("! "), i.operands[-1].startswith("!")
+    if "popc" in i.parts:
+        return f"selp.u32 {i.operands[0]}, {'0, 1' if negated else '1, 0'}, {own};"
+    return f"{'not' if negated else 'mov'}.pred {i.operands[0]}, {own};"
 
 
 def _with_relaxed(i: Instruction) -> str:
@@ -209,6 +221,22 @@ def _touches(item: Instruction) -> bool:
 
 
 def _equivalent(module: Module, site: Site) -> str | None:
+    """Why a mutant cannot be noticed, as far as the text shows it."""
+    i = site.instruction
+    if i.parts[:2] == ["barrier", "cluster"] and site.kind == "weaken":
+        last = all(isinstance(item, Label) or not (_touches(item) or item.parts[0] == "bra") for item in _after(module, i))
+        return "no access to memory follows it" if last else None
+    if "mbarrier_init" in i.parts:
+        relaxed = any(isinstance(j, Instruction) and _is_relaxed_arrival(j) for j in _after(module, i))
+        return None if relaxed else "what follows it releases, and so orders the initialisation too"
+    return _next_to_another(module, site)
+
+
+def _is_relaxed_arrival(i: Instruction) -> bool:
+    return i.parts[:3] == ["barrier", "cluster", "arrive"] and "relaxed" in i.parts
+
+
+def _next_to_another(module: Module, site: Site) -> str | None:
     """A barrier that is next to another one, without an access to memory between, orders nothing of its own."""
     i = site.instruction
     if site.kind != "delete" or not _is_barrier(i) or i.guard:

@@ -52,6 +52,7 @@ class Report(ctypes.Structure):
         ("spins", ctypes.c_uint64),
         ("line", ctypes.c_int32),
         ("message", ctypes.c_char * 16384),
+        ("stall", ctypes.c_char * 16384),
     )
 
 
@@ -65,6 +66,12 @@ class Outcome:
     spins: int
     line: int
     message: str
+    stall: str
+
+    @classmethod
+    def of(cls, status: int, report: Report) -> Outcome:
+        message, stall = (text.decode(errors="replace") for text in (report.message, report.stall))
+        return cls(status, report.switches, report.barriers, report.spins, report.line, message, stall)
 
 
 # A library that is loaded twice is the same one: two programs of one text share its machine.
@@ -104,8 +111,7 @@ class Library:
                 ended.set()
                 worker.join()
                 raise
-        message = report.message.decode(errors="replace")
-        return Outcome(status[0], report.switches, report.barriers, report.spins, report.line, message)
+        return Outcome.of(status[0], report)
 
 
 def pointers(buffers: list[Any]) -> Any:

@@ -29,7 +29,7 @@ MAX_THREADS = 1 << 17
 # Above bit 24 a shared address holds a block's rank in its cluster.
 MAX_SHARED = (1 << 24) - 1
 # What `__tsan_create_fiber` can have alive at once, helpers for relaxed accesses included, is some 8000.
-MAX_THREADS_CHECKED = 4096
+MAX_THREADS_CHECKED = 8000
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,15 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Stats:
-    """What a launch did. `instructions`: executed instructions by family, all threads together; `per_thread` holds
-    them by family as arrays [threads]. Both are empty unless the program was made with `count`."""
+    """What a launch did. `stall` says who waited where for what when, for the first time, nothing could go on but waits
+    that the clock ends; it is empty where that did not happen. `instructions`: executed instructions by family, all
+    threads together; `per_thread` holds them by family as arrays [threads]. Both are empty unless the program was made
+    with `count`."""
 
     switches: int
     barriers: int
     spins: int
+    stall: str = ""
     instructions: dict[str, int] = field(default_factory=dict)
     per_thread: dict[str, npt.NDArray[np.uint64]] = field(default_factory=dict)
 
@@ -160,8 +163,10 @@ class Program:
             cluster: blocks per cluster, along x.
             seed: the order in which threads run; 0 is first come, first served.
             buffers: memory that the kernel reaches by pointers inside of bytes.
-            max_spins: fruitless polls in a row before the launch counts as livelocked; a thread that computes without
-                polling starts the count anew.
+            max_spins: fruitless polls in a row before the launch counts as livelocked, or 128 for each thread where
+                that is more; a thread that computes without polling starts the count anew. Where all threads wait, the
+                clock (`%clock64`, `%globaltimer`) goes ahead by twice as much each time that they look: a wait that
+                looks at the clock every other poll or so ends by its own bound before, however long that is.
             timeout: seconds, `math.inf` for no limit; ten minutes where nothing is said.
 
         Raises:
@@ -190,7 +195,8 @@ class Program:
             raise EmulationError(self.explain(outcome.message, outcome.line), outcome.line or None)
         per_thread = {counter: counts[:, n] for n, counter in enumerate(self.counters)}
         totals = {counter: int(column.sum()) for counter, column in per_thread.items()}
-        return Stats(outcome.switches, outcome.barriers, outcome.spins, totals, per_thread)
+        stall = outcome.stall.lstrip("\n")
+        return Stats(outcome.switches, outcome.barriers, outcome.spins, stall, totals, per_thread)
 
     def explain(self, message: str, line: int) -> str:
         """The runtime's message with the text of the line it names."""

@@ -46,7 +46,11 @@ def _barrier(e: Emitter, i: Instruction) -> None:
         with e.breakable("delete", i, "barrier deleted"):
             return e.write(f"simt::barrier_sync({common});")
     how = {"popc": "kPopc", "and": "kAnd", "or": "kOr"}[next(part for part in i.parts if part in ("popc", "and", "or"))]
-    e.assign(target, f"simt::barrier_sync({common}, simt::{how}, {e.value(predicate, 'pred')})", type_of(i))
+    own = e.value(predicate, "pred")
+    call = f"simt::barrier_sync({common}, simt::{how}, {own})"
+    if (site := e.site("delete", i, "reducing barrier deleted")) is not None:
+        call = f"(simt::mutant == {site} ? u32({own}) : {call})"
+    e.assign(target, call, type_of(i))
 
 
 @family(
@@ -56,9 +60,12 @@ def _barrier(e: Emitter, i: Instruction) -> None:
     SCOPES,
 )
 def _fence(e: Emitter, i: Instruction) -> None:
-    # Proxies order accesses that are not emulated (TMA); initialisation of an mbarrier is ordered by what follows it.
-    if "proxy" in i.parts or "mbarrier_init" in i.parts:
+    # Proxies order accesses that are not emulated (TMA).
+    if "proxy" in i.parts:
         return
+    if "mbarrier_init" in i.parts:
+        with e.breakable("delete", i, "fence of initialised mbarriers deleted"):
+            return e.write("simt::fence_mbarriers(t);")
     with e.breakable("delete", i, "fence deleted"):
         e.write("simt::fence(t);")
 

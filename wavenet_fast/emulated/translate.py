@@ -85,8 +85,11 @@ def translate(module: Module, options: Options | None = None) -> Translation:
             stack = 2 * RESERVE + sum(map(frame, [function, *called]))
             listed = ", ".join(f"{{{first}, {last}}}" for first, last in [*gaps, (0, 0)])
             guards.append(f"const Gap gaps_{len(entries)}[] = {{{listed}}};")
+            sizes = ", ".join(str(p.size or 0) for p in function.parameters)
+            guards.append(f"const u64 parameters_{len(entries)}[] = {{{sizes or 0}}};")
             entries.append(
-                f'{{"{function.name}", {name}, {static}, {-(-stack // 4096) * 4096}, gaps_{len(entries)}, {len(gaps)}}}'
+                f'{{"{function.name}", {name}, {static}, {-(-stack // 4096) * 4096}, gaps_{len(entries)}, {len(gaps)}, '
+                f"parameters_{len(entries)}, {len(function.parameters)}}}"
             )
     out.local = {name: size + local_of_called for name, size in out.local.items()}
     regions = [
@@ -100,7 +103,7 @@ def translate(module: Module, options: Options | None = None) -> Translation:
             "}",
             "namespace simt {",
             *guards,
-            f"const Kernel kernels[] = {{{', '.join(entries) or '{nullptr, nullptr, 0, 0, nullptr, 0}'}}};",
+            f"const Kernel kernels[] = {{{', '.join(entries) or '{nullptr, nullptr, 0, 0, nullptr, 0, nullptr, 0}'}}};",
             f"const Region module_regions[] = {{{', '.join(regions) or '{0, 0, 0, -3}'}}};",
             f"const u32 n_module_regions = {len(regions)};",
             "}",

@@ -38,6 +38,8 @@ std::string relative(u64 address) {
     snprintf(name, sizeof name, "argument %d", best->argument);
   else if (best->argument == -1)
     snprintf(name, sizeof name, "a further buffer");
+  else if (best->argument <= kByValue)
+    snprintf(name, sizeof name, "argument %d, which is passed by value,", kByValue - best->argument);
   snprintf(text, sizeof text, "byte %lld of %s, which has %llu", (long long)(address - best->base), name,
            (unsigned long long)best->size);
   return text;
@@ -53,6 +55,14 @@ Block* block_of_shared(const Thread& t, u64 address) {
 }
 
 }  // namespace
+
+std::string name_of_place(const void* place) {
+  u64 address = reinterpret_cast<u64>(place);
+  for (auto& home : blocks)
+    if (u64 offset = address - reinterpret_cast<u64>(home->shared); offset < shared_size)
+      return "byte " + std::to_string(offset) + " of the shared memory of block " + std::to_string(home->index);
+  return relative(address);
+}
 
 void check_writable(Thread& thread, u64 address, u32 size, int line) {
   Unchecked unchecked;
@@ -161,40 +171,36 @@ bool next_copy(Thread& thread, u64 keep, Copy& copy) {
 
 // ---- order of relaxed accesses, for ThreadSanitizer
 
-// A helper fiber never runs code: it is a clock. What a relaxed load saw is ordered only after a fence, so the load
-// tells it to a helper, and the fence asks the helper; a relaxed store publishes what the last fence covers, and no
-// more.
-static void as_helper(Fiber& me, void*& helper, void (*act)(void*), void* place) {
-  if (!helper) {
-    helper = __tsan_create_fiber(0);
-    __tsan_set_fiber_name(helper, "order of relaxed accesses");
-  }
-  __tsan_switch_to_fiber(helper, kNoOrder);
-  act(place);
-  __tsan_switch_to_fiber(me.tsan, kNoOrder);
-}
-
+// What a relaxed load saw is ordered only by a fence after it: the places are kept until then. (What others publish in
+// a place between the load and the fence counts as seen, too.)
 void relaxed_loaded(Thread& thread, const void* place) {
   if (!__tsan_create_fiber) return;
-  Fiber& me = self(thread);
-  as_helper(me, me.loads, acquire, const_cast<void*>(place));
+  Unchecked unchecked;
+  auto& places = self(thread).loaded;
+  if (std::find(places.rbegin(), places.rend(), place) == places.rend()) places.push_back(place);
 }
 
+// A relaxed store publishes what the last fence covers, and no more: a fiber that knows nothing else, and never runs
+// code, publishes it. It is a fiber for a moment only, for ThreadSanitizer follows a limited number.
 void relaxed_stored(Thread& thread, const void* place) {
   Fiber& me = self(thread);
-  if (!me.stores) return;
-  as_helper(me, me.stores, release, const_cast<void*>(place));
+  if (!me.fenced) return;
+  __tsan_switch_to_fiber(scheduler_tsan, kNoOrder);
+  void* helper = __tsan_create_fiber(0);  // it knows what its creator knows
+  __tsan_switch_to_fiber(helper, kNoOrder);
+  acquire(&me.fence_tag);
+  release(const_cast<void*>(place));
+  __tsan_switch_to_fiber(me.tsan, kNoOrder);
+  __tsan_destroy_fiber(helper);
 }
 
 void fence(Thread& thread) {
   if (!__tsan_create_fiber) return;
   Fiber& me = self(thread);
-  if (me.loads) {
-    as_helper(me, me.loads, release, &me.loads_tag);
-    acquire(&me.loads_tag);
-  }
-  release(&me.stores_tag);
-  as_helper(me, me.stores, acquire, &me.stores_tag);
+  for (const void* place : me.loaded) acquire(const_cast<void*>(place));
+  me.loaded.clear();
+  release(&me.fence_tag);
+  me.fenced = true;
 }
 
 }  // namespace simt

@@ -1,8 +1,10 @@
 // The parts of the machine that its source files share: fibers, blocks, and what they wait for. Nothing here is
 // compiled with a sanitizer.
 #pragma once
+#include <algorithm>
 #include <cstring>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -28,7 +30,7 @@ void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) __attribute__
 
 namespace simt {
 
-constexpr u32 kBarriers = 16, kWarp = 32;
+constexpr u32 kBarriers = 16, kWarp = 32, kLooks = 8;
 constexpr unsigned kNoOrder = 1;  // __tsan_switch_to_fiber: the switch itself synchronises nothing
 
 // What the runtime does with its own memory is none of ThreadSanitizer's business.
@@ -49,22 +51,35 @@ inline void acquire(void* place) {
   if (__tsan_acquire) __tsan_acquire(place);
 }
 
+// A place that a thread looked at, and what it saw there.
+struct Look {
+  const void* at;
+  u64 value;
+  u32 index;  // among the watchers of the place
+};
+
 struct Fiber : Thread {
   Context context{};
   void* tsan = nullptr;
   void* asan = nullptr;
   bool done = false;
   bool polls = false;           // has polled since its fuel was last spent
+  bool parked = false;          // runs again when a place among `looks` is written, or when nobody else can run
+  u32 vain = 0;                 // looks in vain since it last did anything else
   const char* waits = nullptr;  // in what, for reports
+  const void* at = nullptr;     // the place that it looks at
   int line = 0;                 // where
   u32 result = 0;               // of a barrier reduction
   u64 cluster_phase = 0;
   bool cluster_arrived = false;
+  u64 cluster_waits = 0;  // barriers of the cluster that it has passed
+  Look looks[kLooks] = {};  // the places that it looked at last
+  u32 next_look = 0;
   std::vector<Copy> copies;
   u64 copy_group = 0;
-  void* loads = nullptr;   // a TSan fiber that knows what this thread's relaxed loads saw
-  void* stores = nullptr;  // a TSan fiber that knows what this thread's last fence covers
-  char loads_tag = 0, stores_tag = 0;
+  std::vector<const void*> loaded;  // where relaxed loads looked since the last fence, for ThreadSanitizer
+  bool fenced = false;              // there has been a fence; `fence_tag` carries what it covers
+  char fence_tag = 0;
 };
 
 struct Barrier {
@@ -99,6 +114,8 @@ struct Mbarrier {
   u32 expected, pending;
   u64 phase;
   char tag[2];
+  Fiber* maker;
+  u64 known_after;  // how many barriers of the cluster make its initialisation known, 0: not fenced
 };
 
 struct Cluster {
@@ -119,12 +136,14 @@ struct Block {
 // ---- the launch that is going on
 
 inline const Request* request;
+inline void* scheduler_tsan;
 inline Report* report;
 inline std::vector<std::unique_ptr<Block>> blocks;
 inline std::vector<std::unique_ptr<Fiber>> fibers;
 inline std::vector<Fiber*> ready;    // who can run, in order of becoming so
 inline std::vector<Region> regions;  // sorted by base
 inline u64 shared_size;              // bytes of a block
+inline u64 live;                     // threads that have not exited
 inline u64 fruitless;                // polls in a row that saw nothing new
 
 inline Fiber& self(Thread& thread) { return static_cast<Fiber&>(thread); }
@@ -134,11 +153,20 @@ inline u32 block_threads() { return static_cast<u32>(block.count()); }
 void wait_in(Fiber&, const char* what, int line);
 void wake(std::vector<Fiber*>& waiting);
 
-// The parts of a report: where, why (as printf), and who waits where.
+// polls.cpp: the clock and the parked.
+void start_clock();
+void wait_for_phase(Fiber&, const void* mbarrier, int line);
+// Wakes them where nobody else can run, and now and then while others do; false where nobody was to be woken.
+bool let_the_parked_look(bool others_run);
+void forget_watchers();
+
+// The parts of a report: where, why (as printf), and who waits where for what.
 void head_of_report(const Thread&, int line);
 void append(const char* format, ...) __attribute__((format(printf, 1, 2)));
 void append_waiting();
 [[noreturn]] void abandon();
+std::string name_of_place(const void*);
+std::string mbarrier_state(const void*);  // empty where there is none
 
 // A thread exits: whoever waits for it must not do so any longer, or is reported.
 void leave_meetings(Fiber&);

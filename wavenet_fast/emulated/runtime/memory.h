@@ -145,18 +145,6 @@ enum Order : u8 { kRelaxed = 0, kAcquire = 1, kRelease = 2, kBoth = 3 };
 // A mutant orders nothing (mutate.py).
 inline Order weakened(int site, Order order) { return simt::mutant == site ? kRelaxed : order; }
 
-// Seeing the same value in the same place twice in a row is what a thread does that waits: let the others run.
-template <class T>
-inline void polled(Thread& t, const char* place, T value, int line) {
-  for (auto& slot : t.seen)
-    if (slot.at == place) {
-      if (slot.value == u64(value)) simt::spin(t, line, "a polling loop");
-      slot.value = u64(value);
-      return;
-    }
-  t.seen[t.next_seen++ % 8] = {place, u64(value)};
-}
-
 template <class T>
 inline T load_ordered(Thread& t, const char* place, Order order, int line) {
   auto* p = reinterpret_cast<const T*>(place);
@@ -167,7 +155,7 @@ inline T load_ordered(Thread& t, const char* place, Order order, int line) {
     value = __atomic_load_n(p, __ATOMIC_RELAXED);
     simt::relaxed_loaded(t, p);
   }
-  polled(t, place, value, line);
+  simt::polled(t, place, u64(value), line);
   return value;
 }
 
@@ -180,7 +168,7 @@ inline void store_ordered(Thread& t, char* place, Order order, T value) {
     simt::relaxed_stored(t, p);
     __atomic_store_n(p, value, __ATOMIC_RELAXED);
   }
-  simt::progress();
+  simt::wrote(t, place);
 }
 
 // Reads, computes and writes as one: `update` maps the old word to the new one. Whoever does not ask for the old word
@@ -209,9 +197,9 @@ inline W modify(Thread& t, char* place, Order order, int line, F update) {
       break;
   }
   if (wanted != old)
-    simt::progress();
+    simt::wrote(t, place);
   else if (asks)
-    polled(t, place, old, line);
+    simt::polled(t, place, u64(old), line);
   return old;
 }
 
@@ -315,7 +303,9 @@ inline void stmatrix(Thread& t, u64 address, int count, bool transposed, int lin
 
 // The object in shared memory is written by init and read by everything else, so that use before init is a race.
 inline const void* mbarrier_use(Thread& t, char* place) {
-  (void)__atomic_load_n(reinterpret_cast<u64*>(place), __ATOMIC_RELAXED);
+#if defined(__SANITIZE_THREAD__)
+  if (!simt::mbarrier_known(t, place)) (void)__atomic_load_n(reinterpret_cast<u64*>(place), __ATOMIC_RELAXED);
+#endif
   (void)t;
   return place;
 }

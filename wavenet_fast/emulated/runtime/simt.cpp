@@ -1,11 +1,7 @@
 // The scheduler, its reports, and the launch.
-#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
-#include <algorithm>
-#include <map>
 #include <new>
-#include <string>
 #include <sys/mman.h>
 
 #include "machine.h"
@@ -25,11 +21,10 @@ constexpr u64 kPollEvery = 4096;  // switches between two questions whether to s
 constexpr u64 kPage = 4096;
 
 int status;
-u64 live, random_state, until_poll, ticks;
+u64 random_state, until_poll;
 std::vector<std::unique_ptr<Cluster>> clusters;
 Fiber* current;
 Context scheduler{};
-void* scheduler_tsan;
 void* scheduler_asan;
 const void* scheduler_stack;
 size_t scheduler_stack_size;
@@ -40,21 +35,6 @@ u64 random_bits() {
   random_state ^= random_state >> 7;
   random_state ^= random_state << 17;
   return random_state;
-}
-
-// "block (0,0,0): threads 0–63, 96 (65)"
-std::string ranges(std::vector<u32> members) {
-  std::sort(members.begin(), members.end());
-  std::string text;
-  for (size_t i = 0; i < members.size();) {
-    size_t j = i;
-    while (j + 1 < members.size() && members[j + 1] == members[j] + 1) j++;
-    if (!text.empty()) text += ", ";
-    text += std::to_string(members[i]);
-    if (j > i) text += "–" + std::to_string(members[j]);
-    i = j + 1;
-  }
-  return text;
 }
 
 void to_scheduler() {
@@ -83,7 +63,7 @@ void to_fiber(Fiber* fiber) {
     release(&end_tag);
     me.done = true;
     live--;
-    fruitless = 0;
+    progress();
     me.block->live--;
     leave_meetings(me);
   }
@@ -106,39 +86,6 @@ void start_fiber() {
 
 }  // namespace
 
-void append(const char* format, ...) {
-  size_t used = strlen(report->message);
-  va_list list;
-  va_start(list, format);
-  vsnprintf(report->message + used, sizeof report->message - used, format, list);
-  va_end(list);
-}
-
-// Who waits where: the end of every report about something that does not go on.
-void append_waiting() {
-  std::map<std::pair<int, std::string>, std::map<u32, std::vector<u32>>> places;
-  std::map<u32, u32> exited;
-  for (auto& fiber : fibers) {
-    if (fiber->done)
-      exited[fiber->block->index]++;
-    else
-      places[{fiber->line, fiber->waits ? fiber->waits : "nothing: it can run"}][fiber->block->index].push_back(
-          fiber->linear);
-  }
-  for (auto& [place, members] : places)
-    for (auto& [index, threads] : members)
-      append("\n  line %d, %s: block %u, %zu threads (%s)", place.first, place.second.c_str(), index, threads.size(),
-             ranges(threads).c_str());
-  for (auto& [index, count] : exited) append("\n  exited: block %u, %u threads", index, count);
-}
-
-void head_of_report(const Thread& t, int line) {
-  report->line = line;
-  report->message[0] = 0;
-  append("kernel %s, line %d, block (%u,%u,%u), thread (%u,%u,%u): ", kernels[request->kernel].name, line, t.bid.x,
-         t.bid.y, t.bid.z, t.tid.x, t.tid.y, t.tid.z);
-}
-
 [[noreturn]] void abandon() {
   status = kFault;
   to_scheduler();
@@ -157,36 +104,7 @@ void wake(std::vector<Fiber*>& waiting) {
   waiting.clear();
 }
 
-void fail(const Thread& thread, int line, const char* format, ...) {
-  Unchecked unchecked;
-  head_of_report(thread, line);
-  size_t used = strlen(report->message);
-  va_list list;
-  va_start(list, format);
-  vsnprintf(report->message + used, sizeof report->message - used, format, list);
-  va_end(list);
-  abandon();
-}
-
 void exit_thread(Thread& thread) { leave(self(thread)); }
-
-void spin(Thread& thread, int line, const char* what) {
-  Unchecked unchecked;
-  Fiber& me = self(thread);
-  report->spins++;
-  me.polls = true;
-  if (++fruitless > request->max_spins) {
-    me.waits = what;
-    me.line = line;
-    head_of_report(me, line);
-    append("livelock: %llu polls in a row, by all threads together, have seen nothing new (max_spins allows %llu)",
-           (unsigned long long)fruitless, (unsigned long long)request->max_spins);
-    append_waiting();
-    abandon();
-  }
-  ready.push_back(&me);
-  wait_in(me, what, line);
-}
 
 void preempt(Thread& thread, int line) {
   Unchecked unchecked;
@@ -199,10 +117,6 @@ void preempt(Thread& thread, int line) {
   ready.push_back(&me);
   wait_in(me, "a loop", line);
 }
-
-void progress() { fruitless = 0; }
-
-u64 clock() { return ticks += 64; }
 
 // ---- launch
 
@@ -282,7 +196,7 @@ void schedule() {
   size_t head = 0;
   until_poll = kPollEvery;
   while (live && status == kDone) {
-    if (head == ready.size()) {
+    if (head == ready.size() ? !let_the_parked_look(false) : (let_the_parked_look(true), false)) {
       report->message[0] = 0;
       append("kernel %s: deadlock, no thread can go on", kernels[request->kernel].name);
       append_waiting();
@@ -323,8 +237,7 @@ void reset_variables() {
 void tear_down() {
   // ThreadSanitizer has the fibers of a failed launch in the middle of something; its process ends anyway.
   for (auto& fiber : fibers)
-    for (void* clock : {fiber->tsan, fiber->loads, fiber->stores})
-      if (clock && status == kDone && __tsan_destroy_fiber) __tsan_destroy_fiber(clock);
+    if (fiber->tsan && status == kDone) __tsan_destroy_fiber(fiber->tsan);
   for (auto& home : blocks) {
     if (__asan_unpoison_memory_region)
       __asan_unpoison_memory_region(home->shared, (shared_size + 64 + 1023) / 1024 * 1024);
@@ -335,6 +248,7 @@ void tear_down() {
   fibers.clear();
   ready.clear();
   forget_mbarriers();
+  forget_watchers();
 }
 
 }  // namespace
@@ -352,7 +266,8 @@ extern "C" int wavenet_fast_launch(const simt::Request* asked, simt::Report* tol
   shared_size = kernel.static_shared + asked->dynamic_shared;
   random_state = asked->seed * 0x9E3779B97F4A7C15ull + 1;
   status = kDone;
-  fruitless = ticks = 0;
+  fruitless = 0;
+  start_clock();
   live = grid.count() * block.count();
   read_window = write_window = {0, 0};
   memset(grid_workspace, 0, sizeof grid_workspace);
@@ -360,6 +275,8 @@ extern "C" int wavenet_fast_launch(const simt::Request* asked, simt::Report* tol
   regions.assign(asked->regions, asked->regions + asked->n_regions);
   regions.insert(regions.end(), module_regions, module_regions + n_module_regions);
   regions.push_back({reinterpret_cast<u64>(grid_workspace), sizeof grid_workspace, 1, -2});
+  for (u64 i = 0; i < kernel.n_parameters; i++)
+    regions.push_back({reinterpret_cast<u64>(asked->params[i]), kernel.parameters[i], 0, kByValue - s32(i)});
   std::sort(regions.begin(), regions.end(), [](const Region& a, const Region& b) { return a.base < b.base; });
   if (__tsan_get_current_fiber) scheduler_tsan = __tsan_get_current_fiber();
   release(&start_tag);

@@ -24,7 +24,9 @@ struct Dim {
   u64 count() const { return u64(x) * y * z; }
 };
 
-// A piece of global memory that the kernel may touch; `argument` is the position in the argument list, or −1.
+// A piece of global memory that the kernel may touch; `argument` is the position in the argument list, or −1. What is
+// passed by value is read by generic addresses, too: of argument n it is kByValue − n.
+constexpr s32 kByValue = -16;
 struct Region {
   u64 base, size;
   u32 writable;
@@ -39,7 +41,7 @@ struct Request {
   s32 mutant;             // the site to break (mutate.py), or −1
   u64 dynamic_shared;     // bytes
   u64 seed;               // 0: first come, first served
-  u64 max_spins;          // this many fruitless polls in a row, by all threads together, are a livelock
+  u64 max_spins;          // this many fruitless polls in a row, by all threads together, are a livelock (polls.cpp)
   void* const* params;    // one pointer per kernel parameter
   const Region* regions;  // sorted by base, not overlapping
   u64 n_regions;
@@ -54,6 +56,7 @@ struct Report {
   u64 switches, barriers, spins;
   s32 line;  // of the PTX, 0 where no single line is to blame
   char message[16384];
+  char stall[16384];  // who waited where when nothing could go on but waits that the clock ends
 };
 
 struct Block;
@@ -76,11 +79,6 @@ struct Thread {
   char* stack;      // its lowest byte
   u64 fuel;         // backward branches until another thread gets its turn
   u64* counts;
-  struct Seen {
-    const void* at;
-    u64 value;
-  } seen[8];  // the last values of the places that were polled last
-  u32 next_seen = 0;
 };
 
 using KernelFunction = void (*)(Thread&, void* const*);
@@ -93,6 +91,8 @@ struct Kernel {
   u64 static_shared, stack;  // bytes
   const Gap* gaps;
   u64 n_gaps;
+  const u64* parameters;  // bytes of each
+  u64 n_parameters;
 };
 // Defined by the generated code.
 extern const Kernel kernels[];
@@ -116,10 +116,12 @@ inline void need_stack(const Thread& t, u64 bytes, int line) {
   if (left < bytes) fail(t, line, "calls are nested too deep: %llu bytes of stack are left", (unsigned long long)left);
 }
 
-// Lets other threads run. `spin` counts as a fruitless poll, `preempt` does not; `progress` resets that count.
-void spin(Thread&, int line, const char* what);
-void preempt(Thread&, int line);
-void progress();
+void preempt(Thread&, int line);  // lets other threads run
+// What a thread saw in a place that others may write: the same as before is a look in vain, and lets others run.
+void polled(Thread&, const void*, u64 value, int line);
+void wrote(Thread&, const void*);  // who waits for this place may look again
+void progress();                   // the launch goes on: looks in vain are counted anew
+void sleep(Thread&, int line);
 u64 clock();  // %clock and its kin: every look at it is later than the one before
 
 // Barriers of a block. `count` 0: all its threads. The result of reduce: 0 popc, 1 and, 2 or.
@@ -148,6 +150,9 @@ void mbarrier_init(Thread&, const void*, u32 count, int line);
 void mbarrier_invalidate(Thread&, const void*, int line);
 u64 mbarrier_arrive(Thread&, const void*, u32 count, bool drop, bool release, int line);
 void mbarrier_increment(Thread&, const void*, int line);
+// fence.mbarrier_init: of all that a thread wrote, the next barrier of the cluster orders these mbarriers, even relaxed.
+void fence_mbarriers(Thread&);
+bool mbarrier_known(Thread&, const void*);  // whether its initialisation came to this thread in that way
 bool mbarrier_test(Thread&, const void*, u64 phase, bool parity, bool acquire, int line);
 
 // Address translation: slow paths of memory.h, and the whole path under ThreadSanitizer.

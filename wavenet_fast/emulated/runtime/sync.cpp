@@ -56,6 +56,7 @@ bool arrive(Fiber& me, u32 id, u32 count, bool aligned, int line, bool predicate
   barrier.popc += predicate;
   barrier.arrived++;
   fruitless = 0;
+  me.vain = 0;
   if (barrier.arrived < need) {
     check_reachable(me, barrier, id, static_cast<u32>(barrier.waiting.size()) + 1, line);
     return false;
@@ -184,6 +185,7 @@ void cluster_arrive(Thread& thread, bool ordered, int line) {
   Cluster& mine = *me.block->cluster;
   if (me.cluster_arrived) fail(me, line, "barrier.cluster.arrive twice without a barrier.cluster.wait between");
   me.cluster_arrived = true;
+  me.vain = 0;
   me.cluster_phase = mine.generation;
   if (ordered) release(&mine.tag[mine.generation & 1]);
   if (++mine.arrived == mine.live) complete_cluster(mine);
@@ -200,6 +202,7 @@ void cluster_wait(Thread& thread, bool ordered, int line) {
     wait_in(me, "barrier.cluster.wait", line);
   }
   me.cluster_arrived = false;
+  me.cluster_waits = me.cluster_phase + 1;
   if (ordered) acquire(&mine.tag[me.cluster_phase & 1]);
 }
 
@@ -231,7 +234,22 @@ static Mbarrier& find_mbarrier(Thread& thread, const void* place, int line) {
 void mbarrier_init(Thread& thread, const void* place, u32 count, int line) {
   Unchecked unchecked;
   if (!count || count >= 1u << 20) fail(thread, line, "mbarrier.init with count %u; possible: 1 … 2^20 − 1", count);
-  mbarriers[place] = {count, count, 0, {}};
+  mbarriers[place] = {count, count, 0, {}, &self(thread), 0};
+}
+
+void fence_mbarriers(Thread& thread) {
+  Unchecked unchecked;
+  Fiber& me = self(thread);
+  for (auto& entry : mbarriers)
+    if (entry.second.maker == &me && !entry.second.known_after)
+      entry.second.known_after = me.block->cluster->generation + 1;
+}
+
+bool mbarrier_known(Thread& thread, const void* place) {
+  Unchecked unchecked;
+  auto found = mbarriers.find(place);
+  return found != mbarriers.end() && found->second.known_after &&
+         self(thread).cluster_waits >= found->second.known_after;
 }
 
 void mbarrier_invalidate(Thread& thread, const void* place, int line) {
@@ -248,11 +266,13 @@ u64 mbarrier_arrive(Thread& thread, const void* place, u32 count, bool drop, boo
   if (one.pending < count) fail(thread, line, "mbarrier: %u arrivals, and only %u are pending", count, one.pending);
   one.pending -= count;
   if (drop) one.expected -= count;
+  self(thread).vain = 0;
   if (!one.pending) {
     one.pending = one.expected;
     one.phase++;
+    wrote(thread, place);
   }
-  fruitless = 0;
+  progress();
   return phase;
 }
 
@@ -267,11 +287,20 @@ bool mbarrier_test(Thread& thread, const void* place, u64 phase, bool parity, bo
     Mbarrier& one = find_mbarrier(thread, place, line);
     if (parity ? (one.phase & 1) != (phase & 1) : one.phase != phase) {
       if (ordered) acquire(&one.tag[(one.phase - 1) & 1]);
+      self(thread).vain = 0;
       return true;
     }
     if (attempt) return false;
-    spin(thread, line, "an mbarrier wait");
+    wait_for_phase(self(thread), place, line);
   }
+}
+
+std::string mbarrier_state(const void* place) {
+  auto found = mbarriers.find(place);
+  if (found == mbarriers.end()) return "";
+  const Mbarrier& one = found->second;
+  return "in phase " + std::to_string(one.phase) + " of the mbarrier at " + name_of_place(place) + " " +
+         std::to_string(one.pending) + " of " + std::to_string(one.expected) + " arrivals are missing";
 }
 
 void forget_mbarriers() { mbarriers.clear(); }
