@@ -1,11 +1,11 @@
 """A plan as a kernel sees it: how many warps do what, where everything lies in shared memory, and the header
-"shape.cuh" that says so to the compiler."""
+"shape.cuh" that says so to the compiler. All sizes in bytes."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .shapes import FRAGMENT_BYTES, OPERAND_BYTES, PANEL, Shape, steps
@@ -13,12 +13,12 @@ from .shapes import FRAGMENT_BYTES, OPERAND_BYTES, PANEL, Shape, steps
 FORMATS = {"fp32": 0, "bf16": 1, "fp16": 2}
 """Number format → `Format` of numbers.cuh."""
 
-_STREAM, _HEARING, _BARRIERS = 32, 24, 3 * 8  # bytes; see stages.cuh and resident.cuh
+_STREAM, _HEARING, _BARRIERS = 32, 24, 3 * 8  # see stages.cuh and resident.cuh
 _ALIGNMENT = 128
-_LOGITS_LIMIT = 48 << 10
-"""Bytes of a tile's logits that stay in shared memory."""
-_CARRIED_LIMIT = 64
-"""Registers of a thread that hold x, and as many for the skip sum."""
+MOST_LOGITS = 48 << 10
+"""Of a tile's logits that stay in shared memory; more (thousands of classes) go through global memory."""
+MOST_CARRIED = 64
+"""Registers of a thread that hold x between layers, and as many for the skip sums; more lie in global memory."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,12 @@ class Layout:
     """A kernel's cut of a model.
 
     tile          N, streams that are multiplied together: 8, 16 or 32
+    chain, skip   warps of a block
     tiles         under way at once in a pipeline
-    first_layers  of each block of a pipeline, and LAYERS at the end; one block for `streaming_weights`
-    chain, skip   warps
+    first_layers  of each block of a pipeline, and LAYERS at the end; () for `streaming_weights`
     cluster       whether blocks reach into each other's shared memory
     in_registers  whether the weights of the newest tap and of residual lie in registers
+    head_in_l2    whether the head's weights are read from the second-level cache
     stages        fragments of a warp's ring, a power of two; `streaming_weights` only
     """
 
@@ -44,6 +45,7 @@ class Layout:
     first_layers: tuple[int, ...] = ()
     cluster: bool = False
     in_registers: bool = False
+    head_in_l2: bool = False
     stages: int = 0
 
     @property
@@ -57,27 +59,19 @@ class Layout:
 
     @property
     def threads(self) -> int:
+        """Of a block."""
         return 32 * (self.chain + self.skip)
 
     @property
-    def own(self) -> int:
-        """Layers of the block that has most of them."""
-        first = self.first_layers
-        return max(b - a for a, b in zip(first, first[1:], strict=False)) if self.resident else 0
+    def own(self) -> tuple[int, ...]:
+        """Layers of each block."""
+        return tuple(b - a for a, b in zip(self.first_layers, self.first_layers[1:], strict=False))
 
-    @property
-    def head_alone(self) -> bool:
-        """Whether the block with the head has no layer."""
-        return self.resident and self.first_layers[-2] == self.shape.LAYERS
-
-    # --- sizes in bytes -------------------------------------------------------------------------------------------
-
-    def row(self, channels: int) -> int:
-        """One stream's operands in shared memory."""
-        return channels * OPERAND_BYTES[self.dtype] + 16
+    # --- sizes ----------------------------------------------------------------------------------------------------
 
     def rows(self, channels: int) -> int:
-        return self.tile * self.row(channels)
+        """A tile's operands in shared memory; see `Rows` of products.cuh."""
+        return self.tile * (channels * OPERAND_BYTES[self.dtype] + 16)
 
     def sums(self, channels: int) -> int:
         return channels * self.tile * 4
@@ -96,124 +90,136 @@ class Layout:
         s = self.shape
         return FRAGMENT_BYTES * (s.H // PANEL * steps(s.S, self.dtype) + s.A // PANEL * steps(s.H, self.dtype))
 
-    @property
-    def chain_registers(self) -> int:
-        """Registers of a chain thread that hold weights."""
+    def chain_registers(self, own: int) -> int:
+        """Registers of a chain thread that hold weights, in a block of so many layers."""
         s = self.shape
         dilated, residual = -(-s.HALF // 8 // self.chain), -(-s.R // PANEL // self.chain)
         words = dilated * steps(s.R, self.dtype) + residual * steps(s.HALF, self.dtype)
-        return 4 * self.own * words if self.in_registers else 0
-
-    @property
-    def logits_shared(self) -> bool:
-        return self.tile * (self.shape.A + 4) * 4 <= _LOGITS_LIMIT
+        return 4 * own * words if self.in_registers else 0
 
     def carried(self, channels: int, warps: int) -> int:
         """Registers of a thread that hold sums of so many channels shared by so many warps."""
         return -(-channels // PANEL // warps) * self.tile // 8 * 4
 
     @property
-    def carries_in_registers(self) -> bool:
-        """Whether x and the skip sums of `streaming_weights` stay in registers."""
-        return self._x_in_registers and self._skip_in_registers
+    def x_in_registers(self) -> bool:
+        """Whether x stays in registers from layer to layer; `resident` always does."""
+        return self.resident or self.carried(self.shape.R, self.chain) <= MOST_CARRIED
 
     @property
-    def _x_in_registers(self) -> bool:
-        return self.carried(self.shape.R, self.chain) <= _CARRIED_LIMIT
+    def skip_in_registers(self) -> bool:
+        return self.resident or self.carried(self.shape.S, self.skip) <= MOST_CARRIED
 
     @property
-    def _skip_in_registers(self) -> bool:
-        return self.carried(self.shape.S, self.skip) <= _CARRIED_LIMIT
-
-    # --- where things lie -----------------------------------------------------------------------------------------
-
-    @functools.cached_property
-    def mailbox(self) -> dict[str, int]:
-        """Offsets in a mailbox of `resident`, and its `bytes`; `head_bytes` where the head is alone in its block."""
-        s = self.shape
-        parts = [("x", self.rows(s.R)), ("x_sums", self.sums(s.R)), ("skip_sums", self.sums(s.S))]
-        skips = [("skips", self.rows(s.S))]
-        if self.head_alone and self.cluster:
-            at = _offsets(parts)
-            return at | {"skips": 0, "bytes": at["total"], "head_bytes": _offsets(skips)["total"]}
-        at = _offsets(parts + skips)
-        return at | {"bytes": at["total"], "head_bytes": at["total"]}
-
-    @functools.cached_property
-    def shared(self) -> dict[str, int]:
-        """Offsets of `namespace at` by name; `total` is what a launch asks for."""
-        return self._resident() if self.resident else self._streaming()
-
-    def _streaming(self) -> dict[str, int]:
-        s, past = self.shape, (self.shape.K - 1) * self.rows(self.shape.R)
-        return _offsets([
-            ("streams", self.tile * _STREAM), ("hearing", self.tile * _HEARING),
-            ("inputs", self.tile * s.IN_DEPTH * 4), ("filters", self.tile * 4),
-            ("x", 2 * self.rows(s.R)), ("gates", 2 * self.rows(s.HALF)), ("past", 2 * past),
-            ("head_in", self.rows(s.S)), ("hidden", self.rows(s.H)),
-            ("logits", self._logits), ("x_sums", self.sums(s.R)),
-            ("rings", (self.chain + self.skip) * self.stages * FRAGMENT_BYTES),
-        ])  # fmt: skip
-
-    def _resident(self) -> dict[str, int]:
-        s, mail = self.shape, self.mailbox
-        common = [
-            ("streams", self.tiles * self.tile * _STREAM), ("steps", self.tiles * 4),
-            ("barriers", self.tiles * _BARRIERS), ("mail", 0),
-        ]  # fmt: skip
-        own = [
-            ("layer_mail", self.tiles * mail["bytes"] if self.cluster else 0),
-            ("hearing", self.tile * _HEARING), ("x", 2 * self.rows(s.R)), ("gates", 2 * self.rows(s.HALF)),
-            ("past", self.own * (s.K - 1) * self.rows(s.R)), ("x_in", 0 if self.cluster else self.rows(s.R)),
-            ("weights", self.own * self.layer_weights),
-        ]  # fmt: skip
-        head = [
-            ("head_mail", self.tiles * mail["head_bytes"] if self.cluster and self.head_alone else 0),
-            ("inputs", self.tiles * self.tile * s.IN_DEPTH * 4), ("filters", self.tiles * self.tile * 4),
-            ("hidden", self.rows(s.H)), ("logits", self._logits),
-            ("head_in", 0 if self.cluster else self.rows(s.S)), ("head_weights", self.head_weights),
-        ]  # fmt: skip
-        if not self.head_alone:
-            return _offsets(common + own + head)
-        layers, alone = _offsets(common + own), _offsets(common + head)
-        return layers | alone | {"total": max(layers["total"], alone["total"])}
+    def logits_shared(self) -> bool:
+        return self._logits <= MOST_LOGITS
 
     @property
     def _logits(self) -> int:
-        return self.tile * (self.shape.A + 4) * 4 if self.logits_shared else 0
+        return self.tile * (self.shape.A + 4) * 4
+
+    # --- what lies in shared memory, in order ---------------------------------------------------------------------
+
+    def common_parts(self) -> dict[str, int]:
+        """Of every block of `resident`."""
+        tiles = self.tiles
+        return {"streams": tiles * self.tile * _STREAM, "steps": tiles * 4, "barriers": tiles * _BARRIERS}
+
+    def layer_parts(self, own: int) -> dict[str, int]:
+        """Of a block with so many layers, beside what is common."""
+        s = self.shape
+        return {
+            "mail": self.tiles * self.mailbox["skips"] if self.cluster else 0, "hearing": self.tile * _HEARING,
+            "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF), "x_in": 0 if self.cluster else self.rows(s.R),
+            "weights": own * self.layer_weights, "past": own * (s.K - 1) * self.rows(s.R),
+        }  # fmt: skip
+
+    def head_parts(self) -> dict[str, int]:
+        """Of the block with the head, beside what is common."""
+        s, tiles = self.shape, self.tiles
+        return {
+            "head_mail": tiles * self.rows(s.S) if self.cluster else 0,
+            "inputs": tiles * self.tile * s.IN_DEPTH * 4, "filters": tiles * self.tile * 4,
+            "hidden": self.rows(s.H), "logits": self._logits if self.logits_shared else 0,
+            "head_in": 0 if self.cluster else self.rows(s.S),
+            "head_weights": 0 if self.head_in_l2 else self.head_weights,
+        }  # fmt: skip
+
+    def block_parts(self, own: int, head: bool) -> dict[str, int]:
+        """All shared memory of one block by name, each aligned."""
+        parts = self.common_parts() | (self.layer_parts(own) if own else {}) | (self.head_parts() if head else {})
+        return {name: _aligned(size) for name, size in parts.items() if size}
+
+    def streaming_parts(self) -> dict[str, int]:
+        """Of a block of `streaming_weights`."""
+        s, tile = self.shape, self.tile
+        return {
+            "streams": tile * _STREAM, "hearing": tile * _HEARING, "inputs": tile * s.IN_DEPTH * 4,
+            "filters": tile * 4, "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF),
+            "past": 2 * (s.K - 1) * self.rows(s.R), "head_in": self.rows(s.S), "hidden": self.rows(s.H),
+            "logits": self._logits if self.logits_shared else 0, "x_sums": self.sums(s.R),
+            "rings": (self.chain + self.skip) * self.stages * FRAGMENT_BYTES,
+        }  # fmt: skip
+
+    @functools.cached_property
+    def mailbox(self) -> dict[str, int]:
+        """Offsets in a mailbox. In a cluster the last part lies apart, in the block with the head."""
+        s = self.shape
+        at, end = _offsets({"x": self.rows(s.R), "x_sums": self.sums(s.R), "skip_sums": self.sums(s.S)})
+        return {**at, "skips": end, "bytes": end + _aligned(self.rows(s.S))}
+
+    @functools.cached_property
+    def shared(self) -> int:
+        """Of a launch: what its largest block needs."""
+        return self._map["total"]
+
+    @functools.cached_property
+    def _map(self) -> dict[str, int]:
+        """Offsets of `namespace at`."""
+        if not self.resident:
+            at, total = _offsets(self.streaming_parts())
+            return at | {"total": total}
+        own, last = max(self.own), self.own[-1]
+        common, begin = _offsets(self.common_parts())
+        layers, end = _offsets(self.layer_parts(own), begin)
+        behind = _offsets(self.layer_parts(last), begin)[1] if last else begin
+        head, head_end = _offsets(self.head_parts(), behind)
+        layers.pop("past")  # behind the weights of as many layers as a block has
+        return common | layers | head | {"total": max(end, head_end)}
 
     # --- the header -----------------------------------------------------------------------------------------------
 
     def header(self, forced: bool = False, logits: bool = False, trace: bool = False) -> str:
         """The text of "shape.cuh"."""
-        s = self.shape
         plan: dict[str, int | bool] = {
             "FORMAT": FORMATS[self.dtype], "N": self.tile, "CHAIN": self.chain, "SKIP": self.skip,
-            "TILES": self.tiles, "BLOCKS": self.blocks, "OWN": self.own, "CLUSTER": self.cluster,
-            "CHAIN_IN_REGISTERS": self.in_registers, "STAGES": max(self.stages, 2),
-            "LOGITS_SHARED": self.logits_shared,
-            "X_IN_REGISTERS": self._x_in_registers,
-            "SKIP_IN_REGISTERS": self._skip_in_registers,
-            "FORCED": forced, "LOGITS": logits, "TRACE": trace,
+            "TILES": self.tiles, "BLOCKS": self.blocks, "OWN": max(self.own, default=0), "CLUSTER": self.cluster,
+            "CHAIN_IN_REGISTERS": self.in_registers, "HEAD_IN_L2": self.head_in_l2, "STAGES": max(self.stages, 2),
+            "LOGITS_SHARED": self.logits_shared, "X_IN_REGISTERS": self.x_in_registers,
+            "SKIP_IN_REGISTERS": self.skip_in_registers, "FORCED": forced, "LOGITS": logits, "TRACE": trace,
         }  # fmt: skip
-        spaces = {"shape": dataclasses.asdict(s), "plan": plan, "at": self.shared}
-        if self.resident:
-            spaces["mail"] = self.mailbox
-        return "#pragma once\n" + "".join(_namespace(name, values) for name, values in spaces.items())
+        spaces = {"shape": dataclasses.asdict(self.shape), "plan": plan, "at": self._map}
+        return header_text(spaces | ({"mail": self.mailbox} if self.resident else {}))
 
 
-def _offsets(parts: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Of parts of so many bytes, one behind the other, each aligned; `total` bytes."""
-    at, end = {}, 0
-    for name, size in parts:
-        at[name] = end
-        end += -(-size // _ALIGNMENT) * _ALIGNMENT
-    return at | {"total": end}
+def header_text(spaces: Mapping[str, Mapping[str, int | bool]]) -> str:
+    """A header of constants: namespace → name → value."""
+
+    def constant(name: str, value: int | bool) -> str:
+        return f"constexpr {'bool' if isinstance(value, bool) else 'int'} {name} = {str(value).lower()};\n"
+
+    bodies = {name: "".join(constant(*pair) for pair in values.items()) for name, values in spaces.items()}
+    return "#pragma once\n" + "".join(f"namespace {name} {{\n{body}}}\n" for name, body in bodies.items())
 
 
-def _namespace(name: str, values: dict[str, int | bool]) -> str:
-    lines = [
-        f"constexpr {'bool' if isinstance(value, bool) else 'int'} {key} = {str(value).lower()};"
-        for key, value in values.items()
-    ]
-    return f"namespace {name} {{\n" + "\n".join(lines) + "\n}\n"
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _offsets(parts: Mapping[str, int], begin: int = 0) -> tuple[dict[str, int], int]:
+    """Where each part begins, one behind the other, and where the last one ends."""
+    at = {}
+    for name, size in parts.items():
+        at[name] = begin
+        begin += _aligned(size)
+    return at, begin

@@ -21,7 +21,7 @@ from wavenet_fast.packing import hearing_format
 from ..tables import tables
 from .arrays import Array
 from .device import Device, Kernel, Pending
-from .layout import FORMATS, Layout
+from .layout import FORMATS, Layout, header_text
 from .packing import STREAMED, pack, tapes
 from .shapes import PANEL, Shape, padded
 
@@ -116,16 +116,13 @@ class Model:
         outputs = s.LAYERS * s.HALF * 2
         inputs = padded(channels)
         chunk = inputs if inputs <= _PROJECT_CHUNK else PANEL
-        header = "#pragma once\n" + "".join(
-            f"namespace {space} {{\n" + "".join(f"constexpr int {k} = {int(v)};\n" for k, v in values.items()) + "}\n"
-            for space, values in {
-                "plan": {"FORMAT": FORMATS[hearing], "N": _PROJECT_ROWS},
-                "project_plan": {
-                    "WARPS": _PROJECT_WARPS, "INPUTS": inputs, "CHUNK": chunk,
-                    "ROUND": s.UPSAMPLING == 1 and hearing == "bf16",
-                },
-            }.items()
-        )  # fmt: skip
+        header = header_text({
+            "plan": {"FORMAT": FORMATS[hearing], "N": _PROJECT_ROWS},
+            "project_plan": {
+                "WARPS": _PROJECT_WARPS, "INPUTS": inputs, "CHUNK": chunk,
+                "ROUND": s.UPSAMPLING == 1 and hearing == "bf16",
+            },
+        })  # fmt: skip
         out = self.device.empty((batch, n, s.LAYERS, s.HALF, 2), np.float32)
         self.device.launch(
             self.device.load("project", {"shape.cuh": header}),
@@ -177,7 +174,7 @@ class Model:
         for some in rounds:
             call |= {"places": device.upload(some), **self._rooms(layout, len(some))}
             device.launch(
-                kernel, (len(some) * layout.blocks,), (layout.threads,), call, shared=layout.shared["total"],
+                kernel, (len(some) * layout.blocks,), (layout.threads,), call, shared=layout.shared,
                 cluster=layout.blocks if layout.cluster else None, cooperative=layout.resident and not layout.cluster,
                 stream=stream,
             )  # fmt: skip
@@ -208,7 +205,7 @@ class Model:
         s, empty = self.shape, self.device.empty
         grid = layout.resident and not layout.cluster
         boxes = pipelines * layout.blocks * layout.tiles
-        carried = not layout.resident and not layout.carries_in_registers
+        carried = not layout.resident and not (layout.x_in_registers and layout.skip_in_registers)
         return {
             "logits_room": None if layout.logits_shared else empty((pipelines, layout.tile, s.A + 4), np.float32),
             "carried_room": empty((pipelines, (s.R + s.S) * layout.tile), np.float32) if carried else None,

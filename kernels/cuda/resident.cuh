@@ -16,8 +16,9 @@
 // and never before it was read: a block begins sample i + 1 of a tile only after the head has drawn sample i, for which
 // every block has handed on what it read.
 //
-// Shared memory (namespace at): streams, and of each tile its mailbox; of a block with layers: hearing, x operands (2),
-// gates (2), past, weights; of the block with the head: memories, hidden, logits, weights.
+// Shared memory (namespace at): streams, barriers; of a block with layers: mailboxes, hearing, x operands (2), gates (2),
+// weights of its layers, their past; of the block with the head: mailboxes, memories, hidden, logits, weights (or, where
+// HEAD_IN_L2, these are read from the second-level cache).
 #include "head.cuh"
 #include "wait.cuh"
 
@@ -46,8 +47,10 @@ constexpr int kOutWords = kPanelsA * steps_of(shape::H) * kFragmentWords;
 #if __CUDA_ARCH__ < 900
 static_assert(!plan::CLUSTER, "clusters begin with sm_90");
 #endif
-static_assert(at::weights + plan::OWN * kLayerWords * 16 <= at::total, "layout.py has room for the layers");
-static_assert(at::head_weights + (kHiddenWords + kOutWords) * 16 <= at::total, "layout.py has room for the head");
+static_assert(at::weights + plan::OWN * (kLayerWords * 16 + kPastBytes) <= at::total, "layout.py has room for layers");
+static_assert(
+    plan::HEAD_IN_L2 || at::head_weights + (kHiddenWords + kOutWords) * 16 <= at::total,
+    "layout.py has room for the head");
 
 struct LayerWeights {
   const uint4* begin;
@@ -133,11 +136,12 @@ struct ChainWeights<false> {
 // Where the numbers of one tile are put for a block. Only the block with the head has a place for `skips`, and only
 // blocks with layers have the others.
 struct Mailbox {
-  u8* begin;
-  DEVICE Rows<shape::R> x() const { return Rows<shape::R>(begin + mail::x); }
-  DEVICE float4* x_sums() const { return reinterpret_cast<float4*>(begin + mail::x_sums); }
-  DEVICE float4* skip_sums() const { return reinterpret_cast<float4*>(begin + mail::skip_sums); }
-  DEVICE Rows<shape::S> skips() const { return Rows<shape::S>(begin + mail::skips); }
+  u8* layers;
+  u8* head;
+  DEVICE Rows<shape::R> x() const { return Rows<shape::R>(layers + mail::x); }
+  DEVICE float4* x_sums() const { return reinterpret_cast<float4*>(layers + mail::x_sums); }
+  DEVICE float4* skip_sums() const { return reinterpret_cast<float4*>(layers + mail::skip_sums); }
+  DEVICE Rows<shape::S> skips() const { return Rows<shape::S>(head); }
 };
 
 // Who arrives, of how many warps: the layers' for each other, the head's for the first block.
@@ -150,15 +154,20 @@ struct Post {
 
   // Of block `to`, as this block reaches it.
   DEVICE Mailbox mailbox(int to, int tile) const {
+    if (plan::CLUSTER) {
+      const Mailbox own = own_mailbox(tile);
 #if __CUDA_ARCH__ >= 900
-    if (plan::CLUSTER) return {in_block(own_mailbox(to, tile), to)};
+      return {in_block(own.layers, to), in_block(own.head, to)};
 #endif
-    return {call.mailboxes + static_cast<size_t>((pipeline * plan::BLOCKS + to) * plan::TILES + tile) * mail::bytes};
+    }
+    u8* const begin =
+        call.mailboxes + static_cast<size_t>((pipeline * plan::BLOCKS + to) * plan::TILES + tile) * mail::bytes;
+    return {begin, begin + mail::skips};
   }
 
-  // Where block `to` of a cluster finds its own.
-  DEVICE u8* own_mailbox(int to, int tile) const {
-    return shared + at::mail + tile * (to + 1 == plan::BLOCKS ? mail::head_bytes : mail::bytes);
+  // Where a block of a cluster finds its own.
+  DEVICE Mailbox own_mailbox(int tile) const {
+    return {shared + at::mail + tile * mail::skips, shared + at::head_mail + tile * Rows<shape::S>::kBytes};
   }
 
   DEVICE u64* barrier(Mail mail, int tile) const {
@@ -235,7 +244,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   int* const steps = reinterpret_cast<int*>(shared + at::steps);
   Hearing* const hearing = reinterpret_cast<Hearing*>(shared + at::hearing);
   uint4* const layer_weights = reinterpret_cast<uint4*>(shared + at::weights);
-  uint4* const head_weights = reinterpret_cast<uint4*>(shared + at::head_weights);
+  uint4* const hidden_weights = reinterpret_cast<uint4*>(shared + at::head_weights);
+  const uint4* const hidden_from = plan::HEAD_IN_L2 ? call.hidden : hidden_weights;
+  const uint4* const out_from = plan::HEAD_IN_L2 ? call.out : hidden_weights + kHiddenWords;
+  u8* const past = shared + at::weights + own * kLayerWords * 16;
   const auto own_layer = [&](int o) { return LayerWeights{layer_weights + o * kLayerWords}; };
   const auto own_x = [&](int o) { return Rows<shape::R>(shared + at::x + o % 2 * Rows<shape::R>::kBytes); };
   const auto gates = [&](int o) { return Rows<shape::HALF>(shared + at::gates + o % 2 * Rows<shape::HALF>::kBytes); };
@@ -255,9 +267,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   }
   post.open();
   for (int o = 0; o < own; ++o) fetch_layer(call, first + o, layer_weights + o * kLayerWords);
-  if (head) {
-    copy_words(head_weights, call.hidden, kHiddenWords);
-    copy_words(head_weights + kHiddenWords, call.out, kOutWords);
+  if (head && !plan::HEAD_IN_L2) {
+    copy_words(hidden_weights, call.hidden, kHiddenWords);
+    copy_words(hidden_weights + kHiddenWords, call.out, kOutWords);
   }
   const ChainWeights<plan::CHAIN_IN_REGISTERS> chain_weights(call, first, chain ? own : 0, warp);
   commit_copies();
@@ -297,7 +309,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       const Stream* const streams = all_streams + tile * plan::N;
       const int tile_steps = steps[tile];
       if (i >= tile_steps) continue;
-      const Mailbox mine = plan::CLUSTER ? Mailbox{post.own_mailbox(block, tile)} : post.mailbox(block, tile);
+      const Mailbox mine = plan::CLUSTER ? post.own_mailbox(tile) : post.mailbox(block, tile);
       // In a grid operands are taken from global memory first.
       const Rows<shape::R> x_in = plan::CLUSTER ? mine.x() : Rows<shape::R>(shared + at::x_in);
       const Rows<shape::S> skips = plan::CLUSTER ? mine.skips() : Rows<shape::S>(shared + at::head_in);
@@ -307,7 +319,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
         // What this sample does not change: conditioning, biases, older taps.
         for (int n = thread; n < plan::N; n += kChainThreads) hearing[n] = column_of_sample(call, streams[n], i);
         for (int o = 0; o < own; ++o) {
-          fetch_past(call, streams, i, first + o, shared + at::past + o * kPastBytes, thread, kChainThreads);
+          fetch_past(call, streams, i, first + o, past + o * kPastBytes, thread, kChainThreads);
         }
         commit_copies();
         wait_copies<0>();
@@ -325,7 +337,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
             for (int tap = 0; tap < kPastTaps; ++tap) {
               add_product(
                   z[o][k], weights,
-                  Rows<shape::R>(shared + at::past + o * kPastBytes + tap * Rows<shape::R>::kBytes));
+                  Rows<shape::R>(past + o * kPastBytes + tap * Rows<shape::R>::kBytes));
             }
           }
         }
@@ -421,11 +433,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
           block_barrier();
         }
         hidden_layer(call, streams, i, skips, hidden, warp, [&](int m) {
-          return FromMemory{head_weights + m * steps_of(shape::S) * kFragmentWords};
+          return FromMemory{hidden_from + m * steps_of(shape::S) * kFragmentWords};
         });
         block_barrier();
         output_layer(call, hidden, logits, warp, [&](int m) {
-          return FromMemory{head_weights + kHiddenWords + m * steps_of(shape::H) * kFragmentWords};
+          return FromMemory{out_from + m * steps_of(shape::H) * kFragmentWords};
         });
         block_barrier();
         const bool more = i + 1 < tile_steps;

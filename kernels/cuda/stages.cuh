@@ -6,7 +6,7 @@
 
 // --- streams ------------------------------------------------------------------------------------------------------
 
-// One place of a tile. Without a stream `index` is −1 and `count` 0.
+// One place of a tile, 32 bytes. Without a stream `index` is −1 and `count` 0.
 struct Stream {
   long long position;
   u64 seed;
