@@ -23,6 +23,7 @@ from .arrays import Array
 from .device import Device, Kernel, Pending
 from .layout import FORMATS, Layout, header_text
 from .packing import STREAMED, pack, tapes
+from .plan import Plan, plan
 from .shapes import PANEL, Shape, padded
 
 OPERANDS = {"fp32": np.dtype(np.float32), "bf16": np.dtype(np.uint16), "fp16": np.dtype(np.float16)}
@@ -86,6 +87,7 @@ class Model:
         check_size(config)
         self.config, self.dtype, self.device, self.shape = config, dtype, device, Shape.of(config)
         self.operand = OPERANDS[dtype]
+        self._plans: dict[Any, Plan] = {}
         packed = pack(config, weights, dtype)
         self._speaker = {name: packed.pop(name) for name in ("speaker", "b_speaker") if name in packed}
         self._b_project = packed.pop("b_project")
@@ -136,6 +138,13 @@ class Model:
         return out
 
     # --- sample by sample ---------------------------------------------------------------------------------------
+
+    def plan(self, batch: int, **asked: Any) -> Plan:
+        """How so many streams are laid over the device; `asked` as in `plan.plan`."""
+        key = batch, tuple(sorted(asked.items()))
+        if key not in self._plans:
+            self._plans[key] = plan(self.shape, batch, self.dtype, self.device.properties, **asked)
+        return self._plans[key]
 
     def generate(
         self,

@@ -20,6 +20,7 @@ from ..config import WaveNetConfig
 from ..errors import BackendError
 from ..kernels.cuda.arrays import Array
 from ..kernels.cuda.device import Device, Pending
+from ..kernels.cuda.planned import layout_of
 from ..kernels.cuda.model import Heard, Launch, Made, Model, Streams, trace_shapes
 from .gpu import cuda_index
 from .gpu_engine import DTYPES, GpuEngine, Window
@@ -89,6 +90,7 @@ class CudaEngine(GpuEngine[CudaState]):
 
     dtype   "fp32" (IEEE), "fp16" or "bf16": of weights and of the activations that meet them
     device  "cuda", "cuda:N", "emulated" or "emulated:sm_N", or a `kernels.cuda.device.Device`
+    asked   `variant`, `tile`, `blocks` of `kernels.cuda.plan.plan`, where the planner is not to choose
 
     Raises `BackendError` for weights that do not fit the number format, and where the kernels do not fit the GPU.
     """
@@ -101,11 +103,13 @@ class CudaEngine(GpuEngine[CudaState]):
         weights: Mapping[str, NDArray[np.float32]],
         dtype: str = "bf16",
         device: str | Device = "cuda",
+        **asked: Any,
     ) -> None:
         if dtype not in DTYPES:
             raise BackendError(f"dtype is {dtype!r}; the cuda backend offers {', '.join(DTYPES)}")
         super().__init__(config, weights, dtype, _STATE_FORMAT)
         where = device_for(device) if isinstance(device, str) else device
+        self.asked = asked
         self.model = Model(config, weights, dtype, where)
         self.shape = self.model.shape
         self.isa = f"sm_{where.capability}" + ("" if str(device).startswith("cuda") else ", emulated")
@@ -154,12 +158,17 @@ class CudaEngine(GpuEngine[CudaState]):
         logits = None if call.logits is None else device.empty((*shape, self.config.out_channels), np.float32)
         trace = None
         if call.stages is not None:
-            trace = {name: device.empty((*shape, *rest), np.float32) for name, rest in trace_shapes(model.shape).items()}
+            trace = {
+                name: device.empty((*shape, *rest), np.float32) for name, rest in trace_shapes(model.shape).items()
+            }
         made = Made(device.empty(shape, np.float32), device.empty(shape, np.float32), logits, trace)
         forced = None
         if call.forced is not None:
             forced = device.upload(np.ascontiguousarray(call.forced[:, window.done : window.done + n]))
-        launch = model.generate(streams, window.counts.astype(np.int32), heard, made, call.temperature, forced)
+        plan = model.plan(state.batch, **self.asked)
+        launch = model.generate(
+            layout_of(plan, model.shape), plan.pipelines, streams, window.counts.astype(np.int32), heard, made, call.temperature, forced
+        )  # fmt: skip
         wanted = {"audio": call.audio, "draws": call.raw, "logits": call.logits}
         copies = {}
         for name, where in wanted.items():

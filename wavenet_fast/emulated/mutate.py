@@ -224,7 +224,9 @@ def _equivalent(module: Module, site: Site) -> str | None:
     """Why a mutant cannot be noticed, as far as the text shows it."""
     i = site.instruction
     if i.parts[:2] == ["barrier", "cluster"] and site.kind == "weaken":
-        last = all(isinstance(item, Label) or not (_touches(item) or item.parts[0] == "bra") for item in _after(module, i))
+        last = all(
+            isinstance(item, Label) or not (_touches(item) or item.parts[0] == "bra") for item in _after(module, i)
+        )
         return "no access to memory follows it" if last else None
     if "mbarrier_init" in i.parts:
         relaxed = any(isinstance(j, Instruction) and _is_relaxed_arrival(j) for j in _after(module, i))
