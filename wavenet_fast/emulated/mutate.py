@@ -1,7 +1,8 @@
 """Mutation check: is a kernel's test good enough to notice that one barrier, fence, order or wait is missing?
 
 Every site of a kernel that keeps threads in step is broken in turn: barriers, fences, arrivals and waits are deleted,
-waits for copies leave one group more under way, acquire and release become relaxed. One compilation serves all mutants: each site has a switch in the generated code.
+waits for copies leave one group more under way, acquire and release become relaxed. One compilation serves all
+mutants: each site has a switch in the generated code.
 """
 
 from __future__ import annotations
@@ -224,7 +225,9 @@ def _equivalent(module: Module, site: Site) -> str | None:
     """Why a mutant cannot be noticed, as far as the text shows it."""
     i = site.instruction
     if i.parts[:2] == ["barrier", "cluster"] and site.kind == "weaken":
-        last = all(isinstance(item, Label) or not (_touches(item) or item.parts[0] == "bra") for item in _after(module, i))
+        last = all(
+            isinstance(item, Label) or not (_touches(item) or item.parts[0] == "bra") for item in _after(module, i)
+        )
         return "no access to memory follows it" if last else None
     if "mbarrier_init" in i.parts:
         relaxed = any(isinstance(j, Instruction) and _is_relaxed_arrival(j) for j in _after(module, i))
