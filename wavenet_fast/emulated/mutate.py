@@ -1,7 +1,8 @@
 """Mutation check: is a kernel's test good enough to notice that one barrier, fence, order or wait is missing?
 
 Every site of a kernel that keeps threads in step is broken in turn: barriers, fences, arrivals and waits are deleted,
-waits for copies leave one group more under way, acquire and release become relaxed. One compilation serves all mutants: each site has a switch in the generated code.
+waits for copies leave one group more under way, acquire and release become relaxed. One compilation serves all
+mutants: each site has a switch in the generated code.
 """
 
 from __future__ import annotations

@@ -155,6 +155,7 @@ void copy_later(Thread& thread, const Copy& copy) {
   Fiber& me = self(thread);
   me.copies.push_back(copy);
   me.copies.back().group = me.copy_group;
+  me.vain = 0;
 }
 
 void copies_commit(Thread& thread) { self(thread).copy_group++; }

@@ -47,7 +47,7 @@ Look& look_at(Fiber& me, const void* place, bool& fresh) {
   u32 n = me.next_look++ % kLooks;
   if (me.looks[n].at) forget(me, n);
   auto& all = watchers[word_of(place)];
-  me.looks[n] = {place, 0, static_cast<u32>(all.size())};
+  me.looks[n] = {place, 0, static_cast<u32>(all.size()), false};
   all.push_back({&me, n});
   return me.looks[n];
 }
@@ -59,10 +59,10 @@ void unpark(Fiber& fiber) {
 }
 
 // One look in vain. The first is followed by another turn, as a thread that works looks too, now and then.
-void in_vain(Fiber& me, int line, const char* what, const void* place, bool waits) {
+void in_vain(Fiber& me, int line, const char* what, bool waits) {
   report->spins++;
   me.polls = true;
-  me.at = place;
+  me.looks_on = true;
   u64 allowed = std::max(request->max_spins, kLooksOfEach * live);
   if (++fruitless > allowed) {
     me.waits = what;
@@ -81,7 +81,7 @@ void in_vain(Fiber& me, int line, const char* what, const void* place, bool wait
     ready.push_back(&me);
   }
   wait_in(me, what, line);
-  me.at = nullptr;
+  me.looks_on = false;
 }
 
 }  // namespace
@@ -132,20 +132,27 @@ void polled(Thread& thread, const void* place, u64 value, int line) {
   Fiber& me = self(thread);
   bool fresh;
   Look& look = look_at(me, place, fresh);
-  if (!fresh && look.value == value) return in_vain(me, line, "a polling loop", place, false);
+  look.vain = !fresh && look.value == value;
+  if (look.vain) return in_vain(me, line, "a polling loop", false);
   look.value = value;
   me.vain = 0;
 }
 
 void wait_for_phase(Fiber& me, const void* place, int line) {
   bool fresh;
-  look_at(me, place, fresh);
-  in_vain(me, line, "an mbarrier wait", place, true);
+  look_at(me, place, fresh).vain = true;
+  in_vain(me, line, "an mbarrier wait", true);
+}
+
+void phase_passed(Fiber& me, const void* place) {
+  me.vain = 0;
+  for (auto& look : me.looks)
+    if (look.at == place) look.vain = false;
 }
 
 void sleep(Thread& thread, int line) {
   Unchecked unchecked;
-  in_vain(self(thread), line, "nanosleep", nullptr, false);
+  in_vain(self(thread), line, "nanosleep", false);
 }
 
 void forget_watchers() { watchers.clear(); }

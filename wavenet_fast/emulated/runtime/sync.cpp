@@ -220,6 +220,7 @@ void collective(Thread& thread, u32 mask, const char* what, Combine combine, con
 void whole_warp(Thread& thread, const char* what, Combine combine, const void* in, u32 in_size, void* out, u32 out_size,
                 int line) {
   Unchecked unchecked;
+  self(thread).vain = 0;
   meet_warp(self(thread), ~0u, what, combine, in, in_size, out, out_size, line, false, true);
 }
 
@@ -287,7 +288,7 @@ bool mbarrier_test(Thread& thread, const void* place, u64 phase, bool parity, bo
     Mbarrier& one = find_mbarrier(thread, place, line);
     if (parity ? (one.phase & 1) != (phase & 1) : one.phase != phase) {
       if (ordered) acquire(&one.tag[(one.phase - 1) & 1]);
-      self(thread).vain = 0;
+      phase_passed(self(thread), place);
       return true;
     }
     if (attempt) return false;
@@ -299,8 +300,8 @@ std::string mbarrier_state(const void* place) {
   auto found = mbarriers.find(place);
   if (found == mbarriers.end()) return "";
   const Mbarrier& one = found->second;
-  return "in phase " + std::to_string(one.phase) + " of the mbarrier at " + name_of_place(place) + " " +
-         std::to_string(one.pending) + " of " + std::to_string(one.expected) + " arrivals are missing";
+  return std::to_string(one.pending) + " of " + std::to_string(one.expected) + " arrivals are missing in phase " +
+         std::to_string(one.phase) + " of the mbarrier at " + name_of_place(place);
 }
 
 void forget_mbarriers() { mbarriers.clear(); }
