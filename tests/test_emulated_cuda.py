@@ -1,4 +1,4 @@
-"""CUDA C++ with inline PTX, as NVRTC compiles it for every target: each group of instructions, executed in every mode."""
+"""CUDA C++ with inline PTX, as NVRTC compiles it for every target: each group of instructions, in every mode."""
 
 from __future__ import annotations
 

@@ -59,6 +59,11 @@ struct Look {
   bool vain;  // it saw there what it had seen before, or an mbarrier whose phase goes on
 };
 
+struct Loaded {
+  const void* at;
+  Scope scope;
+};
+
 struct Fiber : Thread {
   Context context{};
   void* tsan = nullptr;
@@ -78,8 +83,9 @@ struct Fiber : Thread {
   u32 next_look = 0;
   std::vector<Copy> copies;
   u64 copy_group = 0;
-  std::vector<const void*> loaded;  // where relaxed loads looked since the last fence, for ThreadSanitizer
-  bool fenced = false;              // there has been a fence; `fence_tag` carries what it covers
+  std::vector<Loaded> loaded;  // where relaxed loads looked since the last fence
+  bool fenced = false;         // there has been a fence; `fence_tag` carries what the last one covers
+  Scope fence_scope = kBlock;
   char fence_tag = 0;
 };
 

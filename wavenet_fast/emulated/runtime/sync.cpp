@@ -259,11 +259,12 @@ void mbarrier_invalidate(Thread& thread, const void* place, int line) {
   mbarriers.erase(place);
 }
 
-u64 mbarrier_arrive(Thread& thread, const void* place, u32 count, bool drop, bool ordered, int line) {
+u64 mbarrier_arrive(Thread& thread, const void* place, u32 count, bool drop, bool ordered, Scope scope, int line) {
   Unchecked unchecked;
   Mbarrier& one = find_mbarrier(thread, place, line);
   u64 phase = one.phase;
   if (ordered) release(&one.tag[phase & 1]);
+  releases(thread, place, scope, ordered, true);
   if (one.pending < count) fail(thread, line, "mbarrier: %u arrivals, and only %u are pending", count, one.pending);
   one.pending -= count;
   if (drop) one.expected -= count;
@@ -282,12 +283,12 @@ void mbarrier_increment(Thread& thread, const void* place, int line) {
   find_mbarrier(thread, place, line).pending++;
 }
 
-bool mbarrier_test(Thread& thread, const void* place, u64 phase, bool parity, bool ordered, int line) {
+bool mbarrier_test(Thread& thread, const void* place, u64 phase, bool parity, bool ordered, Scope scope, int line) {
   Unchecked unchecked;
   for (int attempt = 0;; attempt++) {
     Mbarrier& one = find_mbarrier(thread, place, line);
     if (parity ? (one.phase & 1) != (phase & 1) : one.phase != phase) {
-      if (ordered) acquire(&one.tag[(one.phase - 1) & 1]);
+      if (ordered) acquire(&one.tag[(one.phase - 1) & 1]), acquires(thread, place, scope, line);
       phase_passed(self(thread), place);
       return true;
     }
