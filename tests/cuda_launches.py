@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from engine_models import random_mel, random_weights, small
 from numpy.typing import NDArray
 from wavenet_fast.kernels.cuda.arrays import HostArray
 from wavenet_fast.kernels.cuda.compile import compile_kernel
@@ -16,7 +17,7 @@ from wavenet_fast.kernels.cuda.emulated_device import EmulatedDevice
 from wavenet_fast.kernels.cuda.layout import Layout
 
 from wavenet_fast.backends.cuda import CudaEngine
-from wavenet_fast.config import WaveNetConfig
+from wavenet_fast.config import CategoricalHead, Conditioning, Linear, OneHotInput, WaveNetConfig
 from wavenet_fast.emulated import Program
 
 SAMPLE_LOOPS = ("streaming_weights", "resident")
@@ -50,6 +51,7 @@ class Cut:
         if not self.blocks:
             return Layout(s, engine.dtype, "streaming_weights", self.tile, chain, skip, stages=self.stages)
         owners = self.blocks - self.alone
+        assert owners <= s.LAYERS, "every block has a layer or the head"
         first = [block * s.LAYERS // owners for block in range(owners + 1)] + [s.LAYERS] * self.alone
         return Layout(
             s, engine.dtype, "resident", self.tile, chain, skip, self.tiles, tuple(first), self.hop == "cluster",
@@ -66,6 +68,34 @@ def laid(engine: CudaEngine, cut: Cut, **options: Any) -> CudaEngine:
 
     engine.model.generate = cut_like_this  # type: ignore[method-assign]
     return engine
+
+
+# --- a few samples ------------------------------------------------------------------------------------------------
+
+# The last samples hear the first ones through a ring, and two columns of conditioning are interpolated. Two warps and
+# two panels for every product.
+FEW = small(
+    hop_length=3, dilations=(1, 2, 1), kernel_size=2, residual_channels=20, gate_channels=36, skip_channels=24,
+    head_channels=24, input=OneHotInput(kernel_size=2), head=CategoricalHead(classes=21),
+    conditioning=Conditioning(upsampling=Linear()),
+)  # fmt: skip
+# Nine streams are two tiles.
+FEW_CUTS = {
+    "streaming_weights": (Cut(chain=2, skip=2, stages=4), 80),
+    "cluster": (Cut(3, tiles=2, alone=True, chain=2, skip=2), 90),
+    "grid": (Cut(3, "grid", tiles=2, alone=True, chain=2, skip=2), 80),
+}
+
+
+def say_few(device: EmulatedDevice, cut: Cut, dtype: str = "bf16", frames: int = 2, **options: Any) -> Any:
+    """Nine streams of `FEW`, of which one ends early: draws, logits and the state after."""
+    engine = laid(CudaEngine(FEW, random_weights(FEW), dtype, device), cut, **options)
+    state = engine.start(np.arange(9, dtype=np.uint64), None)
+    logits = np.full((9, frames * FEW.hop_length, FEW.out_channels), np.nan, np.float32)
+    counts = np.array([frames - (b == 3) for b in range(9)])
+    mel = random_mel(FEW, frames, 9)
+    draws, _ = engine.advance(state, mel, counts, np.ones(9, bool), 1.0, logits=logits, raw=True)
+    return draws, logits, state
 
 
 # --- hostile memory ---------------------------------------------------------------------------------------------
