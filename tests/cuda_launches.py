@@ -19,6 +19,7 @@ from wavenet_fast.kernels.cuda.layout import Layout
 from wavenet_fast.backends.cuda import CudaEngine
 from wavenet_fast.config import CategoricalHead, Conditioning, Linear, OneHotInput, WaveNetConfig
 from wavenet_fast.emulated import Program
+from wavenet_fast.emulated.program import Stats
 
 SAMPLE_LOOPS = ("streaming_weights", "resident")
 STATE = ("rings", "inputs", "filters")
@@ -72,29 +73,30 @@ def laid(engine: CudaEngine, cut: Cut, **options: Any) -> CudaEngine:
 
 # --- a few samples ------------------------------------------------------------------------------------------------
 
-# The last samples hear the first ones through a ring, and two columns of conditioning are interpolated. Two warps and
-# two panels for every product.
+# The last samples hear the first ones through a ring, and two columns of conditioning are interpolated. Of two chain
+# warps each has a share of every product of a layer and of the past that is fetched, but only one of the first product
+# of the head.
 FEW = small(
-    hop_length=3, dilations=(1, 2, 1), kernel_size=2, residual_channels=20, gate_channels=36, skip_channels=24,
-    head_channels=24, input=OneHotInput(kernel_size=2), head=CategoricalHead(classes=21),
-    conditioning=Conditioning(upsampling=Linear()),
+    hop_length=3, dilations=(1, 2, 1, 1, 2), residual_channels=20, gate_channels=36, skip_channels=24, head_channels=12,
+    input=OneHotInput(kernel_size=2), head=CategoricalHead(classes=21), conditioning=Conditioning(upsampling=Linear()),
 )  # fmt: skip
-# Nine streams are two tiles.
+# Two tiles of streams at once. Blocks with one and with two layers before others, and the head alone.
 FEW_CUTS = {
-    "streaming_weights": (Cut(chain=2, skip=2, stages=4), 80),
-    "cluster": (Cut(3, tiles=2, alone=True, chain=2, skip=2), 90),
-    "grid": (Cut(3, "grid", tiles=2, alone=True, chain=2, skip=2), 80),
+    "streaming_weights": (Cut(chain=2, skip=2, stages=4, pipelines=2), 80),
+    "cluster": (Cut(4, tiles=2, alone=True, chain=2, skip=2), 90),
+    "grid": (Cut(4, "grid", tiles=2, alone=True, chain=2, skip=2), 80),
 }
+_FEW = 14
 
 
 def say_few(device: EmulatedDevice, cut: Cut, dtype: str = "bf16", frames: int = 2, **options: Any) -> Any:
-    """Nine streams of `FEW`, of which one ends early: draws, logits and the state after."""
+    """Fourteen streams of `FEW`, of which one ends early: draws, logits and the state after."""
     engine = laid(CudaEngine(FEW, random_weights(FEW), dtype, device), cut, **options)
-    state = engine.start(np.arange(9, dtype=np.uint64), None)
-    logits = np.full((9, frames * FEW.hop_length, FEW.out_channels), np.nan, np.float32)
-    counts = np.array([frames - (b == 3) for b in range(9)])
-    mel = random_mel(FEW, frames, 9)
-    draws, _ = engine.advance(state, mel, counts, np.ones(9, bool), 1.0, logits=logits, raw=True)
+    state = engine.start(np.arange(_FEW, dtype=np.uint64), None)
+    logits = np.full((_FEW, frames * FEW.hop_length, FEW.out_channels), np.nan, np.float32)
+    counts = np.array([frames - (b == 3) for b in range(_FEW)])
+    mel = random_mel(FEW, frames, _FEW)
+    draws, _ = engine.advance(state, mel, counts, np.ones(_FEW, bool), 1.0, logits=logits, raw=True)
     return draws, logits, state
 
 
@@ -210,11 +212,19 @@ class Recorded:
 
     def run(self, program: Program, seed: int = 0) -> dict[str, NDArray[Any]]:
         """On a copy of its arguments, by this program, which was made of `ptx`: what it leaves for the host."""
+        return self._run(program, seed)[0]
+
+    def reached(self) -> set[int]:
+        """Lines of the PTX that the launch executes."""
+        counts = self._run(Program(self.ptx, count="lines"), 0)[1].instructions
+        return {int(line) for line, count in counts.items() if count}
+
+    def _run(self, program: Program, seed: int) -> tuple[dict[str, NDArray[Any]], Stats]:
         call = _copied(self.call)
-        program.launch(
+        stats = program.launch(
             self.kernel.name, self.grid, self.block, [self.kernel.call.for_emulator(call)], seed=seed, **self.options
         )
-        return {name: np.asarray(call[name]) for name in (*STATE, *_outputs(call), "abort")}
+        return {name: np.asarray(call[name]) for name in (*STATE, *_outputs(call), "abort")}, stats
 
 
 class Recorder(EmulatedDevice):

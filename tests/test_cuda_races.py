@@ -83,11 +83,11 @@ def test_who_waits_in_vain_gives_up_and_says_for_what(fault: str, tmp_path: Path
     cut, capability = FEW_CUTS[name]
     device = EmulatedDevice(capability, sources=tmp_path)
     engine = laid(CudaEngine(FEW, random_weights(FEW), "bf16", device), cut, patience=3_000_000)
-    state, before = (engine.start(np.arange(9, dtype=np.uint64), None) for _ in range(2))
+    state, before = (engine.start(np.arange(10, dtype=np.uint64), None) for _ in range(2))
     for seed in (0, 1, 2):
         device.seed = seed
         with pytest.raises(BackendError) as told:
-            engine.advance(state, random_mel(FEW, 2, 9), np.full(9, 2), np.ones(9, bool), 1.0)
+            engine.advance(state, random_mel(FEW, 2, 10), np.full(10, 2), np.ones(10, bool), 1.0)
         said = re.search(
             r"gave up: block (\d) of pipeline 0 waited more than 3,000,000 clock cycles for (.+) of tile (\d)\.",
             str(told.value),
