@@ -82,8 +82,8 @@ def _taken(hop: str, layout: Layout) -> str:
     if layout.homes.asked.blocks is not None:
         return f"{layout.blocks} blocks a pipeline were asked for; they hold {_count(layout.tiles, 'tile')} in flight."
     return (
-        f"{layout.blocks} blocks a pipeline are the fewest that hold the weights where they live here, with "
-        f"{_count(layout.tiles, 'tile')} in flight."
+        f"{layout.blocks} blocks a pipeline hold the weights where they live here and {_count(layout.tiles, 'tile')} "
+        "in flight; no fewer take as much of the batch."
     )
 
 
