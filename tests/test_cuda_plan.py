@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -360,3 +361,9 @@ def test_even_slices() -> None:
         shares = [b - a for a, b in itertools.pairwise(cuts)]
         assert (cuts[0], cuts[-1], len(shares)) == (0, tiles, blocks)
         assert max(shares) - min(shares) <= 1 and shares == sorted(shares, reverse=True)
+
+
+def test_the_page_shows_what_the_planner_says() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "gpu-plan.md").read_text()
+    shown = page.split("```\n")[1].removesuffix("\n")
+    assert shown == explain(plan(SIZES["nv-medium"], 9, "bf16", DEVICES["H100"]))
