@@ -208,6 +208,7 @@ def test_memory_comes_and_goes(device):
     x = device.upload(given[:, ::2])
     given[:] = 0
     assert device.download(x).tolist() == [[0, 2], [4, 6], [8, 10]]
+    assert device.download(device.upload(np.arange(6).reshape(2, 3).T).reshape(6)).tolist() == [0, 3, 1, 4, 2, 5]
     out = np.empty((3, 2), np.float32)
     assert device.download(x, out) is out and out[2, 1] == 10
     y = device.empty((2, 3), np.float32)
