@@ -13,9 +13,10 @@ pytest.importorskip("cuda.bindings", reason='cuda-bindings is not installed: pip
 
 from wavenet_fast.kernels.cuda.arrays import CudaArray, HostArray
 from wavenet_fast.kernels.cuda.call_struct import CallStruct
-from wavenet_fast.kernels.cuda.compile import why_not_kernels
+from wavenet_fast.kernels.cuda.compile import compile_kernel, why_not_kernels
 from wavenet_fast.kernels.cuda.emulated_device import EmulatedDevice
 
+from wavenet_fast.emulated.mutate import survivors
 from wavenet_fast.errors import BackendError, EmulationError, InputError, RaceError, ShapeError
 
 if why_not_kernels() is not None:
@@ -360,6 +361,25 @@ def test_a_cooperative_grid(sources, mode):
     flags = device.zeros((9,), np.uint64)
     device.launch(device.load("chain", HEADERS), (9,), (1,), {**NOTHING, "flags": flags}, cooperative=True)
     assert device.download(flags).tolist() == [1, 3, 6, 10, 15, 21, 28, 36, 45]
+
+
+def test_programs_are_made_once_and_may_be_anothers(sources):
+    first, second = (EmulatedDevice(90, sources=sources).load("turn", HEADERS).handle for _ in range(2))
+    counting = EmulatedDevice(90, sources=sources, count=True)
+    assert first is second and counting.load("turn", HEADERS).handle is not first
+    x = counting.upload(np.arange(64, dtype=np.float32))
+    counting.launch(counting.load("turn", HEADERS), (2,), (32,), {**NOTHING, "x": x}, shared=128)
+    assert counting.last.instructions["bar.sync"] == 64
+
+    def run(program):
+        device = EmulatedDevice(90, sources=sources, make=lambda ptx: program)
+        x = device.upload(np.arange(64, dtype=np.float32))
+        device.launch(device.load("turn", HEADERS), (1,), (64,), {**NOTHING, "x": x}, shared=256)
+        return device.download(x)
+
+    ptx = compile_kernel("turn", HEADERS, 90, "ptx", sources=sources).text
+    report = survivors(ptx, run, workers=1)
+    assert len(report.caught) == 1 and not report.survived
 
 
 def test_races_are_found(sources):
