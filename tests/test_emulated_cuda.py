@@ -1,4 +1,4 @@
-"""CUDA C++ with inline PTX, as NVRTC compiles it for every target: each group of instructions, executed in every mode."""
+"""CUDA C++ with inline PTX, as NVRTC compiles it for every target: each group of instructions, in every mode."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_text import cuda_ptx, need_nvrtc
-from ptx_text import from_bf16, need_compiler, to_bf16
+from ptx_text import need_compiler, to_bf16
 
 from wavenet_fast.emulated import Program, Struct
 
@@ -16,7 +16,7 @@ need_nvrtc()
 
 TARGETS = (80, 86, 89, 90, 100, 120)
 # Sanitizers see the same instructions for other targets: one before clusters, one with them.
-CASES = [(t,m) for t in TARGETS for m in ("plain","thread","address")]
+CASES = [(t, m) for t in TARGETS for m in ("plain", "thread", "address")]
 RANDOM = np.random.default_rng(5)
 
 
@@ -108,7 +108,11 @@ def test_exchanges(program: Program) -> None:
 
 def test_places(program: Program) -> None:
     """A struct by value, its array by a computed index, a table of constants, a local array."""
-    x, y, offsets = np.arange(100, 132, dtype=np.uint32), np.zeros(32, np.uint32), np.array([4, 30, 200, 1000], np.uint32)
+    x, y, offsets = (
+        np.arange(100, 132, dtype=np.uint32),
+        np.zeros(32, np.uint32),
+        np.array([4, 30, 200, 1000], np.uint32),
+    )
     program.launch("places", block=(32,), args=[Struct(x, y, 9, 2.5, *offsets)])
     table = [1, 1, 2, 3, 5, 8, 13, 21]
     for mine, got in zip(x.tolist(), y.tolist(), strict=True):
@@ -158,5 +162,3 @@ def test_clusters(program: Program) -> None:
         before = x.reshape(2, 2, 64)[:, ::-1].reshape(4, 64)
         n = np.arange(64)
         assert np.array_equal(y.reshape(4, 64), before[:, n ^ 32] + 1000 * (before[:, n ^ 33] + 1))
-
-

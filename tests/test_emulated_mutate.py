@@ -70,26 +70,28 @@ def run(program: Program) -> list[np.ndarray]:
 def test_what_is_broken() -> None:
     everything = mutants(TEXT)
     assert [m.description for m in everything] == [
-        "barrier deleted", "barrier deleted", "barrier deleted", "fence deleted", "acquire made relaxed",
-        "barrier deleted",
+        "barrier deleted", "barrier deleted", "barrier deleted", "fence deleted", "scope narrowed to the block",
+        "acquire made relaxed", "scope narrowed to the block", "barrier deleted",
         "wait for copies deleted", "barrier deleted",
     ]  # fmt: skip
     lines = TEXT.splitlines()
     for mutant in everything:
         changed = mutant.text.splitlines()
         assert [n + 1 for n, line in enumerate(lines) if changed[n] != line] == [mutant.line]
-    assert "ld.relaxed.gpu.global.u32" in everything[4].text.splitlines()[everything[4].line - 1]
-    assert [bool(m.equivalent) for m in everything] == [True, True] + [False] * 6
+    for site, wanted in ((4, "fence.acq_rel.cta;"), (5, "ld.relaxed.gpu.global.u32"), (6, "ld.acquire.cta.global.u32")):
+        assert wanted in everything[site].text.splitlines()[everything[site].line - 1]
+    assert [bool(m.equivalent) for m in everything] == [True, True] + [False] * 8
     assert f"line {everything[1].line}" in str(everything[0].equivalent)
 
 
 def test_every_mutant_is_caught() -> None:
     report = survivors(TEXT, run)
-    assert not report.survived and len(report.caught) == 6 and len(report.equivalent) == 2
+    assert not report.survived and len(report.caught) == 8 and len(report.equivalent) == 2
     by = {caught.mutant.description: caught for caught in report.caught}
+    assert by["scope narrowed to the block"].mode == "plain"
     assert by["fence deleted"].mode == "thread" and by["acquire made relaxed"].mode == "thread"
     told = report.as_dict()
-    assert told["mutants"] == 8 and {"line", "kind", "description", "mode", "by"} <= set(told["caught"][0])
+    assert told["mutants"] == 10 and {"line", "kind", "description", "mode", "by"} <= set(told["caught"][0])
 
 
 def test_the_text_of_a_mutant_does_what_its_site_does() -> None:

@@ -28,9 +28,11 @@ class Layout:
     tile          N, streams that are multiplied together: 8, 16 or 32
     chain, skip   warps of a block
     tiles         under way at once in a pipeline
-    first_layers  of each block of a pipeline, and LAYERS at the end; () for `streaming_weights`
+    first_layers  of each team of a pipeline, and LAYERS at the end; () for `streaming_weights`
+    team          blocks that share the rows of each of their layers: 1, or in a grid more, where a layer does not fit
+                  one block; the head is then a team of its own, of one block
     cluster       whether blocks reach into each other's shared memory
-    in_registers  whether the weights of the newest tap and of residual lie in registers
+    newest_in_registers, residual_in_registers  whether these weights lie in registers
     head_in_l2    whether the head's weights are read from the second-level cache
     stages        fragments of a warp's ring, a power of two; `streaming_weights` only
     """
@@ -43,8 +45,10 @@ class Layout:
     skip: int
     tiles: int = 1
     first_layers: tuple[int, ...] = ()
+    team: int = 1
     cluster: bool = False
-    in_registers: bool = False
+    newest_in_registers: bool = False
+    residual_in_registers: bool = False
     head_in_l2: bool = False
     stages: int = 0
 
@@ -53,9 +57,14 @@ class Layout:
         return self.variant == "resident"
 
     @property
-    def blocks(self) -> int:
+    def teams(self) -> int:
         """Of a pipeline."""
         return len(self.first_layers) - 1 if self.resident else 1
+
+    @property
+    def blocks(self) -> int:
+        """Of a pipeline."""
+        return self.teams if self.team == 1 else (self.teams - 1) * self.team + 1
 
     @property
     def threads(self) -> int:
@@ -64,7 +73,7 @@ class Layout:
 
     @property
     def own(self) -> tuple[int, ...]:
-        """Layers of each block."""
+        """Layers of each team."""
         return tuple(b - a for a, b in zip(self.first_layers, self.first_layers[1:], strict=False))
 
     # --- sizes ----------------------------------------------------------------------------------------------------
@@ -81,13 +90,21 @@ class Layout:
         return self.tile * (max(channels) + 4) * 4 if self.dtype == "int8" else 0
 
     @property
-    def layer_weights(self) -> int:
-        """Of a layer, in shared memory: all but what registers hold."""
+    def panels(self) -> tuple[int, int, int]:
+        """Of dilated, residual and skip, in the block that has most of a layer."""
         s = self.shape
-        past = s.HALF // 8 * (s.K - 1) * steps(s.R, self.dtype)
-        chain = s.HALF // 8 * steps(s.R, self.dtype) + s.R // PANEL * steps(s.HALF, self.dtype)
-        skip = s.S // PANEL * steps(s.HALF, self.dtype)
-        return FRAGMENT_BYTES * (past + skip + (0 if self.in_registers else chain))
+        dilated, residual, skip = (-(-n // self.team) for n in (s.HALF // 8, s.R // PANEL, s.S // PANEL))
+        return dilated, residual, skip
+
+    @property
+    def layer_weights(self) -> int:
+        """Of a layer, in the shared memory of a block: all but what registers hold."""
+        s, (dilated, residual, skip) = self.shape, self.panels
+        of_x, of_gates = steps(s.R, self.dtype), steps(s.HALF, self.dtype)
+        fragments = dilated * (s.K - 1) * of_x + skip * of_gates
+        fragments += 0 if self.newest_in_registers else dilated * of_x
+        fragments += 0 if self.residual_in_registers else residual * of_gates
+        return FRAGMENT_BYTES * fragments
 
     @property
     def head_weights(self) -> int:
@@ -96,10 +113,10 @@ class Layout:
 
     def chain_registers(self, own: int) -> int:
         """Registers of a chain thread that hold weights, in a block of so many layers."""
-        s = self.shape
-        dilated, residual = -(-s.HALF // 8 // self.chain), -(-s.R // PANEL // self.chain)
-        words = dilated * steps(s.R, self.dtype) + residual * steps(s.HALF, self.dtype)
-        return 4 * own * words if self.in_registers else 0
+        s, (dilated, residual, _) = self.shape, self.panels
+        fragments = -(-dilated // self.chain) * steps(s.R, self.dtype) if self.newest_in_registers else 0
+        fragments += -(-residual // self.chain) * steps(s.HALF, self.dtype) if self.residual_in_registers else 0
+        return 4 * own * fragments
 
     def carried(self, channels: int, warps: int) -> int:
         """Registers of a thread that hold sums of so many channels shared by so many warps."""
@@ -200,8 +217,9 @@ class Layout:
         """The text of "shape.cuh"."""
         plan: dict[str, int | bool] = {
             "FORMAT": FORMATS[self.dtype], "N": self.tile, "CHAIN": self.chain, "SKIP": self.skip,
-            "TILES": self.tiles, "BLOCKS": self.blocks, "OWN": max(self.own, default=0), "CLUSTER": self.cluster,
-            "CHAIN_IN_REGISTERS": self.in_registers, "HEAD_IN_L2": self.head_in_l2, "STAGES": max(self.stages, 2),
+            "TILES": self.tiles, "BLOCKS": self.blocks, "TEAMS": self.teams, "TEAM": self.team, "OWN": max(self.own, default=0), "CLUSTER": self.cluster,
+            "NEWEST_IN_REGISTERS": self.newest_in_registers, "RESIDUAL_IN_REGISTERS": self.residual_in_registers,
+            "HEAD_IN_L2": self.head_in_l2, "STAGES": max(self.stages, 2),
             "LOGITS_SHARED": self.logits_shared, "X_IN_REGISTERS": self.x_in_registers,
             "SKIP_IN_REGISTERS": self.skip_in_registers, "FORCED": forced, "LOGITS": logits, "TRACE": trace,
         }  # fmt: skip

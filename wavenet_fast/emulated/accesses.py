@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wavenet_fast.emulated.families import REALS, SCOPES, WHOLES, cpp, family, refuse, type_of, word
+from wavenet_fast.emulated.families import (
+    REALS,
+    SCOPES,
+    WHOLES,
+    cpp,
+    family,
+    refuse,
+    scope_of,
+    type_of,
+    word,
+)
 from wavenet_fast.emulated.ptx import SIZES, Instruction
 
 if TYPE_CHECKING:
@@ -48,6 +58,15 @@ def _order(e: Emitter, i: Instruction, default: str = "kRelaxed") -> str:
     return f"weakened({site}, {order})" if site is not None else order
 
 
+def _scope(e: Emitter, i: Instruction, default: str) -> str:
+    """The scope of an access, as an expression that a mutation can narrow where the access orders others."""
+    scope = scope_of(i, default)
+    if scope == "kBlock" or not {"acquire", "release", "acq_rel"} & set(i.parts) or not SCOPES & set(i.parts):
+        return f"simt::{scope}"
+    site = e.site("narrow", i, "scope narrowed to the block")
+    return f"narrowed({site}, simt::{scope})" if site is not None else f"simt::{scope}"
+
+
 def _hinted(i: Instruction) -> tuple[str, ...]:
     """The operands without the cache policy."""
     return i.operands[:-1] if "L2::cache_hint" in i.parts else i.operands
@@ -62,11 +81,14 @@ def _load(e: Emitter, i: Instruction) -> None:
     place = e.address(source, space, size * len(registers), write=False)
     ordered = [part for part in i.parts if part in ORDERS and part != "weak"]
     e.write(f"const char* p = {place};")
+    how = ""
+    if ordered and space not in ("param", "local", "const"):
+        how = f"{_order(e, i)}, {_scope(e, i, 'sys')}"
     for n, register in enumerate(registers):
         at = f"p + {n * size}" if n else "p"
         value = f"load<{word(kind)}>({at})"
-        if ordered and space not in ("param", "local", "const"):
-            value = f"load_ordered<{word(kind)}>(t, {at}, {_order(e, i)}, {i.line})"
+        if how:
+            value = f"load_ordered<{word(kind)}>(t, {at}, {how}, {i.line})"
         if register != "_":
             e.assign(register, value, kind)
 
@@ -79,10 +101,11 @@ def _store(e: Emitter, i: Instruction) -> None:
     size = SIZES[kind]
     ordered = [part for part in i.parts if part in ORDERS and part != "weak"]
     e.write(f"char* p = {e.address(target, space, size * len(values), write=True)};")
+    how = f"{_order(e, i)}, {_scope(e, i, 'sys')}" if ordered and space not in ("param", "local") else ""
     for n, value in enumerate(values):
         at = f"p + {n * size}" if n else "p"
-        if ordered and space not in ("param", "local"):
-            e.write(f"store_ordered<{word(kind)}>(t, {at}, {_order(e, i)}, {e.value(value, kind)});")
+        if how:
+            e.write(f"store_ordered<{word(kind)}>(t, {at}, {how}, {e.value(value, kind)});")
         else:
             e.write(f"store<{word(kind)}>({at}, {e.value(value, kind)});")
 
@@ -112,7 +135,7 @@ def _atom(e: Emitter, i: Instruction) -> None:
     if len(sources) != (2 if name == "cas" else 1):
         raise e.error(f"{len(sources)} sources; needed: {2 if name == 'cas' else 1}")
     e.write(f"char* p = {e.address(place, _space(i), size * len(values), write=True)};")
-    order = _order(e, i)
+    how = f"{_order(e, i)}, {_scope(e, i, 'gpu')}"
     for n, value in enumerate(values):
         at = f"p + {n * size}" if n else "p"
         if name == "cas":
@@ -120,9 +143,7 @@ def _atom(e: Emitter, i: Instruction) -> None:
         else:
             update = f"atom_{name}<{cpp(kind)}>(old, {e.value(value, kind)})"
         function = f"[&]({word(kind)} old) -> {word(kind)} {{ return {update}; }}"
-        change = (
-            f"modify<{word(kind)}, {'false' if targets is None else 'true'}>(t, {at}, {order}, {i.line}, {function})"
-        )
+        change = f"modify<{word(kind)}, {'false' if targets is None else 'true'}>(t, {at}, {how}, {i.line}, {function})"
         if targets is None or targets[n] == "_":
             e.write(f"{change};")
         else:
@@ -156,7 +177,7 @@ def _copy(e: Emitter, i: Instruction) -> None:
         e.write(f"const void* p = mbarrier_use(t, {place}); copies_wait(t, simt::kEvery);")
         if "noinc" not in i.parts:
             e.write(f"simt::mbarrier_increment(t, p, {i.line});")
-        return e.write(f"simt::mbarrier_arrive(t, p, 1, false, true, {i.line}); }}")
+        return e.write(f"simt::mbarrier_arrive(t, p, 1, false, true, simt::kBlock, {i.line}); }}")
     target, source, amount, *rest = _hinted(i)
     size = int(amount, 0)
     if size not in (4, 8, 16):
@@ -196,13 +217,15 @@ def _mbarrier(e: Emitter, i: Instruction) -> None:
     if what in ("arrive", "arrive_drop"):
         count = e.value(rest[0], "u32") if rest else "1"
         drop = "true" if what == "arrive_drop" else "false"
-        call = f"simt::mbarrier_arrive(t, p, {count}, {drop}, {order}, {i.line})"
+        call = f"simt::mbarrier_arrive(t, p, {count}, {drop}, {order}, {_scope(e, i, 'cta')}, {i.line})"
         if (site := e.site("delete", i, "mbarrier arrival deleted")) is not None:
             call = f"(simt::mutant != {site} ? {call} : 0)"
         return e.write(f"(void){call};") if target == "_" else e.assign(target, call, "b64")
     parity = "parity" in i.parts
     phase = e.value(rest[0], "u32" if parity else "b64")
-    call = f"simt::mbarrier_test(t, p, {phase}, {'true' if parity else 'false'}, {order}, {i.line})"
+    call = (
+        f"simt::mbarrier_test(t, p, {phase}, {'true' if parity else 'false'}, {order}, {_scope(e, i, 'cta')}, {i.line})"
+    )
     if (site := e.site("delete", i, "mbarrier wait deleted")) is not None:
         call = f"(simt::mutant == {site} || {call})"
     e.assign(target, call, "pred")

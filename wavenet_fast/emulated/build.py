@@ -22,6 +22,7 @@ from pathlib import Path
 from wavenet_fast.errors import EmulationError
 
 RUNTIME = Path(__file__).parent / "runtime"
+PARTS = ("switch", "simt", "polls", "report", "sync", "address", "warp")
 # -ffp-contract=off: a product and a sum are fused where the PTX says so. No strict aliasing: memory has no types.
 COMMON = [
     "-std=c++17",
@@ -185,6 +186,7 @@ def build(source: str, mode: str) -> Path:
     flags = [*COMMON, *native, *([] if clang else ["-fno-gnu-unique"])]
     identity = (*command, _version(tuple(command)), _processor(), *flags)
     objects = []
+<<<<<<< HEAD
     for name in (
         "switch",
         "simt",
@@ -195,6 +197,9 @@ def build(source: str, mode: str) -> Path:
         "warp",
         *(["main"] if mode != "plain" else []),
     ):
+=======
+    for name in (*PARTS, *(["main"] if mode != "plain" else [])):
+>>>>>>> executor
         make = [*command, *flags, "-O2", "-c", str(RUNTIME / f"{name}.cpp"), "-o", "OUT"]
         objects.append(str(_cached(_key(*identity, name), f"{name}.o", [make], "the runtime", directory)))
     own = [*MODES[mode], *(NO_STACK["clang" if clang else "gcc"] if mode == "address" else [])]

@@ -112,10 +112,7 @@ def launch(
             raise EmulationError(f"the launch was ended after {timeout} s") from error
         _raise_findings(done.stderr, lines)
         if "Thread limit" in done.stderr:
-            raise EmulationError(
-                "ThreadSanitizer cannot follow so many threads: each counts once, and twice more where it has relaxed "
-                "accesses and fences, of some 8000; launch fewer"
-            )
+            raise EmulationError("ThreadSanitizer cannot follow so many threads (some 8000): launch fewer")
         if not (room / "outcome").exists():
             told = done.stderr.strip()[-2000:] or "it said nothing"
             raise EmulationError(f"the child process ended with {done.returncode} before the kernel did: {told}")

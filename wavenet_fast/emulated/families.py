@@ -132,6 +132,12 @@ def rounding_of(instruction: Instruction) -> str:
     return next((ROUNDINGS[part] for part in instruction.parts if part in ROUNDINGS), "kNear")
 
 
+def scope_of(instruction: Instruction, default: str) -> str:
+    """How far an access synchronises: `kBlock`, `kCluster` or `kDevice`."""
+    named = next((part for part in instruction.parts[1:] if part in SCOPES), default)
+    return {"cta": "kBlock", "cluster": "kCluster"}.get(named, "kDevice")
+
+
 def label(instruction: Instruction) -> str:
     """The name under which an instruction is counted: `ld.global`, `mma.sync`, `bar.sync`, `fma.f32`."""
     name, *parts = instruction.parts

@@ -1,7 +1,8 @@
 """Mutation check: is a kernel's test good enough to notice that one barrier, fence, order or wait is missing?
 
 Every site of a kernel that keeps threads in step is broken in turn: barriers, fences, arrivals and waits are deleted,
-waits for copies leave one group more under way, acquire and release become relaxed. One compilation serves all mutants: each site has a switch in the generated code.
+waits for copies leave one group more under way, acquire and release become relaxed, or hold within the block only. One
+compilation serves all mutants: each site has a switch in the generated code.
 """
 
 from __future__ import annotations
@@ -167,6 +168,8 @@ def _replacement(statement: str, site: Site) -> str:
         weaker = re.sub(r"\.(acq_rel|acquire|release)\b", ".relaxed", statement, count=1)
         # Without a word in the text the order is the default, acquire or release.
         return weaker if weaker != statement else statement.replace(i.opcode, _with_relaxed(i), 1)
+    if site.kind == "narrow":
+        return re.sub(r"\.(cluster|gpu|gl|sys)\b", ".cta", statement, count=1)
     guard = f"@{i.guard} " if i.guard else ""
     if site.kind == "loosen":
         return f"{guard}{i.opcode} {int(i.operands[0], 0) + 1};"

@@ -28,7 +28,7 @@ TIMEOUT = 600.0
 MAX_THREADS = 1 << 17
 # Above bit 24 a shared address holds a block's rank in its cluster.
 MAX_SHARED = (1 << 24) - 1
-# What `__tsan_create_fiber` can have alive at once, helpers for relaxed accesses included, is some 8000.
+# What `__tsan_create_fiber` can have alive at once is some 8100.
 MAX_THREADS_CHECKED = 8000
 
 

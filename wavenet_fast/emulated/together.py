@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from wavenet_fast.emulated.families import SCOPES, family, refuse, type_of
+from wavenet_fast.emulated.families import SCOPES, family, refuse, scope_of, type_of
 from wavenet_fast.emulated.ptx import SIZES, Instruction
 
 if TYPE_CHECKING:
@@ -66,8 +66,11 @@ def _fence(e: Emitter, i: Instruction) -> None:
     if "mbarrier_init" in i.parts:
         with e.breakable("delete", i, "fence of initialised mbarriers deleted"):
             return e.write("simt::fence_mbarriers(t);")
+    scope = f"simt::{scope_of(i, 'sys')}"
     with e.breakable("delete", i, "fence deleted"):
-        e.write("simt::fence(t);")
+        if scope != "simt::kBlock" and (site := e.site("narrow", i, "scope narrowed to the block")) is not None:
+            scope = f"narrowed({site}, {scope})"
+        e.write(f"simt::fence(t, {scope}, {i.line});")
 
 
 # ---- warp

@@ -155,6 +155,7 @@ void copy_later(Thread& thread, const Copy& copy) {
   Fiber& me = self(thread);
   me.copies.push_back(copy);
   me.copies.back().group = me.copy_group;
+  me.vain = 0;
 }
 
 void copies_commit(Thread& thread) { self(thread).copy_group++; }
@@ -173,18 +174,18 @@ bool next_copy(Thread& thread, u64 keep, Copy& copy) {
 
 // What a relaxed load saw is ordered only by a fence after it: the places are kept until then. (What others publish in
 // a place between the load and the fence counts as seen, too.)
-void relaxed_loaded(Thread& thread, const void* place) {
-  if (!__tsan_create_fiber) return;
+void relaxed_loaded(Thread& thread, const void* place, Scope scope) {
   Unchecked unchecked;
-  auto& places = self(thread).loaded;
-  if (std::find(places.rbegin(), places.rend(), place) == places.rend()) places.push_back(place);
+  auto& all = self(thread).loaded;
+  auto is_there = [&](const Loaded& one) { return one.at == place && one.scope == scope; };
+  if (std::find_if(all.rbegin(), all.rend(), is_there) == all.rend()) all.push_back({place, scope});
 }
 
 // A relaxed store publishes what the last fence covers, and no more: a fiber that knows nothing else, and never runs
 // code, publishes it. It is a fiber for a moment only, for ThreadSanitizer follows a limited number.
 void relaxed_stored(Thread& thread, const void* place) {
   Fiber& me = self(thread);
-  if (!me.fenced) return;
+  if (!me.fenced || !__tsan_create_fiber) return;
   __tsan_switch_to_fiber(scheduler_tsan, kNoOrder);
   void* helper = __tsan_create_fiber(0);  // it knows what its creator knows
   __tsan_switch_to_fiber(helper, kNoOrder);
@@ -194,13 +195,16 @@ void relaxed_stored(Thread& thread, const void* place) {
   __tsan_destroy_fiber(helper);
 }
 
-void fence(Thread& thread) {
-  if (!__tsan_create_fiber) return;
+void fence(Thread& thread, Scope scope, int line) {
   Fiber& me = self(thread);
-  for (const void* place : me.loaded) acquire(const_cast<void*>(place));
+  for (auto& one : me.loaded) {
+    acquire(const_cast<void*>(one.at));
+    acquires(thread, one.at, std::min(scope, one.scope), line);
+  }
   me.loaded.clear();
   release(&me.fence_tag);
   me.fenced = true;
+  me.fence_scope = scope;
 }
 
 }  // namespace simt

@@ -56,6 +56,12 @@ struct Look {
   const void* at;
   u64 value;
   u32 index;  // among the watchers of the place
+  bool vain;  // it saw there what it had seen before, or an mbarrier whose phase goes on
+};
+
+struct Loaded {
+  const void* at;
+  Scope scope;
 };
 
 struct Fiber : Thread {
@@ -67,7 +73,7 @@ struct Fiber : Thread {
   bool parked = false;          // runs again when a place among `looks` is written, or when nobody else can run
   u32 vain = 0;                 // looks in vain since it last did anything else
   const char* waits = nullptr;  // in what, for reports
-  const void* at = nullptr;     // the place that it looks at
+  bool looks_on = false;        // it waits because a look was in vain
   int line = 0;                 // where
   u32 result = 0;               // of a barrier reduction
   u64 cluster_phase = 0;
@@ -77,8 +83,9 @@ struct Fiber : Thread {
   u32 next_look = 0;
   std::vector<Copy> copies;
   u64 copy_group = 0;
-  std::vector<const void*> loaded;  // where relaxed loads looked since the last fence, for ThreadSanitizer
-  bool fenced = false;              // there has been a fence; `fence_tag` carries what it covers
+  std::vector<Loaded> loaded;  // where relaxed loads looked since the last fence
+  bool fenced = false;         // there has been a fence; `fence_tag` carries what the last one covers
+  Scope fence_scope = kBlock;
   char fence_tag = 0;
 };
 
@@ -156,6 +163,7 @@ void wake(std::vector<Fiber*>& waiting);
 // polls.cpp: the clock and the parked.
 void start_clock();
 void wait_for_phase(Fiber&, const void* mbarrier, int line);
+void phase_passed(Fiber&, const void* mbarrier);
 // Wakes them where nobody else can run, and now and then while others do; false where nobody was to be woken.
 bool let_the_parked_look(bool others_run);
 void forget_watchers();

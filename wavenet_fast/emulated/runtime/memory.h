@@ -142,25 +142,27 @@ inline void store(char* place, T value) {
 
 enum Order : u8 { kRelaxed = 0, kAcquire = 1, kRelease = 2, kBoth = 3 };
 
-// A mutant orders nothing (mutate.py).
+// A mutant orders nothing, or only for its block (mutate.py).
 inline Order weakened(int site, Order order) { return simt::mutant == site ? kRelaxed : order; }
+inline simt::Scope narrowed(int site, simt::Scope scope) { return simt::mutant == site ? simt::kBlock : scope; }
 
 template <class T>
-inline T load_ordered(Thread& t, const char* place, Order order, int line) {
+inline T load_ordered(Thread& t, const char* place, Order order, simt::Scope scope, int line) {
   auto* p = reinterpret_cast<const T*>(place);
   T value;
   if (order & kAcquire) {
     value = __atomic_load_n(p, __ATOMIC_ACQUIRE);
+    simt::acquires(t, p, scope, line);
   } else {
     value = __atomic_load_n(p, __ATOMIC_RELAXED);
-    simt::relaxed_loaded(t, p);
+    simt::relaxed_loaded(t, p, scope);
   }
   simt::polled(t, place, u64(value), line);
   return value;
 }
 
 template <class T>
-inline void store_ordered(Thread& t, char* place, Order order, T value) {
+inline void store_ordered(Thread& t, char* place, Order order, simt::Scope scope, T value) {
   auto* p = reinterpret_cast<T*>(place);
   if (order & kRelease) {
     __atomic_store_n(p, value, __ATOMIC_RELEASE);
@@ -168,13 +170,14 @@ inline void store_ordered(Thread& t, char* place, Order order, T value) {
     simt::relaxed_stored(t, p);
     __atomic_store_n(p, value, __ATOMIC_RELAXED);
   }
+  simt::releases(t, p, scope, order & kRelease, false);
   simt::wrote(t, place);
 }
 
 // Reads, computes and writes as one: `update` maps the old word to the new one. Whoever does not ask for the old word
 // (`red`) does not wait for it.
 template <class W, bool asks, class F>
-inline W modify(Thread& t, char* place, Order order, int line, F update) {
+inline W modify(Thread& t, char* place, Order order, simt::Scope scope, int line, F update) {
   auto* p = reinterpret_cast<W*>(place);
   W old = __atomic_load_n(p, __ATOMIC_RELAXED), wanted = update(old);
   // Nothing can come between on one OS thread; the exchange tells ThreadSanitizer what is ordered.
@@ -182,7 +185,7 @@ inline W modify(Thread& t, char* place, Order order, int line, F update) {
     case kRelaxed:
       simt::relaxed_stored(t, p);
       __atomic_exchange_n(p, wanted, __ATOMIC_RELAXED);
-      simt::relaxed_loaded(t, p);
+      simt::relaxed_loaded(t, p, scope);
       break;
     case kAcquire:
       simt::relaxed_stored(t, p);
@@ -190,12 +193,14 @@ inline W modify(Thread& t, char* place, Order order, int line, F update) {
       break;
     case kRelease:
       __atomic_exchange_n(p, wanted, __ATOMIC_RELEASE);
-      simt::relaxed_loaded(t, p);
+      simt::relaxed_loaded(t, p, scope);
       break;
     default:
       __atomic_exchange_n(p, wanted, __ATOMIC_ACQ_REL);
       break;
   }
+  if (order & kAcquire) simt::acquires(t, p, scope, line);
+  simt::releases(t, p, scope, order & kRelease, true);
   if (wanted != old)
     simt::wrote(t, place);
   else if (asks)

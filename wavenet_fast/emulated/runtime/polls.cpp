@@ -26,6 +26,14 @@ struct Watcher {
 std::unordered_map<u64, std::vector<Watcher>> watchers;
 u64 ticks, jump, parked, patience;
 
+// Who has released by a place since it was last stored to: of each block, with the narrowest scope.
+struct Released {
+  u32 block;
+  Scope scope;
+};
+std::unordered_map<const void*, std::vector<Released>> released;
+const char* const kScopes[] = {"the block", "the cluster", "the device"};
+
 u64 word_of(const void* place) { return reinterpret_cast<u64>(place) >> 3; }
 
 void forget(Fiber& me, u32 look) {
@@ -47,7 +55,7 @@ Look& look_at(Fiber& me, const void* place, bool& fresh) {
   u32 n = me.next_look++ % kLooks;
   if (me.looks[n].at) forget(me, n);
   auto& all = watchers[word_of(place)];
-  me.looks[n] = {place, 0, static_cast<u32>(all.size())};
+  me.looks[n] = {place, 0, static_cast<u32>(all.size()), false};
   all.push_back({&me, n});
   return me.looks[n];
 }
@@ -59,10 +67,10 @@ void unpark(Fiber& fiber) {
 }
 
 // One look in vain. The first is followed by another turn, as a thread that works looks too, now and then.
-void in_vain(Fiber& me, int line, const char* what, const void* place, bool waits) {
+void in_vain(Fiber& me, int line, const char* what, bool waits) {
   report->spins++;
   me.polls = true;
-  me.at = place;
+  me.looks_on = true;
   u64 allowed = std::max(request->max_spins, kLooksOfEach * live);
   if (++fruitless > allowed) {
     me.waits = what;
@@ -81,7 +89,7 @@ void in_vain(Fiber& me, int line, const char* what, const void* place, bool wait
     ready.push_back(&me);
   }
   wait_in(me, what, line);
-  me.at = nullptr;
+  me.looks_on = false;
 }
 
 }  // namespace
@@ -132,22 +140,64 @@ void polled(Thread& thread, const void* place, u64 value, int line) {
   Fiber& me = self(thread);
   bool fresh;
   Look& look = look_at(me, place, fresh);
-  if (!fresh && look.value == value) return in_vain(me, line, "a polling loop", place, false);
+  look.vain = !fresh && look.value == value;
+  if (look.vain) return in_vain(me, line, "a polling loop", false);
   look.value = value;
   me.vain = 0;
 }
 
 void wait_for_phase(Fiber& me, const void* place, int line) {
   bool fresh;
-  look_at(me, place, fresh);
-  in_vain(me, line, "an mbarrier wait", place, true);
+  look_at(me, place, fresh).vain = true;
+  in_vain(me, line, "an mbarrier wait", true);
+}
+
+void phase_passed(Fiber& me, const void* place) {
+  me.vain = 0;
+  for (auto& look : me.looks)
+    if (look.at == place) look.vain = false;
 }
 
 void sleep(Thread& thread, int line) {
   Unchecked unchecked;
-  in_vain(self(thread), line, "nanosleep", nullptr, false);
+  in_vain(self(thread), line, "nanosleep", false);
 }
 
-void forget_watchers() { watchers.clear(); }
+void releases(Thread& thread, const void* place, Scope scope, bool release, bool change) {
+  Unchecked unchecked;
+  if (!release && self(thread).fenced) {
+    release = true;
+    scope = std::min(scope, self(thread).fence_scope);
+  }
+  if (change && !release) return;
+  auto& all = released[place];
+  if (!change) all.clear();
+  if (!release) return;
+  for (auto& one : all)
+    if (one.block == thread.block->index) {
+      one.scope = std::min(one.scope, scope);
+      return;
+    }
+  all.push_back({thread.block->index, scope});
+}
+
+void acquires(Thread& thread, const void* place, Scope scope, int line) {
+  Unchecked unchecked;
+  auto found = released.find(place);
+  if (found == released.end()) return;
+  for (auto& one : found->second) {
+    if (one.block == thread.block->index) continue;
+    Scope needed = one.block / cluster == thread.block->index / cluster ? kCluster : kDevice;
+    if (std::min(scope, one.scope) < needed)
+      fail(thread, line,
+           "block %u has released in %s, and the scope is %s there and %s here: that orders nothing between the blocks",
+           one.block, name_of_place(place).c_str(), kScopes[one.scope], kScopes[scope]);
+  }
+}
+
+void forget_watchers() {
+  watchers.clear();
+  released.clear();
+}
 
 }  // namespace simt

@@ -16,11 +16,13 @@ std::string format(const char* pattern, Values... values) {
   return text;
 }
 
-// "0–63, 96"
+// "0–63, 96": the first ones of many.
 std::string ranges(std::vector<u32> members) {
   std::sort(members.begin(), members.end());
   std::string text;
+  int left = 8;
   for (size_t i = 0; i < members.size();) {
+    if (!left--) return text + " …";
     size_t j = i;
     while (j + 1 < members.size() && members[j + 1] == members[j] + 1) j++;
     if (!text.empty()) text += ", ";
@@ -36,11 +38,16 @@ std::string missing(const Fiber& fiber) {
   auto it_waits = [&](const std::vector<Fiber*>& waiting) {
     return std::find(waiting.begin(), waiting.end(), &fiber) != waiting.end();
   };
-  if (fiber.at) {
-    if (std::string state = mbarrier_state(fiber.at); !state.empty()) return state;
-    for (auto& look : fiber.looks)
-      if (look.at == fiber.at)
-        return format("%s holds 0x%llx", name_of_place(fiber.at).c_str(), (unsigned long long)look.value);
+  if (fiber.looks_on) {
+    std::string told;
+    for (auto& look : fiber.looks) {
+      if (!look.vain) continue;
+      std::string state = mbarrier_state(look.at);
+      if (state.empty())
+        state = format("it sees 0x%llx in ", (unsigned long long)look.value) + name_of_place(look.at);
+      told += (told.empty() ? "" : "; ") + state;
+    }
+    return told;
   }
   for (u32 id = 0; id < kBarriers; id++)
     if (const Barrier& barrier = fiber.block->barriers[id]; it_waits(barrier.waiting))

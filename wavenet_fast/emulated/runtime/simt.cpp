@@ -196,7 +196,8 @@ void schedule() {
   size_t head = 0;
   until_poll = kPollEvery;
   while (live && status == kDone) {
-    if (head == ready.size() ? !let_the_parked_look(false) : (let_the_parked_look(true), false)) {
+    bool stuck = head == ready.size();
+    if (!let_the_parked_look(!stuck) && stuck) {
       report->message[0] = 0;
       append("kernel %s: deadlock, no thread can go on", kernels[request->kernel].name);
       append_waiting();

@@ -124,6 +124,13 @@ void progress();                   // the launch goes on: looks in vain are coun
 void sleep(Thread&, int line);
 u64 clock();  // %clock and its kin: every look at it is later than the one before
 
+// How far an access synchronises. One that acquires sees what the releases of the same place have published only where
+// both scopes hold both threads: where not, `acquires` ends the launch. A store ends what was released before, a
+// `change` of what is there does not.
+enum Scope : u8 { kBlock, kCluster, kDevice };
+void releases(Thread&, const void*, Scope, bool release, bool change);
+void acquires(Thread&, const void*, Scope, int line);
+
 // Barriers of a block. `count` 0: all its threads. The result of reduce: 0 popc, 1 and, 2 or.
 enum Reduce { kNone = -1, kPopc, kAnd, kOr };
 u32 barrier_sync(Thread&, u32 id, u32 count, bool aligned, int line, Reduce = kNone, bool predicate = false);
@@ -148,12 +155,12 @@ void whole_warp(Thread&, const char* what, Combine, const void* in, u32 in_size,
 // mbarrier objects, by host address; their state lives outside the emulated memory.
 void mbarrier_init(Thread&, const void*, u32 count, int line);
 void mbarrier_invalidate(Thread&, const void*, int line);
-u64 mbarrier_arrive(Thread&, const void*, u32 count, bool drop, bool release, int line);
+u64 mbarrier_arrive(Thread&, const void*, u32 count, bool drop, bool release, Scope, int line);
 void mbarrier_increment(Thread&, const void*, int line);
 // fence.mbarrier_init: of all that a thread wrote, the next barrier of the cluster orders these mbarriers, even relaxed.
 void fence_mbarriers(Thread&);
 bool mbarrier_known(Thread&, const void*);  // whether its initialisation came to this thread in that way
-bool mbarrier_test(Thread&, const void*, u64 phase, bool parity, bool acquire, int line);
+bool mbarrier_test(Thread&, const void*, u64 phase, bool parity, bool acquire, Scope, int line);
 
 // Address translation: slow paths of memory.h, and the whole path under ThreadSanitizer.
 char* find_global(Thread&, u64 address, u32 size, u32 align, bool write, int line);
@@ -182,11 +189,11 @@ void copies_commit(Thread&);
 bool next_copy(Thread&, u64 keep, Copy&);  // takes the next copy of all but the `keep` youngest groups
 constexpr u64 kEvery = ~u64(0);            // as `keep`: of every group, committed or not
 
-// For ThreadSanitizer: relaxed accesses order nothing by themselves, and with a fence they do (PTX memory model,
-// release and acquire patterns). Without it these do nothing.
-void relaxed_loaded(Thread&, const void*);
+// Relaxed accesses order nothing by themselves, and with a fence they do (PTX memory model, release and acquire
+// patterns): a store after a fence, a load before one.
+void relaxed_loaded(Thread&, const void*, Scope);
 void relaxed_stored(Thread&, const void*);
-void fence(Thread&);
+void fence(Thread&, Scope, int line);
 
 }  // namespace simt
 

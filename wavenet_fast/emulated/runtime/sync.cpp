@@ -220,6 +220,7 @@ void collective(Thread& thread, u32 mask, const char* what, Combine combine, con
 void whole_warp(Thread& thread, const char* what, Combine combine, const void* in, u32 in_size, void* out, u32 out_size,
                 int line) {
   Unchecked unchecked;
+  self(thread).vain = 0;
   meet_warp(self(thread), ~0u, what, combine, in, in_size, out, out_size, line, false, true);
 }
 
@@ -258,11 +259,12 @@ void mbarrier_invalidate(Thread& thread, const void* place, int line) {
   mbarriers.erase(place);
 }
 
-u64 mbarrier_arrive(Thread& thread, const void* place, u32 count, bool drop, bool ordered, int line) {
+u64 mbarrier_arrive(Thread& thread, const void* place, u32 count, bool drop, bool ordered, Scope scope, int line) {
   Unchecked unchecked;
   Mbarrier& one = find_mbarrier(thread, place, line);
   u64 phase = one.phase;
   if (ordered) release(&one.tag[phase & 1]);
+  releases(thread, place, scope, ordered, true);
   if (one.pending < count) fail(thread, line, "mbarrier: %u arrivals, and only %u are pending", count, one.pending);
   one.pending -= count;
   if (drop) one.expected -= count;
@@ -281,13 +283,13 @@ void mbarrier_increment(Thread& thread, const void* place, int line) {
   find_mbarrier(thread, place, line).pending++;
 }
 
-bool mbarrier_test(Thread& thread, const void* place, u64 phase, bool parity, bool ordered, int line) {
+bool mbarrier_test(Thread& thread, const void* place, u64 phase, bool parity, bool ordered, Scope scope, int line) {
   Unchecked unchecked;
   for (int attempt = 0;; attempt++) {
     Mbarrier& one = find_mbarrier(thread, place, line);
     if (parity ? (one.phase & 1) != (phase & 1) : one.phase != phase) {
-      if (ordered) acquire(&one.tag[(one.phase - 1) & 1]);
-      self(thread).vain = 0;
+      if (ordered) acquire(&one.tag[(one.phase - 1) & 1]), acquires(thread, place, scope, line);
+      phase_passed(self(thread), place);
       return true;
     }
     if (attempt) return false;
@@ -299,8 +301,8 @@ std::string mbarrier_state(const void* place) {
   auto found = mbarriers.find(place);
   if (found == mbarriers.end()) return "";
   const Mbarrier& one = found->second;
-  return "in phase " + std::to_string(one.phase) + " of the mbarrier at " + name_of_place(place) + " " +
-         std::to_string(one.pending) + " of " + std::to_string(one.expected) + " arrivals are missing";
+  return std::to_string(one.pending) + " of " + std::to_string(one.expected) + " arrivals are missing in phase " +
+         std::to_string(one.phase) + " of the mbarrier at " + name_of_place(place);
 }
 
 void forget_mbarriers() { mbarriers.clear(); }

@@ -128,7 +128,7 @@ class Homes:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Way:
     """One way: pipelines of so many blocks, each with so many tiles in flight at most."""
 
     hop: str
@@ -176,9 +176,9 @@ def homes(asked: Asked) -> Iterator[Homes]:
                 yield Homes(asked, tile, in_registers, head_in_l2)
 
 
-def best(asked: Asked, hop: str) -> Layout | None:
-    """The first layout that takes the whole batch at once, or else the one that takes the most of it."""
-    most: Layout | None = None
+def best(asked: Asked, hop: str) -> Way | None:
+    """The first way that takes the whole batch at once, or else the one that takes the most of it."""
+    most: Way | None = None
     for home in homes(asked):
         found = _fewest_blocks(home, hop)
         if found is None:
@@ -212,20 +212,20 @@ def blocks_needed(asked: Asked) -> int | None:
     return min((count for count in counts if count is not None), default=None)
 
 
-def _fewest_blocks(home: Homes, hop: str) -> Layout | None:
+def _fewest_blocks(home: Homes, hop: str) -> Way | None:
     """The fewest blocks with which the batch fits at once, or else the number that takes the most of it."""
     asked = home.asked
     least = home.fewest_blocks(1)
-    most: Layout | None = None
+    most: Way | None = None
     for blocks in asked.blocks_of(hop):
         pipelines, wanted = asked.pipelines(hop, blocks), min(asked.tiles_of(home.tile), blocks)
         if least is None or blocks < least or pipelines * wanted <= (most.pipelines * most.tiles if most else 0):
             continue
-        layout = Layout(hop, home, blocks, pipelines, _most_tiles(home, blocks, wanted))
-        if layout.streams >= asked.batch:
-            return layout
-        if most is None or layout.streams > most.streams:
-            most = layout
+        way = Way(hop, home, blocks, pipelines, _most_tiles(home, blocks, wanted))
+        if way.streams >= asked.batch:
+            return way
+        if most is None or way.streams > most.streams:
+            most = way
     return most
 
 
