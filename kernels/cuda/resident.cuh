@@ -8,7 +8,7 @@
 // Of a block's warps, CHAIN work on what the next layer waits for and SKIP on the rest, as in streaming_weights.cuh; and
 // what does not depend on this sample (conditioning, biases, the older taps) is summed up before x arrives. On the way
 // from layer to layer there is then: the newest tap's product, the gate, a barrier, the residual product, a barrier.
-// The weights of both products lie in registers where CHAIN_IN_REGISTERS, all others in shared memory.
+// The weights of both products lie in registers where the plan says so, all others in shared memory.
 //
 // Handing over. Where the blocks of a pipeline are a cluster, a block writes into the shared memory of the next and
 // arrives at a barrier there. Otherwise all blocks of the launch are resident together (a cooperative launch), and the
@@ -38,8 +38,8 @@ constexpr int kGatesReady = 1, kChainMeets = 2, kSkipMeets = 3;
 
 // Words of a layer's weights in shared memory, and where each matrix begins among them.
 constexpr int kPastWords = kPanelsD * kPastTaps * kStepsR * kFragmentWords;
-constexpr int kNewestWords = plan::CHAIN_IN_REGISTERS ? 0 : kPanelsD * kStepsR * kFragmentWords;
-constexpr int kResidualWords = plan::CHAIN_IN_REGISTERS ? 0 : kPanelsR * kStepsG * kFragmentWords;
+constexpr int kNewestWords = plan::NEWEST_IN_REGISTERS ? 0 : kPanelsD * kStepsR * kFragmentWords;
+constexpr int kResidualWords = plan::RESIDUAL_IN_REGISTERS ? 0 : kPanelsR * kStepsG * kFragmentWords;
 constexpr int kSkipWords = kPanelsS * kStepsG * kFragmentWords;
 constexpr int kLayerWords = kPastWords + kNewestWords + kResidualWords + kSkipWords;
 constexpr int kHiddenWords = kPanelsH * steps_of(shape::S) * kFragmentWords;
@@ -73,10 +73,10 @@ DEVICE void fetch_layer(const Call& call, int layer, uint4* to) {
   for (int m = 0; m < kPanelsD; ++m) {
     const uint4* from = call.dilated + static_cast<size_t>(layer * kPanelsD + m) * shape::K * kTap;
     copy_words(to + m * kPastTaps * kTap, from, kPastTaps * kTap);
-    if (!plan::CHAIN_IN_REGISTERS) copy_words(to + kPastWords + m * kTap, from + kPastTaps * kTap, kTap);
+    if (!plan::NEWEST_IN_REGISTERS) copy_words(to + kPastWords + m * kTap, from + kPastTaps * kTap, kTap);
   }
   const size_t residual = static_cast<size_t>(layer) * kPanelsR * kStepsG * kFragmentWords;
-  if (!plan::CHAIN_IN_REGISTERS) copy_words(to + kPastWords + kNewestWords, call.residual + residual, kResidualWords);
+  if (!plan::RESIDUAL_IN_REGISTERS) copy_words(to + kPastWords + kNewestWords, call.residual + residual, kResidualWords);
   const size_t skip = static_cast<size_t>(layer) * kSkipWords;
   copy_words(to + kPastWords + kNewestWords + kResidualWords, call.skip + skip, kSkipWords);
 }

@@ -186,20 +186,7 @@ def build(source: str, mode: str) -> Path:
     flags = [*COMMON, *native, *([] if clang else ["-fno-gnu-unique"])]
     identity = (*command, _version(tuple(command)), _processor(), *flags)
     objects = []
-<<<<<<< HEAD
-    for name in (
-        "switch",
-        "simt",
-        "polls",
-        "report",
-        "sync",
-        "address",
-        "warp",
-        *(["main"] if mode != "plain" else []),
-    ):
-=======
     for name in (*PARTS, *(["main"] if mode != "plain" else [])):
->>>>>>> executor
         make = [*command, *flags, "-O2", "-c", str(RUNTIME / f"{name}.cpp"), "-o", "OUT"]
         objects.append(str(_cached(_key(*identity, name), f"{name}.o", [make], "the runtime", directory)))
     own = [*MODES[mode], *(NO_STACK["clang" if clang else "gcc"] if mode == "address" else [])]
