@@ -55,7 +55,7 @@ struct Call {
 
   // Tables.
   const int* layers;        // (LAYERS, 3): dilation, first slot of its ring, slots of its ring (a power of two)
-  const int* first_layers;  // (BLOCKS + 1): which layers a block of a pipeline owns
+  const int* first_layers;  // (TEAMS + 1): which layers a team of a pipeline owns
   const float* sound;       // (CLASSES): class → linear sound
   const float* feedback;    // (CLASSES): class → what a scalar input is fed
 
@@ -78,8 +78,8 @@ struct Call {
   // Room in global memory for what does not fit on the chip, and for what blocks of a grid hand over.
   float* logits_room;       // (pipelines, N, A)
   float* carried_room;      // (pipelines, (R + S) · N): sums of x and of the skips
-  u8* mailboxes;            // (pipelines, BLOCKS, TILES, MAIL_BYTES)
-  u32* flags;               // (pipelines, BLOCKS, TILES, 3), zero before the launch
+  u8* mailboxes;            // (pipelines, TEAMS, TILES, bytes): see handover.cuh
+  u32* flags;               // (pipelines, TEAMS, TILES, 6), zero before the launch
 
   // Numbers.
   float temperature;        //

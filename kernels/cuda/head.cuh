@@ -78,10 +78,12 @@ DEVICE void output_layer(
 
 // --- the next input -----------------------------------------------------------------------------------------------
 
-// Where x is written for the first layer: as operands, and as sums.
+// Where x is written for the first layer: as operands (or as numbers that will be made into int8 there, where that is
+// not null), and as sums.
 struct Entrance {
   Rows<shape::R> operands;
   float4* sums;
+  float* numbers = nullptr;
 };
 
 // What sample i hears of its past, of the stream in place n; by one warp.
@@ -98,7 +100,11 @@ DEVICE void embed_stream(
   for (int r = lane_index(); r < shape::R; r += kWarp) {
     const float x = embed(call, inputs, s.position + i, r);
     if (plan::TRACE && i < s.count) call.embed_trace[output_row(call, s, i) * shape::R + r] = x;
-    to.operands.at(n, r) = quantiser.operand(x);
+    if (kInt && to.numbers != nullptr) {
+      to.numbers[n * Target<shape::R>::kStride + r] = x;
+    } else {
+      to.operands.at(n, r) = quantiser.operand(x);
+    }
     number_in_sums(to.sums, r, n) = x;
   }
   if (kInt && lane_index() == 0) to.operands.unit(n) = largest / 127.0f;

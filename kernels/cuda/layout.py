@@ -13,7 +13,7 @@ from .shapes import FRAGMENT_BYTES, OPERAND_BYTES, PANEL, Shape, steps
 FORMATS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3}
 """Number format → `Format` of numbers.cuh."""
 
-_STREAM, _HEARING, _BARRIERS = 32, 24, 3 * 8  # see stages.cuh and resident.cuh
+_STREAM, _HEARING, _BARRIERS = 32, 24, 3 * 8  # see stages.cuh and handover.cuh
 _ALIGNMENT = 128
 MOST_LOGITS = 48 << 10
 """Of a tile's logits that stay in shared memory; more (thousands of classes) go through global memory."""
@@ -187,10 +187,16 @@ class Layout:
 
     @functools.cached_property
     def mailbox(self) -> dict[str, int]:
-        """Offsets in a mailbox. In a cluster the last part lies apart, in the block with the head."""
-        s = self.shape
-        at, end = _offsets({"x": self.rows(s.R), "x_sums": self.sums(s.R), "skip_sums": self.sums(s.S)})
-        return {**at, "skips": end, "bytes": end + _aligned(self.rows(s.S))}
+        """Offsets in a team's mailbox; `skips` and `skip_numbers`, which counts from there, are the head's, and in a
+        cluster lie apart. See handover.cuh."""
+        s, several = self.shape, self.team > 1
+        at, end = _offsets({
+            "x": self.rows(s.R), "x_sums": self.sums(s.R), "skip_sums": self.sums(s.S),
+            "gates": self.rows(s.HALF) if several else 0, "x_numbers": self.numbers(s.R) if several else 0,
+            "gate_numbers": self.numbers(s.HALF) if several else 0,
+        })  # fmt: skip
+        skips = _aligned(self.rows(s.S))
+        return {**at, "skips": end, "skip_numbers": skips, "bytes": end + skips + (self.numbers(s.S) if several else 0)}
 
     @functools.cached_property
     def shared(self) -> int:

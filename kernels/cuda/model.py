@@ -38,7 +38,8 @@ PATIENCE = 1 << 36
 """Clock cycles that a block waits for another: more than half a minute on any GPU."""
 
 UNITS = tuple(f"{name}_units" for name in STREAMED)
-_WAITED_FOR = {1: "x", 2: "the skip sums", 3: "the skip sums of all layers"}
+_WAITED_FOR = ("x", "the skip sums", "the skip sums of all layers", "x of the next layer", "the gates", "the rings")
+"""By `Mail` of handover.cuh."""
 _PROJECT_WARPS, _PROJECT_ROWS, _PROJECT_CHUNK = 4, 32, 128
 
 
@@ -224,13 +225,13 @@ class Model:
         """Memory for what does not fit on the chip, and for what blocks of a grid hand over."""
         s, empty = self.shape, self.device.empty
         grid = layout.resident and not layout.cluster
-        boxes = pipelines * layout.blocks * layout.tiles
+        boxes = pipelines * layout.teams * layout.tiles
         carried = not layout.resident and not (layout.x_in_registers and layout.skip_in_registers)
         return {
             "logits_room": None if layout.logits_shared else empty((pipelines, layout.tile, s.A + 4), np.float32),
             "carried_room": empty((pipelines, (s.R + s.S) * layout.tile), np.float32) if carried else None,
             "mailboxes": empty((boxes, layout.mailbox["bytes"]), np.uint8) if grid else None,
-            "flags": self.device.zeros((boxes, 3), np.uint32) if grid else None,
+            "flags": self.device.zeros((boxes, len(_WAITED_FOR)), np.uint32) if grid else None,
         }
 
     @property
@@ -262,7 +263,7 @@ class Launch:
         blocks = self.layout.blocks
         raise BackendError(
             f"the kernel gave up: block {block % blocks} of pipeline {block // blocks} waited more than "
-            f"{self.patience:,} clock cycles for {_WAITED_FOR.get(what, 'another block')} of tile {tile}. Nothing was "
+            f"{self.patience:,} clock cycles for {_WAITED_FOR[what]} of tile {tile}. Nothing was "
             "made; if the GPU is not stopped by a debugger or shared with others, please report this"
         )
 

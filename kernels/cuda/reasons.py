@@ -11,9 +11,7 @@ NAMES = {"none": "one block", "cluster": "a cluster", "grid": "a co-resident gri
 
 def verdict(asked: Asked, hop: str, way: Way | None) -> str:
     """On the resident kernel over that kind of hop."""
-    return f"resident on {NAMES[hop]}: " + (
-        f"taken, {_taken(hop, way)}" if way else f"passed over, {_not(asked, hop)}"
-    )
+    return f"resident on {NAMES[hop]}: " + (f"taken, {_taken(hop, way)}" if way else f"passed over, {_not(asked, hop)}")
 
 
 def too_many_rounds(hop: str, way: Way, other: str, rounds: int) -> str:
