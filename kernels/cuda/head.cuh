@@ -44,7 +44,7 @@ DEVICE void hidden_layer(
     const Call& call, const Stream* streams, int i, const Rows<shape::S>& skip, const Target<shape::H>& hidden, int warp,
     Weights weights) {
   for (int m = warp; m < shape::H / 16; m += kWarps) {
-    Sums sums = bias_panel(call.b_hidden, m);
+    Sums sums = Biases(call.b_hidden, m).sums();
     auto&& source = weights(m);
     add_product_by_turns(sums, source, skip, call.hidden_units + m * 16);
     for_each(sums, [&](int row, int n, float& value) {
@@ -69,7 +69,7 @@ template <class Weights>
 DEVICE void output_layer(
     const Call& call, const Rows<shape::H>& hidden, const Logits& logits, int warp, Weights weights) {
   for (int m = warp; m < shape::A / 16; m += kWarps) {
-    Sums sums = bias_panel(call.b_out, m);
+    Sums sums = Biases(call.b_out, m).sums();
     auto&& source = weights(m);
     add_product_by_turns(sums, source, hidden, call.out_units + m * 16);
     for_each(sums, [&](int row, int n, float& value) { logits.row(n)[m * 16 + row] = value; });

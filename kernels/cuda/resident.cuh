@@ -218,6 +218,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   residual_held.load(chain ? own : 0, residual_share, warp, [&](int o, int m) {
     return residual_panel(call, first + o, m);
   });
+  Biases residual_biases[plan::OWN][kOwnR];  // held, since a load would stand between a barrier and the product
+#pragma unroll
+  for (int o = 0; o < plan::OWN; ++o) {
+    if (o >= own || !chain) break;
+    for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) {
+      residual_biases[o][k] = Biases(call.b_residual + (first + o) * shape::R, m);
+    });
+  }
   wait_copies<0>();
   block_barrier();
   for (int tile = thread; tile < plan::TILES; tile += kThreads) {
@@ -260,12 +268,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       if (own > 0 && chain) {
         // What this sample does not change: conditioning, biases, older taps.
         if (plan::TEAM > 1) post.receive(kRing, i * plan::TEAM * plan::SKIP, tile, i, watch);
-        for (int n = thread; n < plan::N; n += kChainThreads) hearing[n] = column_of_sample(call, streams[n], i);
         for (int o = 0; o < own; ++o) {
           fetch_past(call, streams, i, first + o, past + o * kPastBytes, thread, kChainThreads);
         }
         commit_copies();
-        wait_copies<0>();
+        for (int n = thread; n < plan::N; n += kChainThreads) hearing[n] = column_of_sample(call, streams[n], i);
         named_barrier(kChainMeets, kChainThreads);
         Sums z[plan::OWN][kOwnD];
 #pragma unroll
@@ -273,6 +280,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
           if (o >= own) break;
           for_panels<kOwnD, plan::CHAIN>(dilated_share, warp, [&](int k, int m) {
             z[o][k] = heard_panel(call, streams, hearing, i, first + o, m);
+          });
+        }
+        wait_copies<0>();
+        named_barrier(kChainMeets, kChainThreads);
+#pragma unroll
+        for (int o = 0; o < plan::OWN; ++o) {
+          if (o >= own) break;
+          for_panels<kOwnD, plan::CHAIN>(dilated_share, warp, [&](int k, int m) {
             FromMemory source = {weights(o).past(m - dilated_share.first)};
             for (int tap = 0; tap < kPastTaps; ++tap) {
               add_product(z[o][k], source, past_rows(o, tap), dilated_units(call, first + o, m, tap));
@@ -310,7 +325,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
           const Mailbox next = leaves ? post.mailbox(team + 1, tile) : mine;
           const Target<shape::R> to = leaves ? next.x_target(next.x(), numbers) : mine.x_target(own_x(o + 1), numbers);
           for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) {
-            Sums update = bias_panel(call.b_residual + layer * shape::R, m);
+            Sums update = residual_biases[o][k].sums();
             auto source = held_or(residual_held, o, k, weights(o).residual(m - residual_share.first));
             add_product_by_turns(update, source, gates(o), residual_units(call, layer, m));
             add_update(call, x[k], update);

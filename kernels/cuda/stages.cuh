@@ -165,12 +165,18 @@ DEVICE const float* skip_units(const Call& call, int layer, int m) {
   return call.skip_units + layer * shape::S + m * 16;
 }
 
-// A vector's biases, for the rows of panel m.
-DEVICE Sums bias_panel(const float* bias, int m) {
-  Sums sums;
-  sums.fill(bias[m * 16 + row_in_panel()], bias[m * 16 + row_in_panel() + 8]);
-  return sums;
-}
+// A vector's biases, for a lane's two rows of panel m.
+struct Biases {
+  float low, high;
+
+  DEVICE Biases() {}
+  DEVICE Biases(const float* bias, int m) : low(bias[m * 16 + row_in_panel()]), high(bias[m * 16 + row_in_panel() + 8]) {}
+  DEVICE Sums sums() const {
+    Sums sums;
+    sums.fill(low, high);
+    return sums;
+  }
+};
 
 // x = (x + update) · residual_scale
 DEVICE void add_update(const Call& call, Sums& x, const Sums& update) {
@@ -191,7 +197,7 @@ DEVICE void trace_x(const Call& call, const Stream* streams, int i, int layer, i
 
 // What skips begin with.
 DEVICE Sums first_skip(const Call& call, int m) {
-  if (!shape::RUNNING) return bias_panel(call.b_skip, m);
+  if (!shape::RUNNING) return Biases(call.b_skip, m).sums();
   Sums zero;
   zero.fill(0.0f, 0.0f);
   return zero;
@@ -200,7 +206,7 @@ DEVICE Sums first_skip(const Call& call, int m) {
 // Behind a layer's product, where skips are scaled layer by layer.
 DEVICE void end_skip(const Call& call, Sums& skip, int layer, int m) {
   if (!shape::RUNNING) return;
-  const Sums bias = bias_panel(call.b_skip + layer * shape::S, m);
+  const Sums bias = Biases(call.b_skip + layer * shape::S, m).sums();
   const float scale = layer > 0 ? call.skip_scale : 1.0f;
 #pragma unroll
   for (int e = 0; e < kEights; ++e) {

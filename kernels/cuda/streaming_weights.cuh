@@ -139,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
         for (int own = 0; own < kOwnR; ++own) {
           const int m = warp + own * plan::CHAIN;
           if (m >= kPanelsR) break;
-          Sums update = bias_panel(call.b_residual + layer * shape::R, m);
+          Sums update = Biases(call.b_residual + layer * shape::R, m).sums();
           add_product_by_turns(update, tape, gates(layer), residual_units(call, layer, m));
           Sums next = residual.get(own);
           add_update(call, next, update);
