@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ from tolerances import NV_WAVENET
 torch = pytest.importorskip("torch", reason="the interface takes and gives torch tensors")
 pytest.importorskip("cuda.bindings.nvrtc", reason="the kernels are compiled by NVRTC: pip install wavenet-fast[cuda]")
 
-from wavenet_fast.compat import nv_wavenet  # noqa: E402
-from wavenet_fast.errors import BackendError, InputError, ShapeError  # noqa: E402
 from wavenet_fast.kernels.cuda.emulated_device import EmulatedDevice  # noqa: E402
 from wavenet_fast.kernels.cuda.model import Model  # noqa: E402
+
+from wavenet_fast.compat import nv_wavenet  # noqa: E402
+from wavenet_fast.errors import BackendError, InputError, ShapeError  # noqa: E402
 from wavenet_fast.rng import uniforms  # noqa: E402
 
 Impl = nv_wavenet.Impl
@@ -276,6 +278,20 @@ def test_weights_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(model.infer(cond, seed=SEEDS), first)
 
 
+def test_each_gpu_has_its_own_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def device_for(name: str) -> EmulatedDevice:
+        opened.append(name)
+        return DEVICE
+
+    monkeypatch.setattr(nv_wavenet, "device_for", device_for)
+    model = wavenet(network(), device=None)
+    on = [SimpleNamespace(is_cuda=True, device=SimpleNamespace(index=index)) for index in (0, 1, 0)]
+    first, second, third = (model.model(tensor) for tensor in on)
+    assert opened == ["cuda:0", "cuda:1"] and first is third and first is not second
+
+
 # --- bad input --------------------------------------------------------------------------------------------------
 
 
@@ -283,7 +299,10 @@ def test_what_is_no_conditioning_is_refused_in_a_sentence() -> None:
     net = network()
     cond = conditioning(net, 3, 5)
     model = wavenet(net)
-    assert "CPU" in str(pytest.raises(BackendError, wavenet(net, device=None).infer, cond).value)
+    with pytest.raises(BackendError, match=r"lies on cpu, .* give its \.cuda\(\)"):
+        wavenet(net, device=None).infer(cond)
+    with pytest.raises(BackendError, match=r"runs on cuda:1; give its \.to\('cuda:1'\)"):
+        wavenet(net, device=SimpleNamespace(index=1)).infer(cond)
     for bad in (cond[:, :, :, :0], cond[:, :0], cond[:, :, :4], cond[:39], cond[:, 0]):
         with pytest.raises(ShapeError, match=r"cond_input has shape .*\(40, streams, 5, samples\)"):
             model.infer(bad)

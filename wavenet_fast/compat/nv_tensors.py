@@ -127,5 +127,3 @@ def _array(name: str, value: Any, *shape: int) -> NDArray[np.float32]:
 def _need(name: str, array: NDArray[Any], fits: bool, wanted: str) -> None:
     if not fits:
         raise ShapeError(f"{name} has shape {array.shape}; these weights need {wanted}")
-
-

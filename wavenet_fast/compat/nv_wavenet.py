@@ -189,6 +189,7 @@ class Stream:
         self._wavenet, self._seed, self._temperature = wavenet, seed, temperature
         self._implementation = implementation
         self._model: Model | None = None
+        self._batch = 0
         self.positions = 0
 
     @torch.no_grad()
@@ -203,17 +204,16 @@ class Stream:
             self._begin(model, B)
         elif self._model is not model or self._batch != B:
             raise ShapeError(
-                f"this piece is for {B} streams on {cond_input.device}; the ones before were for {self._batch} on "
-                f"{self._at}; go on with as many there, or begin a new stream"
+                f"this piece is for {B} streams on {cond_input.device}; the ones before were for {self._batch}, maybe "
+                "on another GPU; go on with as many on the same, or begin a new stream"
             )
-        self._at = cond_input.device
         s, half = model.shape, self._wavenet.config.gate_channels // 2
-        # Zeros remain where channels are padded. One window after the other goes through the same memory: torch's copies
-        # and the launches are queued on one stream, so none overtakes another.
+        # Zeros remain where channels are padded. One window after the other goes through the same memory: copies of
+        # torch and launches are queued on one CUDA stream, where none overtakes another.
         room = torch.zeros(B, n, s.LAYERS, s.HALF, 2, device=cond_input.device)
         draws = torch.empty(B, n, device=cond_input.device)
         samples = torch.empty(B, T, dtype=torch.int32, device=cond_input.device)
-        by_gate = cond_input.unflatten(0, (2, half)).permute(2, 4, 3, 1, 0)  # (B, T, L, half, 2), strided
+        by_gate = cond_input.view(2, half, B, -1, T).permute(2, 4, 3, 1, 0)  # (B, T, L, half, 2), strided
         before: Launch | None = None
         for done in range(0, T, n):
             count = min(n, T - done)
@@ -262,7 +262,7 @@ class Stream:
         s = model.shape
         column = 4 * batch * s.LAYERS * s.HALF * 2
         products = s.LAYERS * s.HALF * (2 * s.K * s.R + s.R + s.S) + s.H * (s.S + s.A)
-        return max(1, min(WINDOW_BYTES // column, LAUNCH_PRODUCTS // products, T))
+        return int(max(1, min(WINDOW_BYTES // column, LAUNCH_PRODUCTS // products, T)))
 
     def _check(self, cond_input: Any) -> None:
         if not isinstance(cond_input, torch.Tensor):
@@ -289,7 +289,7 @@ def _plan(model: Model, batch: int, implementation: Impl) -> Any:
 
 def _check_finite(cond_input: torch.Tensor, window: int) -> None:
     """Window by window, so that what is held for it stays small, before anything is made."""
-    limits = [torch.stack(torch.aminmax(part)) for part in cond_input.split(window, dim=3)]
+    limits = [torch.stack(torch.aminmax(part)) for part in torch.split(cond_input, window, dim=3)]
     if not torch.isfinite(torch.stack(limits)).all():
         raise InputError("cond_input holds NaN or infinity; give finite numbers")
 
