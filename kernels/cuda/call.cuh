@@ -9,7 +9,7 @@
 
 struct Call {
   // State, changed in place.
-  Operand* rings;    // (B, SLOTS, R): per layer a ring of its past inputs
+  Operand* rings;    // (B, SLOTS, R): per layer a ring of its past inputs; in int8 (B, SLOTS, R + 16), see `Rows`
   float* inputs;     // (B, IN_DEPTH): x[t] at slot t mod IN_DEPTH
   float* filters;    // (B): last de-emphasised value
 
@@ -36,6 +36,13 @@ struct Call {
   const uint4* out;         //
   const uint4* tapes;       // all warps' tapes
   const int* tape_starts;   // (warps + 1): first fragment of each warp
+
+  // int8: what a unit of each row is worth. (LAYERS, HALF/8, K, 16) (LAYERS, R) (LAYERS, S) (H) (A)
+  const float* dilated_units;
+  const float* residual_units;
+  const float* skip_units;
+  const float* hidden_units;
+  const float* out_units;
 
   // Other weights, fp32.
   const float* w_input;     // (IN_TAPS, classes or 1, R)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .shapes import FRAGMENT_BYTES, OPERAND_BYTES, PANEL, Shape, steps
 
-FORMATS = {"fp32": 0, "bf16": 1, "fp16": 2}
+FORMATS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3}
 """Number format → `Format` of numbers.cuh."""
 
 _STREAM, _HEARING, _BARRIERS = 32, 24, 3 * 8  # see stages.cuh and resident.cuh
@@ -76,6 +76,10 @@ class Layout:
     def sums(self, channels: int) -> int:
         return channels * self.tile * 4
 
+    def numbers(self, *channels: int) -> int:
+        """Numbers of a vector of any of these sizes that wait for their largest: int8 only. See `Target`."""
+        return self.tile * (max(channels) + 4) * 4 if self.dtype == "int8" else 0
+
     @property
     def layer_weights(self) -> int:
         """Of a layer, in shared memory: all but what registers hold."""
@@ -131,6 +135,7 @@ class Layout:
         return {
             "mail": self.tiles * self.mailbox["skips"] if self.cluster else 0, "hearing": self.tile * _HEARING,
             "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF), "x_in": 0 if self.cluster else self.rows(s.R),
+            "numbers": self.numbers(s.R, s.HALF), "skip_numbers": self.numbers(s.S),
             "weights": own * self.layer_weights, "past": own * (s.K - 1) * self.rows(s.R),
         }  # fmt: skip
 
@@ -141,6 +146,7 @@ class Layout:
             "head_mail": tiles * self.rows(s.S) if self.cluster else 0,
             "inputs": tiles * self.tile * s.IN_DEPTH * 4, "filters": tiles * self.tile * 4,
             "hidden": self.rows(s.H), "logits": self._logits if self.logits_shared else 0,
+            "head_numbers": self.numbers(s.H),
             "head_in": 0 if self.cluster else self.rows(s.S),
             "head_weights": 0 if self.head_in_l2 else self.head_weights,
         }  # fmt: skip
@@ -158,6 +164,7 @@ class Layout:
             "filters": tile * 4, "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF),
             "past": 2 * (s.K - 1) * self.rows(s.R), "head_in": self.rows(s.S), "hidden": self.rows(s.H),
             "logits": self._logits if self.logits_shared else 0, "x_sums": self.sums(s.R),
+            "numbers": self.numbers(s.R, s.HALF), "skip_numbers": self.numbers(s.S, s.H),
             "rings": (self.chain + self.skip) * self.stages * FRAGMENT_BYTES,
         }  # fmt: skip
 

@@ -26,12 +26,18 @@ from .packing import STREAMED, pack, tapes
 from .plan import Plan, plan
 from .shapes import PANEL, Shape, padded
 
-OPERANDS = {"fp32": np.dtype(np.float32), "bf16": np.dtype(np.uint16), "fp16": np.dtype(np.float16)}
+OPERANDS = {
+    "fp32": np.dtype(np.float32),
+    "bf16": np.dtype(np.uint16),
+    "fp16": np.dtype(np.float16),
+    "int8": np.dtype(np.int8),
+}
 """Number format → how operands lie in arrays; bf16 as its upper 16 bits."""
 
 PATIENCE = 1 << 36
 """Clock cycles that a block waits for another: more than half a minute on any GPU."""
 
+UNITS = tuple(f"{name}_units" for name in STREAMED)
 _WAITED_FOR = {1: "x", 2: "the skip sums", 3: "the skip sums of all layers"}
 _PROJECT_WARPS, _PROJECT_ROWS, _PROJECT_CHUNK = 4, 32, 128
 
@@ -40,7 +46,7 @@ _PROJECT_WARPS, _PROJECT_ROWS, _PROJECT_CHUNK = 4, 32, 128
 class Streams:
     """What B streams remember, changed in place by `Model.generate`.
 
-    rings      (B, SLOTS, R) operands: past inputs of every layer
+    rings      (B, SLOTS, `Model.ring_row`) operands: past inputs of every layer; in int8 their unit, fp32, behind R
     inputs     (B, IN_DEPTH) fp32: x[t] at slot t mod IN_DEPTH, classes as numbers and −1 for none
     filters    (B,) fp32: last output of the de-emphasis filter
     positions  (B,) int64: samples made; not changed
@@ -77,7 +83,7 @@ class Made:
 
 
 class Model:
-    """Immutable, but for what it remembers of plans. `dtype` is the number format, "fp32", "bf16" or "fp16".
+    """Immutable, but for what it remembers of plans. `dtype` is the number format, "fp32", "bf16", "fp16" or "int8".
 
     Raises `BackendError` where a weight is too large for fp16, or the model for 32-bit indices."""
 
@@ -85,7 +91,7 @@ class Model:
         self, config: WaveNetConfig, weights: Mapping[str, NDArray[np.float32]], dtype: str, device: Device
     ) -> None:
         check_size(config)
-        self.config, self.dtype, self.device, self.shape = config, dtype, device, Shape.of(config)
+        self.config, self.dtype, self.device, self.shape = config, dtype, device, Shape.of(config, dtype)
         self.operand = OPERANDS[dtype]
         self._plans: dict[Any, Plan] = {}
         packed = pack(config, weights, dtype)
@@ -94,6 +100,11 @@ class Model:
         self._fragments = {name: packed.pop(name) for name in STREAMED}
         self._weights = {name: device.upload(array) for name, array in packed.items()}
         self._tables = {name: device.upload(array) for name, array in tables(config, dtype).named().items()}
+
+    @property
+    def ring_row(self) -> int:
+        """Operands of one slot of a ring: R, and in int8 room for their unit."""
+        return self.shape.R + (16 if self.dtype == "int8" else 0)
 
     @property
     def weight_bytes(self) -> int:
@@ -195,7 +206,7 @@ class Model:
 
     def _matrices(self, layout: Layout) -> dict[str, Array | None]:
         """Fragments by matrix, or as tapes, whichever the variant reads."""
-        names: dict[str, Array | None] = dict.fromkeys((*STREAMED, "tapes", "tape_starts"))
+        names: dict[str, Array | None] = dict.fromkeys((*STREAMED, "tapes", "tape_starts", *UNITS))
         if layout.resident:
             return names | self._on_device
         return names | self._tapes(layout.chain, layout.skip)

@@ -34,6 +34,8 @@ def taken(asked: Asked, layout: Layout, weights: int, assumed: bool) -> list[str
         )
     if layout.hop == "cluster" and layout.blocks > PORTABLE_CLUSTER:
         sentences.append(f"clusters: {layout.blocks} blocks are more than the portable {PORTABLE_CLUSTER}, an opt-in.")
+    if layout.hop == "none":
+        sentences.append("resident on a cluster: not needed, its hops take longer than none.")
     if layout.hop != "grid":
         sentences.append("resident on a co-resident grid: not needed, its hops go through global memory.")
     sentences.append("streaming_weights: not needed, it reads all weights from L2 for every sample.")
@@ -82,8 +84,8 @@ def _taken(hop: str, layout: Layout) -> str:
     if layout.homes.asked.blocks is not None:
         return f"{layout.blocks} blocks a pipeline were asked for; they hold {_count(layout.tiles, 'tile')} in flight."
     return (
-        f"{layout.blocks} blocks a pipeline are the fewest that hold the weights where they live here, with "
-        f"{_count(layout.tiles, 'tile')} in flight."
+        f"{layout.blocks} blocks a pipeline hold the weights where they live here and {_count(layout.tiles, 'tile')} "
+        "in flight; no fewer take as much of the batch."
     )
 
 
@@ -156,7 +158,7 @@ def _tile(asked: Asked, layout: Layout) -> list[str]:
             f"tile of {tile}: taken, no other takes more of the batch; {at_once}.",
             *_waiting(asked, layout.streams),
         ]
-    return [f"tile of {tile}: taken, the smallest that takes all {asked.batch} streams at once; up to {at_once}."]
+    return [f"tile of {tile}: taken, the smallest that takes the batch of {asked.batch} at once; up to {at_once}."]
 
 
 def _waiting(asked: Asked, at_once: int) -> list[str]:

@@ -32,7 +32,7 @@ constexpr int kStepsR = steps_of(shape::R), kStepsG = steps_of(shape::HALF);
 constexpr int kPastTaps = shape::K - 1;
 constexpr int kPastBytes = kPastTaps * Rows<shape::R>::kBytes;
 constexpr int kChainThreads = plan::CHAIN * kWarp, kSkipThreads = plan::SKIP * kWarp;
-constexpr int kGatesReady = 1, kChainMeets = 2;
+constexpr int kGatesReady = 1, kChainMeets = 2, kSkipMeets = 3;
 
 // --- weights ------------------------------------------------------------------------------------------------------
 
@@ -251,7 +251,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   const auto own_layer = [&](int o) { return LayerWeights{layer_weights + o * kLayerWords}; };
   const auto own_x = [&](int o) { return Rows<shape::R>(shared + at::x + o % 2 * Rows<shape::R>::kBytes); };
   const auto gates = [&](int o) { return Rows<shape::HALF>(shared + at::gates + o % 2 * Rows<shape::HALF>::kBytes); };
-  const Rows<shape::H> hidden(shared + at::hidden);
+  float* const numbers = reinterpret_cast<float*>(shared + at::numbers);
+  float* const skip_numbers = reinterpret_cast<float*>(shared + at::skip_numbers);
+  const Target<shape::H> hidden = {
+      Rows<shape::H>(shared + at::hidden), reinterpret_cast<float*>(shared + at::head_numbers)};
   const Logits logits = {
       plan::LOGITS_SHARED ? reinterpret_cast<float*>(shared + at::logits)
                           : call.logits_room + static_cast<size_t>(pipeline) * plan::N * Logits::kStride};
@@ -335,9 +338,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
             z[o][k] = heard_panel(call, streams, hearing, i, first + o, m);
             FromMemory weights = own_layer(o).past(m);
             for (int tap = 0; tap < kPastTaps; ++tap) {
-              add_product(
-                  z[o][k], weights,
-                  Rows<shape::R>(past + o * kPastBytes + tap * Rows<shape::R>::kBytes));
+              const Rows<shape::R> then(past + o * kPastBytes + tap * Rows<shape::R>::kBytes);
+              add_product(z[o][k], weights, then, dilated_units(call, first + o, m, tap));
             }
           }
         }
@@ -363,26 +365,34 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
             const int m = warp + k * plan::CHAIN;
             if (m >= kPanelsD) break;
             auto weights = chain_weights.newest(own_layer(o), o, k, m);
-            add_product_by_turns(z[o][k], weights, layer_x(o));
-            store_gates(call, streams, i, layer, m, z[o][k], gates(o));
+            add_product_by_turns(z[o][k], weights, layer_x(o), dilated_units(call, layer, m, kPastTaps));
+            store_gates(call, streams, i, layer, m, z[o][k], {gates(o), numbers});
+          }
+          if (kInt) {
+            named_barrier(kChainMeets, kChainThreads);
+            Target<shape::HALF>{gates(o), numbers}.finish(warp, plan::CHAIN);
           }
           named_barrier(kGatesReady, kThreads);
           if (layer + 1 == shape::LAYERS) break;  // nothing follows
 
           const bool leaves = o + 1 == own;
           const Mailbox next = post.mailbox(block + 1 < plan::BLOCKS ? block + 1 : 0, tile);
+          const Target<shape::R> to = {leaves ? next.x() : own_x(o + 1), numbers};
 #pragma unroll
           for (int k = 0; k < kOwnR; ++k) {
             const int m = warp + k * plan::CHAIN;
             if (m >= kPanelsR) break;
             Sums update = bias_panel(call.b_residual + layer * shape::R, m);
             auto weights = chain_weights.residual(own_layer(o), o, k, m);
-            add_product_by_turns(update, weights, gates(o));
+            add_product_by_turns(update, weights, gates(o), residual_units(call, layer, m));
             add_update(call, x[k], update);
             if (plan::TRACE) trace_x(call, streams, i, layer, m, x[k]);
-            const Rows<shape::R> to = leaves ? next.x() : own_x(o + 1);
-            for_each(x[k], [&](int row, int n, float& value) { to.at(n, m * 16 + row) = Numbers::operand(value); });
+            for_each(x[k], [&](int row, int n, float& value) { to.put(n, m * 16 + row, value); });
             if (leaves) store_sums(next.x_sums(), m, x[k]);
+          }
+          if (kInt) {
+            named_barrier(kChainMeets, kChainThreads);
+            to.finish(warp, plan::CHAIN);
           }
           if (leaves) {
             post.send(block + 1, kX, tile);
@@ -406,7 +416,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
             if (m >= kPanelsS) break;
             if (o == 0) skip[k] = first == 0 ? first_skip(call, m) : load_sums(mine.skip_sums(), m);
             FromMemory weights = own_layer(o).skip(m);
-            add_product(skip[k], weights, gates(o));
+            add_product(skip[k], weights, gates(o), skip_units(call, layer, m));
             end_skip(call, skip[k], layer, m);
           }
         }
@@ -417,10 +427,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
           const int m = skip_warp + k * plan::SKIP;
           if (m >= kPanelsS) break;
           if (last) {
-            store_skip(call, streams, i, m, skip[k], next.skips());
+            store_skip(call, streams, i, m, skip[k], {next.skips(), skip_numbers});
           } else {
             store_sums(next.skip_sums(), m, skip[k]);
           }
+        }
+        if (kInt && last) {
+          named_barrier(kSkipMeets, kSkipThreads);
+          Target<shape::S>{next.skips(), skip_numbers}.finish(skip_warp, plan::SKIP);
         }
         post.send(last ? plan::BLOCKS - 1 : block + 1, last ? kHead : kSkip, tile);
       }
@@ -435,8 +449,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
         hidden_layer(call, streams, i, skips, hidden, warp, [&](int m) {
           return FromMemory{hidden_from + m * steps_of(shape::S) * kFragmentWords};
         });
+        if (kInt) {
+          block_barrier();
+          hidden.finish(warp, kWarps);
+        }
         block_barrier();
-        output_layer(call, hidden, logits, warp, [&](int m) {
+        output_layer(call, hidden.rows, logits, warp, [&](int m) {
           return FromMemory{out_from + m * steps_of(shape::H) * kFragmentWords};
         });
         block_barrier();

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import runpy
 import shutil
 import subprocess
@@ -28,6 +29,8 @@ _DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/dxg")
 _INSTALL_TORCH = 'PyTorch is not installed; `pip install "wavenet-fast[torch]"` adds it'
 INSTALL_CUDA = '`pip install "wavenet-fast[cuda]"` adds what the CUDA kernels need'
 _CUDA_TOOLKITS = ("CUDA_PATH", "CUDA_HOME", "CONDA_PREFIX")
+_NVRTC_PACKAGES = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
+_NVRTC_FILES = ("lib64/libnvrtc.so.*", "lib/libnvrtc.so.*", "bin/nvrtc64_*_0.dll")
 
 
 @dataclass(frozen=True)
@@ -168,18 +171,16 @@ def why_no_nvrtc() -> str | None:
 
 
 def nvrtc_version() -> tuple[int, int] | None:
-    """The toolkit of the NVRTC that cuda-bindings would load, which is one of its own major version, from what is
-    written about it; a minor version of 0 where only the library's file tells; None where there is none."""
-    bindings = _version("cuda-bindings")
-    if bindings is None:
-        return None
-    for package in ("nvidia-cuda-nvrtc", f"nvidia-cuda-nvrtc-cu{bindings[0]}"):
-        if (version := _version(package)) is not None and version[0] == bindings[0]:
+    """The toolkit of the NVRTC that cuda-bindings would load, from what is written about it; a minor version of 0 where
+    only the library's name tells; None where there is none."""
+    for package in _NVRTC_PACKAGES:  # as cuda-bindings looks for them
+        if (version := _version(package)) is not None:
             return version
     folders = [Path(os.environ[name]) for name in _CUDA_TOOLKITS if os.environ.get(name)]
-    files = (f"lib64/libnvrtc.so.{bindings[0]}", f"lib/libnvrtc.so.{bindings[0]}", f"bin/nvrtc64_{bindings[0]}0_0.dll")
-    if any((folder / file).exists() for folder in folders for file in files) or ctypes.util.find_library("nvrtc"):
-        return bindings[0], 0
+    files = [file.name for folder in folders for pattern in _NVRTC_FILES for file in folder.glob(pattern)]
+    for name in [*files, ctypes.util.find_library("nvrtc") or ""]:
+        if match := re.match(r"libnvrtc\.so\.(\d+)|nvrtc64_(\d\d)\d?_0\.dll", name):
+            return int(match[1] or match[2]), 0
     return None
 
 
@@ -199,8 +200,8 @@ def _why_not_driver_of(version: tuple[int, int] | None, driver: Driver) -> str |
     old = driver.cuda[0]
     return (
         f"the installed NVRTC makes code for CUDA {version[0]}, and the NVIDIA driver runs CUDA up to "
-        f"{old}.{driver.cuda[1]}; update the driver, or install the compiler for it: "
-        f'`pip install "cuda-bindings=={old}.*" nvidia-cuda-nvrtc-cu{old}`'
+        f"{old}.{driver.cuda[1]}; update the driver, or put the compiler for it in this one's place: "
+        f"`pip uninstall nvidia-cuda-nvrtc` and `pip install nvidia-cuda-nvrtc-cu{old}`"
     )
 
 
