@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -168,8 +170,8 @@ def test_beyond_nv_wavenet_any_shape() -> None:
     assert beside(given, samples, SEEDS).max() <= NV_WAVENET["fp32"]
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_sixteen_bits_from_python(dtype: str) -> None:
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8"])
+def test_fewer_bits_from_python(dtype: str) -> None:
     net = network()
     cond = conditioning(net, 3, 60)
     samples = wavenet(net, dtype=dtype).infer(cond, seed=SEEDS)
@@ -290,6 +292,17 @@ def test_each_gpu_has_its_own_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     on = [SimpleNamespace(is_cuda=True, device=SimpleNamespace(index=index)) for index in (0, 1, 0)]
     first, second, third = (model.model(tensor) for tensor in on)
     assert opened == ["cuda:0", "cuda:1"] and first is third and first is not second
+
+
+# --- the page ---------------------------------------------------------------------------------------------------
+
+
+def test_what_the_page_says_is_shown_by_tests_that_exist() -> None:
+    root = Path(__file__).parent.parent
+    named = re.findall(r"`tests/(\w+\.py)::(\w+)`", (root / "docs/nv-wavenet.md").read_text())
+    assert len(named) > 10
+    missing = [name for name in named if f"def {name[1]}(" not in (root / "tests" / name[0]).read_text()]
+    assert not missing
 
 
 # --- bad input --------------------------------------------------------------------------------------------------

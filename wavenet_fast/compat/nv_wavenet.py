@@ -21,7 +21,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
+
+try:
+    import torch
+except ImportError:
+    raise ImportError(
+        "wavenet_fast.compat.nv_wavenet takes and gives torch tensors, and PyTorch is not installed; "
+        '`pip install "wavenet-fast[torch,cuda]"` adds it'
+    ) from None
 
 from ..backends.base import Progress
 from ..backends.cuda import device_for
@@ -76,7 +83,7 @@ class NVWaveNet:
     dilations          of each layer, instead of those that max_dilation says
     conv_out_bias      (H,) and conv_end_bias (A,); none if left out
     start              the class that is heard before the first sample; None for 128, or A // 2 of fewer classes
-    dtype              "fp32" as there, or "fp16" or "bf16": of weights and of the activations that meet them
+    dtype              "fp32" as there, or "fp16", "bf16" or "int8": of weights and of the activations that meet them
     device             None for the GPU of the first `cond_input`; "cuda", "cuda:N"; "emulated" or "emulated:sm_N"
                        executes the kernels on the CPU for proof, and is very slow
 
@@ -237,7 +244,7 @@ class Stream:
         else:
             seeds = utterance_seeds(self._seed, batch)
         device, s = model.device, model.shape
-        self._rings = device.zeros((batch, s.SLOTS, s.R), model.operand)
+        self._rings = device.zeros((batch, s.SLOTS, model.ring_row), model.operand)
         self._inputs = device.upload(np.full((batch, s.IN_DEPTH), self._wavenet.start, np.float32))
         self._filters = device.zeros((batch,), np.float32)
         self._seeds, self._model, self._batch = device.upload(seeds), model, batch
