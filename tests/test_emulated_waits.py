@@ -99,6 +99,17 @@ def test_a_block_that_hands_on_nothing(name: str, mode: Any) -> None:
 
 
 @pytest.mark.parametrize("name", RINGS)
+def test_waits_that_seldom_look_at_the_clock(name: str) -> None:
+    program = Program(cuda_ptx("ring.cu", 90, "POLLS_PER_LOOK=64"))
+    for blocks, threads in ((4, 64), (16, 192)):
+        for seed in (0, 1):
+            stats, (_, abort) = ring(program, name, blocks, threads, stuck=2, seed=seed)
+            assert abort[0] & 1 and stats.stall
+            _, (out, abort) = ring(program, name, blocks, threads, seed=seed)
+            assert not abort[0] and np.array_equal(out, token(blocks, threads))
+
+
+@pytest.mark.parametrize("name", RINGS)
 def test_a_wait_without_a_bound(name: str) -> None:
     with pytest.raises(
         EmulationError, match=r"livelock(.|\n)*block 3, \d+ threads .* in (phase 0|byte 12) of"

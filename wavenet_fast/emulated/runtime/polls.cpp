@@ -3,7 +3,8 @@
 // A thread that has looked in vain is parked: it runs again when one of the places it looked at last is written by an
 // access that synchronises. Where nobody else can run, time passes: the clock goes ahead, by twice as much each time,
 // and everyone who is parked looks again. So a wait that is bounded by the clock ends by its own bound after some 40
-// looks, however long the bound is, and waits that are not bounded end with a report.
+// looks, however long the bound is, or when it looks at the clock next (up to 100 looks at the place may lie between
+// two at the clock). Waits that are not bounded end with a report.
 #include <unordered_map>
 
 #include "machine.h"
@@ -11,11 +12,11 @@
 namespace simt {
 namespace {
 
-constexpr u64 kLook = 64;                     // what a look at the clock takes, in its own ticks
-constexpr u64 kStalled = u64(1) << 24;        // a jump of the clock that no launch needs where all is well
+constexpr u64 kLook = 64;               // what a look at the clock takes, in its own ticks
+constexpr u64 kStalled = u64(1) << 24;  // a jump of the clock that no launch needs where all is well
 constexpr u64 kLongestJump = u64(1) << 40;
-constexpr u64 kLooksOfEach = 128;             // polls in vain that every thread has, whatever max_spins says
-constexpr u64 kPatience = u64(1) << 17;       // switches after which the parked look, also while others run
+constexpr u64 kLooksOfEach = 256;        // looks in vain that every thread has, whatever max_spins says
+constexpr u64 kPatience = u64(1) << 17;  // switches after which the parked look, also while others run
 
 struct Watcher {
   Fiber* fiber;
