@@ -1,5 +1,5 @@
 """The parts of gpu_check.py: each is a generator of `Finding`s. What is asked of an engine is what the tests ask, from
-tests/triton_checks.py; here it is asked of more models, number formats and targets."""
+tests/gpu_checks.py; here it is asked of more models, number formats and targets."""
 
 from __future__ import annotations
 
@@ -74,18 +74,18 @@ def compiles(level: Level) -> Iterator[Finding]:
 def stages_of(engine: Any, weights: Any, what: str) -> Finding:
     """Every stage under forced history; the error is that of the worst stage."""
     from tolerances import TRACE_MAX
-    from triton_checks import check_stages
+    from gpu_checks import check_stages
 
     errors = check_stages(engine, weights)
     worst = max(errors, key=lambda stage: errors[stage][0])
     details = {"worst_stage": worst, "stages": {stage: {"max": m, "rms": r} for stage, (m, r) in errors.items()}}
-    return Finding(what, error=errors[worst][0], limit=TRACE_MAX["triton", engine.dtype], details=details)
+    return Finding(what, error=errors[worst][0], limit=TRACE_MAX[engine.name, engine.dtype], details=details)
 
 
 def laws_of(engine: Any, name: str, all_of_them: bool = True) -> Iterator[Finding]:
     """Draws, and the laws of backends/base.py bit for bit, for at least 64 samples and past every dilation."""
     from tolerances import UNIFORM
-    from triton_checks import (
+    from gpu_checks import (
         check_batches,
         check_chunks,
         check_draws,
@@ -144,7 +144,7 @@ def interpreted(level: Level) -> Iterator[Finding]:
 def interpreted_here(level: Level) -> Iterator[Finding]:
     """What that process finds."""
     from engine_models import MODELS, random_weights
-    from triton_checks import InterpretedLauncher
+    from triton_launches import InterpretedLauncher
 
     from wavenet_fast.backends.triton import TritonEngine
 

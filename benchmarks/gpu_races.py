@@ -33,7 +33,7 @@ def spoken(dtype: str, target: int, mode: Any = "plain", seed: int = 0) -> tuple
     """`few` says something and hears it again: what came out, and the launch of every kernel. Two frames: with one,
     both columns that are interpolated are the same, and so is what a missing barrier mixes up."""
     from engine_models import random_weights
-    from triton_checks import check_known_history, speak
+    from gpu_checks import check_known_history, speak
     from triton_launches import Recorder
 
     from wavenet_fast.backends.triton import TritonEngine

@@ -104,6 +104,8 @@ for kind in ("s16", "s32", "s64"):
     case(f"abs.{kind} D, A;", kind, kind, each(abs))
 case("add.sat.s32 D, A, B;", "s32 s32", "s32", each(lambda a, b: max(-(2**31), min(2**31 - 1, a + b))))
 case("sub.sat.s32 D, A, B;", "s32 s32", "s32", each(lambda a, b: max(-(2**31), min(2**31 - 1, a - b))))
+case("max.relu.s32 D, A, B;", "s32 s32", "s32", each(lambda a, b: max(a, b, 0)))
+case("min.relu.s32 D, A, B;", "s32 s32", "s32", each(lambda a, b: max(min(a, b), 0)))
 case("mad.hi.u32 D, A, B, C;", "u32 u32 u32", "u32", each(lambda a, b, c: (a * b >> 32) + c))
 case("mul24.lo.u32 D, A, B;", "u32 u32", "u32", each(lambda a, b: (a & 0xFFFFFF) * (b & 0xFFFFFF)))
 case("mul24.lo.s32 D, A, B;", "s32 s32", "s32", each(lambda a, b: signed(a, 24) * signed(b, 24)))

@@ -15,7 +15,7 @@ from tolerances import MISMATCHES, UNIFORM, VALUE
 pytest.importorskip("torch", reason="the Triton engine needs PyTorch")
 pytest.importorskip("triton", reason="its compiler writes the PTX")
 
-from triton_checks import (
+from gpu_checks import (
     check_batches,
     check_chunks,
     check_draws,

@@ -15,7 +15,7 @@ pytest.importorskip("torch", reason="the Triton engine needs PyTorch")
 pytest.importorskip("triton", reason="its compiler writes the PTX")
 
 import torch
-from triton_checks import check_known_history, speak
+from gpu_checks import check_known_history, speak
 from triton_launches import Launch, Recorder, own_barriers
 from wavenet_fast.kernels.triton import tuning
 from wavenet_fast.kernels.triton.launch import KERNELS

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from wavenet_fast.kernels.triton import generate
-from wavenet_fast.kernels.triton.launch import EmulatedLauncher, compile_for
+from wavenet_fast.kernels.triton.launch import KERNELS, EmulatedLauncher, compile_for
 from wavenet_fast.kernels.triton.tuning import Options
 
 from wavenet_fast.emulated import Program
@@ -38,6 +38,16 @@ class Launch:
         launcher._programs[self.ptx] = program
         launcher.run(self.name, self.grid, arguments, self.options)
         return {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+
+
+class InterpretedLauncher:
+    """Kernels through Triton's interpreter: TRITON_INTERPRET=1 must have been set before triton was imported."""
+
+    device = torch.device("cpu")
+    capability, upcast = 90, True
+
+    def run(self, name: str, grid: tuple[int, ...], arguments: Mapping[str, Any], options: Any) -> None:
+        KERNELS[name][grid](**arguments)
 
 
 class Recorder(EmulatedLauncher):

@@ -11,7 +11,8 @@ from engine_models import MODELS, random_weights
 pytest.importorskip("torch", reason="the Triton engine needs PyTorch")
 pytest.importorskip("triton", reason="the interpreter is Triton's")
 
-from triton_checks import InterpretedLauncher, check_draws, check_stages, speak
+from gpu_checks import check_draws, check_stages, speak
+from triton_launches import InterpretedLauncher
 
 from wavenet_fast.backends.triton import TritonEngine
 

@@ -149,9 +149,14 @@ def _sign(e: Emitter, i: Instruction) -> None:
     _real(e, i, kind) if kind in REALS else _whole(e, i, i.parts[0], kind)
 
 
-@family("min max", "ftz NaN xorsign abs", REALS, WHOLES, HALVES)
+@family("min max", "ftz NaN xorsign abs relu", REALS, WHOLES, HALVES)
 def _extreme(e: Emitter, i: Instruction) -> None:
     kind = type_of(i)
+    if "relu" in i.parts:
+        if kind != "s32":
+            raise refuse(i)
+        a, b = (e.value(operand, kind) for operand in i.operands[1:])
+        return e.assign(i.operands[0], f"max<int32_t>({i.parts[0]}<int32_t>({a}, {b}), 0)", kind)
     if kind in HALVES:
         return _halves(e, i, kind)
     if kind not in REALS:

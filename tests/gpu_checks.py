@@ -1,7 +1,7 @@
-"""What is asked of a `TritonEngine`, wherever its kernels run: interpreted, emulated or on a GPU. Each check raises
+"""What is asked of a `GpuEngine`, wherever its kernels run: interpreted, emulated or on a GPU. Each check raises
 `AssertionError` where the engine is wrong, and returns what it measured.
 
-Needs torch and triton."""
+Needs torch."""
 
 from __future__ import annotations
 
@@ -9,31 +9,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from engine_models import random_history, random_mel, reference_stages, speaker_vectors
 from numpy.typing import NDArray
 from tolerances import MISMATCHES, TRACE_MAX, TRACE_RMS, UNIFORM, VALUE
-from wavenet_fast.kernels.triton.launch import KERNELS
 
-from wavenet_fast.backends.triton import TritonEngine, TritonState
+from wavenet_fast.backends.gpu_engine import GpuEngine
+from wavenet_fast.backends.host_state import HostState
 from wavenet_fast.config import CategoricalHead, ScalarInput, WaveNetConfig
 from wavenet_fast.packing import hearing_format
 from wavenet_fast.rng import uniforms
 from wavenet_fast.sampling import cdf_edge_distance, sample
 from wavenet_fast.signal import fed_back, to_waveform
 
+Engine = GpuEngine[Any]
 SEEDS = [2**64 - 1, 2**63 + 11, 3, 1 << 33]
 TEMPERATURE = 0.7
-
-
-class InterpretedLauncher:
-    """Kernels through Triton's interpreter: TRITON_INTERPRET=1 must have been set before triton was imported."""
-
-    device = torch.device("cpu")
-    capability, upcast = 90, True
-
-    def run(self, name: str, grid: tuple[int, ...], arguments: Mapping[str, Any], options: Any) -> None:
-        KERNELS[name][grid](**arguments)
 
 
 def frames_past_every_dilation(config: WaveNetConfig, samples: int = 64) -> int:
@@ -45,7 +35,7 @@ def frames_past_every_dilation(config: WaveNetConfig, samples: int = 64) -> int:
 
 
 def check_stages(
-    engine: TritonEngine, weights: Mapping[str, NDArray[np.float32]], frames: int | None = None
+    engine: Engine, weights: Mapping[str, NDArray[np.float32]], frames: int | None = None
 ) -> dict[str, tuple[float, float]]:
     """Every stage against the reference under forced history; the reference rounds where the kernels do.
 
@@ -64,7 +54,7 @@ def check_stages(
         errors[stage] = float(off.max() / spread), float(np.sqrt(np.mean(off**2)) / spread)
         # Nothing is rounded before the first product.
         exact = stage == "embed" or (stage == "conditioning" and hearing_format(dtype) == "fp32")
-        limits = [table["triton", "fp32" if exact else dtype] for table in (TRACE_MAX, TRACE_RMS)]
+        limits = [table[engine.name, "fp32" if exact else dtype] for table in (TRACE_MAX, TRACE_RMS)]
         assert errors[stage][0] <= limits[0] and errors[stage][1] <= limits[1], (
             f"{stage} is off by {errors[stage][0]:.2e} standard deviations, root mean square {errors[stage][1]:.2e}; "
             f"{limits[0]:.0e} and {limits[1]:.0e} are allowed"
@@ -75,12 +65,12 @@ def check_stages(
 # --- draws and sound --------------------------------------------------------------------------------------------
 
 
-def start(engine: TritonEngine, batch: int) -> TritonState:
+def start(engine: Engine, batch: int) -> HostState:
     return engine.start(np.array(SEEDS[:batch], np.uint64), speaker_vectors(engine.config, batch))
 
 
 def feed(
-    engine: TritonEngine, state: TritonState, mel: NDArray[np.float32], frames: Any = None, ended: Any = True,
+    engine: Engine, state: HostState, mel: NDArray[np.float32], frames: Any = None, ended: Any = True,
     temperature: float = TEMPERATURE, **options: Any,
 ) -> Any:  # fmt: skip
     """One `advance`; all frames of the mel unless told otherwise."""
@@ -91,7 +81,7 @@ def feed(
     )[0]  # fmt: skip
 
 
-def speak(engine: TritonEngine, frames: int, batch: int = 3, temperature: float = TEMPERATURE) -> Any:
+def speak(engine: Engine, frames: int, batch: int = 3, temperature: float = TEMPERATURE) -> Any:
     """A fresh batch over `random_mel`: draws (B, T), logits (B, T, A) and the state after."""
     config, state = engine.config, start(engine, batch)
     logits = np.full((batch, frames * config.hop_length, config.out_channels), np.nan, np.float32)
@@ -124,7 +114,7 @@ def check_draws(
     return int(wrong.sum()), float(far.max(initial=0.0))
 
 
-def check_sound(engine: TritonEngine, frames: int, draws: NDArray[Any]) -> NDArray[np.float32]:
+def check_sound(engine: Engine, frames: int, draws: NDArray[Any]) -> NDArray[np.float32]:
     """The sound of the same batch is that of its draws, which is returned."""
     sound = feed(engine, start(engine, len(draws)), random_mel(engine.config, frames, len(draws)))
     expected = np.stack([to_waveform(row, engine.config)[0] for row in draws])
@@ -135,7 +125,7 @@ def check_sound(engine: TritonEngine, frames: int, draws: NDArray[Any]) -> NDArr
 # --- laws, bit for bit ------------------------------------------------------------------------------------------
 
 
-def same_states(one: TritonState, other: TritonState, filters: float = 0.0) -> None:
+def same_states(one: HostState, other: HostState, filters: float = 0.0) -> None:
     """Everything that is saved, and the padding of the rings, which must have stayed zero. `filters` may differ by so
     much, all else by nothing."""
     a, b = one.state_dict(), other.state_dict()
@@ -146,11 +136,19 @@ def same_states(one: TritonState, other: TritonState, filters: float = 0.0) -> N
         else:
             np.testing.assert_array_equal(value, b[name], err_msg=name)
     for state in (one, other):
-        assert not state.rings[..., state.engine.config.residual_channels :].any()
+        assert not rings_of(state)[..., state.engine.config.residual_channels :].any()
 
 
-def check_known_history(engine: TritonEngine, frames: int, draws: Any, logits: Any, state: TritonState) -> None:
-    """What `speak` gave, from the kernels that make all samples at once: the same bits, and the same state after."""
+def rings_of(state: Any) -> Any:
+    """(B, SLOTS, R) with their padding, on the host."""
+    if state.engine.name == "triton":
+        return state.rings.cpu()
+    return state.engine.model.device.download(state.rings)
+
+
+def check_known_history(engine: Engine, frames: int, draws: Any, logits: Any, state: HostState) -> None:
+    """What `speak` gave, under forced history, however the engine goes about that: the same bits, and the same state
+    after."""
     forced, again = start(engine, len(draws)), np.full_like(logits, np.nan)
     drawn = feed(
         engine, forced, random_mel(engine.config, frames, len(draws)), forced=fed_back(draws, engine.config),
@@ -168,7 +166,7 @@ def check_known_history(engine: TritonEngine, frames: int, draws: Any, logits: A
 
 
 def check_chunks(
-    engine: TritonEngine, frames: int, sizes: list[int], draws: Any, logits: Any, state: TritonState
+    engine: Engine, frames: int, sizes: list[int], draws: Any, logits: Any, state: HostState
 ) -> None:
     """What `speak` gave, in pieces of these sizes and with the state saved and loaded between: bit for bit."""
     config, batch, done, pieces = engine.config, len(draws), 0, []
@@ -191,7 +189,7 @@ def check_chunks(
     same_states(now, state)
 
 
-def check_batches(engine: TritonEngine, frames: int, batch: int = 19) -> NDArray[Any]:
+def check_batches(engine: Engine, frames: int, batch: int = 19) -> NDArray[Any]:
     """Streams of all lengths, one empty, more than fill a tile, with NaN wherever nothing may be read: each says what
     it says alone and in another slot. Returns the draws."""
     config = engine.config

@@ -1,0 +1,258 @@
+"""The CUDA kernels' PTX, executed on the CPU: against the reference stage by stage, the laws of backends/base.py bit
+for bit, and the same bits from every cut of a model, in memory that is hostile wherever a kernel has no business."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_models import MODELS, random_mel, random_weights, small
+from ptx_text import need_compiler
+
+pytest.importorskip("torch", reason="the engines' conditioning network needs PyTorch")
+pytest.importorskip("cuda.bindings", reason='cuda-bindings is not installed: pip install "wavenet-fast[cuda]"')
+
+from cuda_launches import Cut, HostileDevice, laid
+from gpu_checks import (
+    check_batches,
+    check_chunks,
+    check_draws,
+    check_known_history,
+    check_sound,
+    check_stages,
+    feed,
+    frames_past_every_dilation,
+    same_states,
+    speak,
+    start,
+)
+from wavenet_fast.kernels.cuda.compile import why_not_kernels
+
+from wavenet_fast.backends.cuda import CudaEngine
+from wavenet_fast.config import (
+    CategoricalHead,
+    Conditioning,
+    GaussianHead,
+    Linear,
+    LogisticHead,
+    OneHotInput,
+    ScalarInput,
+    Speakers,
+    WaveNetConfig,
+)
+
+if why_not_kernels() is not None:
+    pytest.skip(str(why_not_kernels()), allow_module_level=True)
+need_compiler()
+
+# Heads, inputs and depths that MODELS lack.
+OTHERS: dict[str, WaveNetConfig] = {
+    # More logits than shared memory is given, for 16 streams.
+    "many-classes": small(dilations=(1, 3), head=CategoricalHead(classes=1024)),
+    "two-classes": small(dilations=(1, 3), head=CategoricalHead(classes=2), input=OneHotInput(kernel_size=2)),
+    "ten-logistics": small(
+        dilations=(1, 3), input=ScalarInput(kernel_size=2, tanh=True), head=LogisticHead(components=10)
+    ),
+    # Fifteen layers and the head: one for each block of the largest cluster.
+    "deep": small(
+        dilations=(1, 2, 3, 5) * 3 + (1, 2, 3), kernel_size=2, skip_rule="running", residual_scale=0.5**0.5,
+        skip_scale=0.5**0.5, input=ScalarInput(), head=GaussianHead(), speakers=Speakers(channels=3),
+        conditioning=Conditioning(upsampling=Linear(frame_centre=0.5)),
+    ),
+    # Wider than one panel everywhere, and nothing a multiple of another.
+    "panels": small(
+        dilations=(1, 3, 2), kernel_size=2, residual_channels=43, gate_channels=74, skip_channels=53, head_channels=67,
+        input=OneHotInput(kernel_size=2), head=CategoricalHead(classes=101), conditioning=Conditioning(upsampling=Linear()),
+    ),
+}  # fmt: skip
+
+STREAMED = Cut()
+ONE = Cut(1)
+CLUSTER = Cut(3, tiles=2)
+GRID = Cut(3, "grid", tiles=2)
+
+
+def config_of(name: str) -> WaveNetConfig:
+    return MODELS[name] if name in MODELS else OTHERS[name]
+
+
+@cache
+def engine_of(name: str, dtype: str, cut: Cut, capability: int = 90) -> CudaEngine:
+    config = config_of(name)
+    return laid(CudaEngine(config, random_weights(config), dtype, HostileDevice(config, capability)), cut)
+
+
+def frames_of(name: str) -> int:
+    """At least 64 samples, and more than any ring holds; of `OTHERS`, whose rings are short, three times those."""
+    return frames_past_every_dilation(config_of(name), 24 if name in OTHERS else 64)
+
+
+@cache
+def spoken(name: str, dtype: str, cut: Cut, capability: int = 90) -> Any:
+    """Frames past every dilation, and what three streams say: draws, logits, the state after. Not to be changed."""
+    frames = frames_of(name)
+    return frames, *speak(engine_of(name, dtype, cut, capability), frames)
+
+
+# --- against the reference --------------------------------------------------------------------------------------
+
+
+# Every model once, and every pair of number format and way to hand over; `gpu_check.py --full` runs all combinations.
+@pytest.mark.parametrize(
+    "name, dtype, cut, capability",
+    [
+        ("tiny", "fp32", STREAMED, 80), ("tiny", "bf16", Cut(7, alone=True), 90), ("tiny", "fp16", GRID, 80),
+        ("odd", "bf16", STREAMED, 120), ("odd", "fp32", CLUSTER, 90), ("odd", "bf16", Cut(3, "grid", in_registers=True), 90),
+        ("logistic", "fp16", Cut(2, in_registers=True), 100), ("gaussian", "fp32", GRID, 89),
+        ("gaussian-mixture", "bf16", ONE, 90), ("scalar-categorical", "fp16", STREAMED, 86),
+        ("no-bias", "bf16", CLUSTER, 120), ("wide-input", "fp32", Cut(1, "grid"), 80),
+        ("many-classes", "bf16", Cut(2, tile=16), 90), ("two-classes", "fp32", Cut(2, "grid", alone=True), 90),
+        ("ten-logistics", "fp16", Cut(3, alone=True), 90), ("deep", "bf16", Cut(16, alone=True), 90),
+        ("deep", "fp16", Cut(5, "grid"), 80), ("panels", "bf16", Cut(2, head_in_l2=True), 90),
+    ],
+    ids=lambda value: None if not isinstance(value, Cut) else f"{value.blocks}-{value.hop}",
+)  # fmt: skip
+def test_every_stage_equals_the_reference(name: str, dtype: str, cut: Cut, capability: int) -> None:
+    engine = engine_of(name, dtype, cut, capability)
+    print(check_stages(engine, random_weights(engine.config), frames_of(name)))
+    assert engine.model.device.launched.keys() == {"project", "resident" if cut.blocks else "streaming_weights"}
+
+
+# --- the laws ---------------------------------------------------------------------------------------------------
+
+# A cyclic choice: one-hot and scalar inputs, held, interpolated and learned upsampling, every kind of head; both
+# kernels, on one block, a cluster and a grid. Two tiles of eight streams, so that 30 streams take two launches.
+VOICES = [
+    ("wide-input", "fp32", STREAMED, 80), ("logistic", "fp16", CLUSTER, 90), ("gaussian", "bf16", GRID, 120),
+    ("panels", "bf16", Cut(2, alone=True, in_registers=True), 90), ("two-classes", "fp32", Cut(2, "grid", tiles=2), 80),
+    ("ten-logistics", "bf16", Cut(1, pipelines=2), 100),
+]  # fmt: skip
+voices = pytest.mark.parametrize("voice", VOICES, ids=lambda voice: "{}-{}".format(*voice))
+
+
+@voices
+def test_draws_follow_from_logits_and_uniforms(voice: Any) -> None:
+    _, draws, logits, _ = spoken(*voice)
+    print(voice, check_draws(config_of(voice[0]), draws, logits))
+
+
+@voices
+def test_any_chunking_gives_the_same_bits(voice: Any) -> None:
+    frames, *expected = spoken(*voice)
+    check_chunks(engine_of(*voice), frames, [1, 0, 2, frames // 2 - 2], *expected)
+
+
+@voices
+def test_streams_do_not_depend_on_batch_place_or_lengths_of_others(voice: Any) -> None:
+    engine = engine_of(*voice)
+    engine.model.device.launched.clear()
+    draws = check_batches(engine, 3, 30)
+    assert np.unique(draws).size > 1
+    loops = sum(engine.model.device.launched.get(kernel, 0) for kernel in ("resident", "streaming_weights"))
+    assert loops > 4, "22 streams that speak were to take more than one launch"
+
+
+@pytest.mark.parametrize("voice", VOICES[1:4], ids=lambda voice: voice[0])
+def test_a_known_history_gives_the_same_bits(voice: Any) -> None:
+    check_known_history(engine_of(*voice), *spoken(*voice))
+
+
+@pytest.mark.parametrize("voice", VOICES[1:3], ids=lambda voice: voice[0])
+def test_sound_is_that_of_the_draws(voice: Any) -> None:
+    """As the engine is mostly called: no logits are kept."""
+    frames, draws, _, _ = spoken(*voice)
+    check_sound(engine_of(*voice), frames, draws)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 3e38])
+def test_draws_at_other_temperatures(temperature: float) -> None:
+    for voice in VOICES[:2]:
+        engine = engine_of(*voice)
+        draws, logits, _ = speak(engine, 3, temperature=temperature)
+        if voice[0] == "wide-input":
+            check_draws(engine.config, draws, logits, temperature)
+        assert np.unique(draws).size > (1 if temperature > 1 else 0)
+
+
+def test_a_stream_past_the_32nd_bit_of_its_position_says_what_follows_from_its_uniforms() -> None:
+    """From some samples before 2^32 on. Nothing else depends on the position of a stream that has no past."""
+    engine = engine_of(*VOICES[4])
+    c = engine.config
+    mel, first = random_mel(c, 6, 3), 2**32 // c.hop_length - 2
+    T = 6 * c.hop_length
+    late = start(engine, 3)
+    late.begin_at(np.full(3, first), np.zeros((3, c.n_mels, engine.kept), np.float32))
+    logits = np.full((3, T, c.out_channels), np.nan, np.float32)
+    draws = feed(engine, late, mel, logits=logits, raw=True)
+    assert late.positions.min() > 2**32
+    check_draws(c, draws, logits, first=first * c.hop_length)
+    early = np.full_like(logits, np.nan)
+    assert (draws != feed(engine, start(engine, 3), mel, logits=early, raw=True)).any()
+    np.testing.assert_array_equal(early[:, 0], logits[:, 0])
+
+
+# --- no plan changes a bit ---------------------------------------------------------------------------------------
+
+# Against `STREAMED`: tiles, tiles in flight, pipelines, blocks, homes of weights, warps, ways to hand over, targets.
+CUTS = [
+    (Cut(tile=16), 80), (Cut(tile=32, chain=3, skip=1, stages=2), 120), (Cut(chain=1, skip=2, stages=4), 90),
+    (Cut(1), 90), (Cut(1, "grid", tile=16, in_registers=True), 80), (Cut(2, alone=True, tiles=3), 90),
+    (Cut(3, in_registers=True, tile=32, head_in_l2=True), 90), (Cut(4, alone=True, chain=2, skip=3, pipelines=2), 100),
+    (Cut(2, "grid", tiles=2), 86), (Cut(4, "grid", alone=True, in_registers=True, pipelines=2), 90),
+]  # fmt: skip
+
+
+def same_as(expected: Any, name: str, dtype: str, cut: Cut, capability: int, seed: int = 0) -> None:
+    """What `speak` gave, from another cut: draws, logits and the state after."""
+    engine, (draws, logits, state) = engine_of(name, dtype, cut, capability), expected
+    engine.model.device.seed = seed
+    try:
+        frames = draws.shape[1] // engine.config.hop_length
+        again = speak(engine, frames, len(draws))
+    finally:
+        engine.model.device.seed = 0
+    np.testing.assert_array_equal(again[0], draws)
+    np.testing.assert_array_equal(again[1], logits)
+    same_states(again[2], state)
+
+
+@cache
+def of_many(name: str, dtype: str) -> Any:
+    """Four streams, a few more samples than the longest dilation."""
+    return speak(engine_of(name, dtype, STREAMED, 80), frames_past_every_dilation(config_of(name), 12), 4)
+
+
+@pytest.mark.parametrize("cut, capability", CUTS, ids=str)
+def test_no_cut_of_a_model_changes_a_bit(cut: Cut, capability: int) -> None:
+    same_as(of_many("panels", "bf16"), "panels", "bf16", cut, capability, seed=cut.tile + cut.blocks)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("cut, capability", [CUTS[1], CUTS[5], CUTS[8]], ids=str)
+def test_no_cut_changes_a_bit_in_other_formats(dtype: str, cut: Cut, capability: int) -> None:
+    same_as(of_many("two-classes", dtype), "two-classes", dtype, cut, capability)
+
+
+@pytest.mark.parametrize("cut, capability", [(Cut(16, alone=True, tiles=2), 90), (Cut(5, "grid"), 80)], ids=str)
+def test_no_cut_of_many_layers_changes_a_bit(cut: Cut, capability: int) -> None:
+    same_as(of_many("deep", "fp16"), "deep", "fp16", cut, capability)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_no_bit_depends_on_the_order_in_which_threads_run(seed: int) -> None:
+    for cut, capability in (CUTS[0], CUTS[5], CUTS[8]):
+        same_as(of_many("panels", "bf16"), "panels", "bf16", cut, capability, seed)
+
+
+def test_what_the_planner_chooses_changes_no_bit() -> None:
+    """Without a word about variant, tile or blocks, on a small GPU that a grid or a cluster fits."""
+    draws, logits, state = of_many("panels", "bf16")
+    config = config_of("panels")
+    for capability in (80, 90):
+        engine = CudaEngine(config, random_weights(config), "bf16", HostileDevice(config, capability))
+        again = speak(engine, draws.shape[1] // config.hop_length, len(draws))
+        np.testing.assert_array_equal(again[0], draws)
+        np.testing.assert_array_equal(again[1], logits)
+        same_states(again[2], state)
