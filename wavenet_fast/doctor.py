@@ -126,22 +126,14 @@ def _sharing() -> dict[str, Any] | None:
 def _sharing_lines(told: dict[str, Any]) -> list[str]:
     if "problem" in told:
         return [f"threads           {told['problem']}"]
+    from .backends.cpu import Plan
+
     cache = f"{told['second_cache_bytes'] / 2**20:.3g} MiB"
     lines = [f"threads           up to {told['threads']}, split {told['split']!r}; second cache {cache} a core"]
     for name, about in (("fits", "weights that fit it"), ("larger", "larger weights")):
-        plans = [f"{_streams(int(n))}: {_plan_text(plan)}" for n, plan in told["plans"][name].items()]
+        plans = [f"{n} stream{'s' * (n != '1')}: {Plan(**plan)}" for n, plan in told["plans"][name].items()]
         lines.append(f"  {about:<20}{'; '.join(plans)}")
     return lines
-
-
-def _streams(n: int) -> str:
-    return f"{n} stream{'s' * (n > 1)}"
-
-
-def _plan_text(plan: dict[str, int]) -> str:
-    if plan["size"] > 1:
-        return f"the rows of every layer over {plan['size']} threads"
-    return f"{plan['teams']} thread{'s' * (plan['teams'] > 1)} with {_streams(plan['width'])}"
 
 
 def _backends() -> dict[str, Any]:

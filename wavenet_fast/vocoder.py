@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from . import inputs
 from .backends import prepare, usable_cores
-from .backends.base import Engine
+from .backends.base import Engine, Plan
 from .checkpoint import Checkpoint, load_checkpoint, resolve, save_checkpoint
 from .conditioning import lookahead_frames
 from .config import MelSpec, WaveNetConfig
@@ -244,6 +244,15 @@ class Vocoder:
         return bits if form.batched else float(bits[0])
 
     # --- what it is -------------------------------------------------------------------------------------------------
+
+    def plan(self, streams: int = 1) -> Plan:
+        """How a call with so many utterances would run here, and why: `print(voc.plan(16))`; `details` of the result is
+        the same as plain data. On the backend `cuda` that is what its planner decides: kernel, blocks, tiles, homes of
+        the weights, and what it passed over; on `cpu`, how threads share the call. No plan changes a sample.
+        Raises `InputError` for a number below 1."""
+        if isinstance(streams, bool) or not isinstance(streams, (int, np.integer)) or streams < 1:
+            raise InputError(f"streams is {streams!r}; give the number of utterances of a call, 1 or more")
+        return self._open().explain(int(streams), self.threads)
 
     @property
     def config(self) -> WaveNetConfig:

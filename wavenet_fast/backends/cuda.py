@@ -20,8 +20,10 @@ from ..config import WaveNetConfig
 from ..errors import BackendError
 from ..kernels.cuda.arrays import Array
 from ..kernels.cuda.device import Device, Pending
-from ..kernels.cuda.planned import layout_of
 from ..kernels.cuda.model import Heard, Launch, Made, Model, Streams, trace_shapes
+from ..kernels.cuda.plan import as_dict, explain
+from ..kernels.cuda.planned import layout_of
+from .base import Plan
 from .gpu import cuda_index
 from .gpu_engine import DTYPES, GpuEngine, Window
 from .host_engine import Call
@@ -118,6 +120,11 @@ class CudaEngine(GpuEngine[CudaState]):
     def weight_bytes(self) -> int:
         """Of the packed matrices that every sample passes, padding included."""
         return self.model.weight_bytes
+
+    def explain(self, streams: int, threads: int) -> Plan:
+        """What `kernels.cuda.plan` decides, and why; `details` as its `as_dict` gives them."""
+        plan = self.model.plan(streams, **self.asked)
+        return Plan(explain(plan), as_dict(plan))
 
     def _new_state(self, seeds: NDArray[np.uint64], speakers: NDArray[np.float32]) -> CudaState:
         return CudaState(self, seeds, speakers)

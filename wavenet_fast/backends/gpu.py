@@ -25,7 +25,7 @@ MIN_CAPABILITY = (8, 0)
 PROBE_SECONDS = 30.0
 _DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/dxg")
 """One of these is there on Linux where an NVIDIA driver is loaded: a desktop's or server's, a Jetson's, Windows'."""
-_INSTALL_TORCH = 'PyTorch is not installed; `pip install "wavenet-fast[torch]"` adds it'
+INSTALL_TORCH = 'PyTorch is not installed; `pip install "wavenet-fast[torch]"` adds it'
 INSTALL_CUDA = '`pip install "wavenet-fast[cuda]"` adds what the CUDA kernels need'
 _CUDA_TOOLKITS = ("CUDA_PATH", "CUDA_HOME", "CONDA_PREFIX")
 
@@ -154,7 +154,7 @@ def why_not_emulated() -> str | None:
 
 def why_no_kernels() -> str | None:
     """Why the Triton kernels cannot even be imported, with the next step; None where they can."""
-    return _INSTALL_TORCH if torch_build() is None else _why_not_triton()
+    return INSTALL_TORCH if torch_build() is None else _why_not_triton()
 
 
 def why_no_nvrtc() -> str | None:
@@ -219,7 +219,7 @@ def compiler() -> str | None:
 def _why_not_torch_cuda(driver: Driver) -> str | None:
     build = torch_build()
     if build is None:
-        return _INSTALL_TORCH
+        return INSTALL_TORCH
     version, cuda = build
     if cuda is None:
         return (
