@@ -37,6 +37,7 @@ class Gpu:
     name: str
     capability: tuple[int, int]
     memory: int
+    multiprocessors: int
 
     @property
     def too_old(self) -> bool:
@@ -84,7 +85,10 @@ def _asked(visible: str | None) -> Driver | str:
     if isinstance(told, str) or "problem" in told:
         problem = told if isinstance(told, str) else told["problem"]
         return f"the NVIDIA driver does not work here ({problem}); see whether `nvidia-smi` does, and mend the driver"
-    gpus = tuple(Gpu(g["name"], (g["capability"][0], g["capability"][1]), g["memory"]) for g in told["gpus"])
+    gpus = tuple(
+        Gpu(g["name"], (g["capability"][0], g["capability"][1]), g["memory"], g["multiprocessors"])
+        for g in told["gpus"]
+    )
     if not gpus:
         return "the NVIDIA driver finds no GPU; see what `nvidia-smi -L` and CUDA_VISIBLE_DEVICES say"
     release = ""
