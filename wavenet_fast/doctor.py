@@ -306,7 +306,7 @@ def format_examination(told: dict[str, Any]) -> str:
     lines += ["", "packages"]
     for name in NEEDED + OPTIONAL:
         missing = "not installed (optional)" if name in OPTIONAL else "missing: reinstall wavenet-fast"
-        lines.append(f"  {name:<16}{told['versions'][name] or missing}")
+        lines.append(f"  {name:<20}{told['versions'][name] or missing}")
     lines += ["", f"voices            {', '.join(told['voices']) or 'none bundled'}"]
     lines += [f"{name:<20}{value}" for name, value in told["environment"].items()]
     return "\n".join(lines)

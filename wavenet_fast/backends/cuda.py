@@ -115,6 +115,7 @@ class CudaEngine(GpuEngine[CudaState]):
         self.model = Model(config, weights, dtype, where)
         self.shape = self.model.shape
         self.isa = f"sm_{where.capability}" + ("" if str(device).startswith("cuda") else ", emulated")
+        self.model.plan(1, **asked)  # what fits no block is refused now, not when somebody speaks
 
     @property
     def weight_bytes(self) -> int:
@@ -124,7 +125,7 @@ class CudaEngine(GpuEngine[CudaState]):
     def explain(self, streams: int, threads: int) -> Plan:
         """What `kernels.cuda.plan` decides, and why; `details` as its `as_dict` gives them."""
         plan = self.model.plan(streams, **self.asked)
-        return Plan(explain(plan), as_dict(plan))
+        return Plan(f"cuda, {explain(plan)}", as_dict(plan))
 
     def _new_state(self, seeds: NDArray[np.uint64], speakers: NDArray[np.float32]) -> CudaState:
         return CudaState(self, seeds, speakers)
