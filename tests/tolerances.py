@@ -33,12 +33,12 @@ STAGE = {("cpu", "fp32"): 1e-5, ("cpu", "bf16"): 1e-5, ("cpu", "fp16"): 1e-5, ("
 TRACE_MAX = {
     ("cpu", "fp32"): 2e-5, ("cpu", "bf16"): 5e-2, ("cpu", "fp16"): 2e-5, ("cpu", "int8"): 1.5e-1,
     ("triton", "fp32"): 6e-6, ("triton", "bf16"): 2.5e-2, ("triton", "fp16"): 8e-3,
-    ("cuda", "fp32"): 6e-6, ("cuda", "bf16"): 2.5e-2, ("cuda", "fp16"): 8e-3,
+    ("cuda", "fp32"): 6e-6, ("cuda", "bf16"): 2.5e-2, ("cuda", "fp16"): 8e-3, ("cuda", "int8"): 1.5e-1,
 }  # fmt: skip
 TRACE_RMS = {
     ("cpu", "fp32"): 3e-6, ("cpu", "bf16"): 6e-3, ("cpu", "fp16"): 3e-6, ("cpu", "int8"): 2e-2,
     ("triton", "fp32"): 1e-6, ("triton", "bf16"): 1e-3, ("triton", "fp16"): 4e-4,
-    ("cuda", "fp32"): 1e-6, ("cuda", "bf16"): 1e-3, ("cuda", "fp16"): 4e-4,
+    ("cuda", "fp32"): 1e-6, ("cuda", "bf16"): 1e-3, ("cuda", "fp16"): 4e-4, ("cuda", "int8"): 2e-2,
 }  # fmt: skip
 UNIFORM = 1e-5
 MISMATCHES = {"fp32": 1 / 1000, "bf16": 1 / 20, "fp16": 1 / 1000}

@@ -21,8 +21,10 @@ from ..errors import BackendError
 from ..kernels.cuda.arrays import Array
 from ..kernels.cuda.device import Device, Pending
 from ..kernels.cuda.model import Heard, Launch, Made, Model, Streams, trace_shapes
+from ..kernels.cuda.plan import as_dict, explain
 from ..kernels.cuda.planned import layout_of
 from ..packing import DTYPES
+from .base import Plan
 from .gpu import cuda_index
 from .gpu_engine import GpuEngine, Window
 from .host_engine import Call
@@ -121,11 +123,17 @@ class CudaEngine(GpuEngine[CudaState]):
         self.model = Model(config, weights, dtype, where)
         self.shape = self.model.shape
         self.isa = f"sm_{where.capability}" + ("" if str(device).startswith("cuda") else ", emulated")
+        self.model.plan(1, **asked)  # what fits no block is refused now, not when somebody speaks
 
     @property
     def weight_bytes(self) -> int:
         """Of the packed matrices that every sample passes, padding included."""
         return self.model.weight_bytes
+
+    def explain(self, streams: int, threads: int) -> Plan:
+        """What `kernels.cuda.plan` decides, and why; `details` as its `as_dict` gives them."""
+        plan = self.model.plan(streams, **self.asked)
+        return Plan(f"cuda, {explain(plan)}", as_dict(plan))
 
     def _new_state(self, seeds: NDArray[np.uint64], speakers: NDArray[np.float32]) -> CudaState:
         return CudaState(self, seeds, speakers)

@@ -26,7 +26,7 @@ MIN_CAPABILITY = (8, 0)
 PROBE_SECONDS = 30.0
 _DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/dxg")
 """One of these is there on Linux where an NVIDIA driver is loaded: a desktop's or server's, a Jetson's, Windows'."""
-_INSTALL_TORCH = 'PyTorch is not installed; `pip install "wavenet-fast[torch]"` adds it'
+INSTALL_TORCH = 'PyTorch is not installed; `pip install "wavenet-fast[torch]"` adds it'
 INSTALL_CUDA = '`pip install "wavenet-fast[cuda]"` adds what the CUDA kernels need'
 _CUDA_TOOLKITS = ("CUDA_PATH", "CUDA_HOME", "CONDA_PREFIX")
 _NVRTC_PACKAGES = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
@@ -40,6 +40,7 @@ class Gpu:
     name: str
     capability: tuple[int, int]
     memory: int
+    multiprocessors: int
 
     @property
     def too_old(self) -> bool:
@@ -87,7 +88,10 @@ def _asked(visible: str | None) -> Driver | str:
     if isinstance(told, str) or "problem" in told:
         problem = told if isinstance(told, str) else told["problem"]
         return f"the NVIDIA driver does not work here ({problem}); see whether `nvidia-smi` does, and mend the driver"
-    gpus = tuple(Gpu(g["name"], (g["capability"][0], g["capability"][1]), g["memory"]) for g in told["gpus"])
+    gpus = tuple(
+        Gpu(g["name"], (g["capability"][0], g["capability"][1]), g["memory"], g["multiprocessors"])
+        for g in told["gpus"]
+    )
     if not gpus:
         return "the NVIDIA driver finds no GPU; see what `nvidia-smi -L` and CUDA_VISIBLE_DEVICES say"
     release = ""
@@ -157,7 +161,7 @@ def why_not_emulated() -> str | None:
 
 def why_no_kernels() -> str | None:
     """Why the Triton kernels cannot even be imported, with the next step; None where they can."""
-    return _INSTALL_TORCH if torch_build() is None else _why_not_triton()
+    return INSTALL_TORCH if torch_build() is None else _why_not_triton()
 
 
 def why_no_nvrtc() -> str | None:
@@ -220,7 +224,7 @@ def compiler() -> str | None:
 def _why_not_torch_cuda(driver: Driver) -> str | None:
     build = torch_build()
     if build is None:
-        return _INSTALL_TORCH
+        return INSTALL_TORCH
     version, cuda = build
     if cuda is None:
         return (
