@@ -27,7 +27,6 @@ from ..config import WaveNetConfig
 from ..errors import BackendError, BackendWarning
 from ..packing import DTYPES
 from . import gpu
-from .gpu_engine import DTYPES as GPU_DTYPES
 
 if TYPE_CHECKING:
     from .base import Engine
@@ -153,7 +152,7 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend(
-            "cuda", "CUDA kernels on an NVIDIA GPU", ("cuda", "emulated"), GPU_DTYPES, _cuda_why_not,
+            "cuda", "CUDA kernels on an NVIDIA GPU", ("cuda", "emulated"), DTYPES, _cuda_why_not,
             lambda costs: "bf16", _make_cuda, tested=("cuda",),
         ),
         Backend(
