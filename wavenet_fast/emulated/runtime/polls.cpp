@@ -27,14 +27,6 @@ struct Watcher {
 std::unordered_map<u64, std::vector<Watcher>> watchers;
 u64 ticks, jump, parked, patience;
 
-// Who has released by a place since it was last stored to: of each block, with the narrowest scope.
-struct Released {
-  u32 block;
-  Scope scope;
-};
-std::unordered_map<const void*, std::vector<Released>> released;
-const char* const kScopes[] = {"the block", "the cluster", "the device"};
-
 u64 word_of(const void* place) { return reinterpret_cast<u64>(place) >> 3; }
 
 void forget(Fiber& me, u32 look) {
@@ -164,41 +156,6 @@ void sleep(Thread& thread, int line) {
   in_vain(self(thread), line, "nanosleep", false);
 }
 
-void releases(Thread& thread, const void* place, Scope scope, bool release, bool change) {
-  Unchecked unchecked;
-  if (!release && self(thread).fenced) {
-    release = true;
-    scope = std::min(scope, self(thread).fence_scope);
-  }
-  if (change && !release) return;
-  auto& all = released[place];
-  if (!change) all.clear();
-  if (!release) return;
-  for (auto& one : all)
-    if (one.block == thread.block->index) {
-      one.scope = std::min(one.scope, scope);
-      return;
-    }
-  all.push_back({thread.block->index, scope});
-}
-
-void acquires(Thread& thread, const void* place, Scope scope, int line) {
-  Unchecked unchecked;
-  auto found = released.find(place);
-  if (found == released.end()) return;
-  for (auto& one : found->second) {
-    if (one.block == thread.block->index) continue;
-    Scope needed = one.block / cluster == thread.block->index / cluster ? kCluster : kDevice;
-    if (std::min(scope, one.scope) < needed)
-      fail(thread, line,
-           "block %u has released in %s, and the scope is %s there and %s here: that orders nothing between the blocks",
-           one.block, name_of_place(place).c_str(), kScopes[one.scope], kScopes[scope]);
-  }
-}
-
-void forget_watchers() {
-  watchers.clear();
-  released.clear();
-}
+void forget_watchers() { watchers.clear(); }
 
 }  // namespace simt
