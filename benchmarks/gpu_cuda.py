@@ -1,0 +1,138 @@
+"""Parts of gpu_check.py that execute the CUDA kernels' PTX on the CPU: against the reference, cut in every way, under
+sanitizers, and with every barrier, flag, fence and wait broken in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
+from typing import Any
+
+import numpy as np
+from gpu_parts import DTYPES, TARGETS, Finding, Level, laws_of, stages_of, tried
+from tqdm import tqdm
+
+from wavenet_fast.backends import gpu
+
+
+def _why_not() -> str | None:
+    return gpu.why_no_nvrtc()
+
+
+def executed(level: Level) -> Iterator[Finding]:
+    """Stages and draws of every model in all number formats, cut in turn in every way that the tests know; every law
+    for some of them."""
+    if (why := _why_not()) is not None:
+        yield Finding("the CUDA kernels", "skipped", reason=why)
+        return
+    from cuda_launches import Cut, HostileDevice, laid
+    from engine_models import MODELS, random_weights
+    from test_cuda_emulated import CUTS, OTHERS
+
+    from wavenet_fast.backends.cuda import CudaEngine
+
+    models = MODELS | OTHERS
+    ways = [(Cut(), 80), *CUTS]
+    everything = list(product(models, DTYPES, ways))
+    turns = everything[:: len(ways) + 2]
+    chosen = {"full": everything, "usual": turns, "quick": [("tiny", "bf16", ways[-1])]}[level]
+    for name, dtype, (cut, capability) in tqdm(chosen, "execute", disable=None):
+        config, what = models[name], f"{name} {dtype} sm_{capability} {cut}"
+        if cut.blocks - cut.alone > config.n_layers:
+            continue
+        weights = random_weights(config)
+        engine = laid(CudaEngine(config, weights, dtype, HostileDevice(config, capability)), cut)
+        yield tried(f"{what}: stages", lambda e=engine, w=weights, t=what: stages_of(e, w, f"{t}: stages"))
+        if level != "quick":
+            yield from laws_of(engine, what, (name, dtype, (cut, capability)) in turns)
+
+
+def cuts(level: Level) -> Iterator[Finding]:
+    """Every cut says the same, bit for bit, in every number format, whatever the order of threads."""
+    if (why := _why_not()) is not None:
+        yield Finding("the CUDA kernels", "skipped", reason=why)
+        return
+    from test_cuda_emulated import CUTS, of_many, same_as
+
+    names = {"full": ("panels", "logistic", "gaussian", "odd"), "usual": ("panels",), "quick": ("tiny",)}[level]
+    formats = DTYPES if level == "full" else ("bf16",)
+    chosen = CUTS[:1] if level == "quick" else CUTS
+    for name, dtype, (cut, capability) in tqdm(list(product(names, formats, chosen)), "cuts", disable=None):
+        for seed in range(3 if level == "full" else 1):
+
+            def check(name: str = name, dtype: str = dtype, cut: Any = cut, cap: int = capability, s: int = seed) -> None:
+                same_as(of_many(name, dtype), name, dtype, cut, cap, s)
+
+            yield tried(f"{name} {dtype} sm_{capability} {cut}, order {seed}", check)
+
+
+def sanitized(level: Level) -> Iterator[Finding]:
+    """ThreadSanitizer and AddressSanitizer report nothing, and the results are those of the plain run."""
+    if (why := _why_not()) is not None:
+        yield Finding("the CUDA kernels", "skipped", reason=why)
+        return
+    from cuda_launches import FEW_CUTS, say_few
+    from wavenet_fast.kernels.cuda.emulated_device import EmulatedDevice
+
+    everything = list(product(("thread", "address"), FEW_CUTS, DTYPES, TARGETS, (0, 1)))
+    everything = [run for run in everything if run[1] != "cluster" or run[3] >= 90]
+    chosen = {"full": everything, "usual": everything[::7], "quick": everything[:1]}[level]
+    for mode, name, dtype, target, seed in tqdm(chosen, "sanitize", disable=None):
+
+        def check(mode: Any = mode, name: str = name, dtype: str = dtype, target: int = target, s: int = seed) -> None:
+            cut = FEW_CUTS[name][0]
+            found = say_few(EmulatedDevice(target, mode, s), cut, dtype)
+            np.testing.assert_array_equal(found[1], say_few(EmulatedDevice(target), cut, dtype)[1])
+
+        yield tried(f"{mode} {name} {dtype} sm_{target}, order {seed}", check)
+
+
+def mutated(level: Level) -> Iterator[Finding]:
+    """Every barrier, fence, flag, order and wait of both kernels, broken one at a time: nine streams of a few samples
+    must notice."""
+    if (why := _why_not()) is not None:
+        yield Finding("the CUDA kernels", "skipped", reason=why)
+        return
+    from cuda_launches import FEW_CUTS
+
+    full = [*product(FEW_CUTS, ("bf16",), (None,)), ("streaming_weights", "fp32", 120), ("cluster", "fp32", 100)]
+    chosen = {"full": full, "usual": full[:3], "quick": full[1:2]}[level]
+    for name, dtype, target in chosen:
+        what = f"{name} {dtype} sm_{target or FEW_CUTS[name][1]}"
+        yield tried(what, lambda n=name, d=dtype, t=target, w=what: _survivors(level, w, n, d, t))
+
+
+def _survivors(level: Level, what: str, name: str, dtype: str, target: int | None) -> Finding:
+    from cuda_launches import FEW_CUTS, Recorder, say_few
+
+    from wavenet_fast.emulated.mutate import mutants, survivors
+
+    cut, capability = FEW_CUTS[name]
+    device = Recorder(target or capability)
+    say_few(device, cut, dtype)
+    launch = device.launches["resident" if cut.blocks else "streaming_weights"]
+    every = mutants(launch.ptx)
+    step = {"full": 1, "usual": 7, "quick": len(every)}[level]
+    report = survivors(launch.ptx, launch.run, sites=range(0, len(every), step))
+    told = report.as_dict()
+    unexplained = 0
+    for mutant in told["survived"]:
+        mutant["reason"] = why_unnoticed(name, mutant)
+        unexplained += mutant["reason"] is None
+    reason = f"{len(report.survived)} of {told['mutants']} go unnoticed, {unexplained} of them for no known reason"
+    return Finding(
+        what, "failed" if unexplained else "passed", reason=reason if report.survived else None,
+        details={"sites": len(every), **told},
+    )  # fmt: skip
+
+
+def why_unnoticed(name: str, mutant: Mapping[str, Any]) -> str | None:
+    """The list of mutants that may survive."""
+    return None
+
+
+PARTS: dict[str, Callable[[Level], Iterator[Finding]]] = {
+    "cuda-executor": executed,
+    "cuda-cuts": cuts,
+    "cuda-sanitizers": sanitized,
+    "cuda-mutants": mutated,
+}
