@@ -355,7 +355,9 @@ def test_asking_for_what_is_not_there_is_an_error(only):
     only("reference")
     with pytest.raises(BackendError, match=r"'cpu' is not available here: cpu was switched off. Available: reference"):
         choose("cpu")
-    with pytest.raises(BackendError, match=r"backend is 'tpu'; there are 'cuda', 'triton', 'cpu', 'reference' and 'auto'"):
+    with pytest.raises(
+        BackendError, match=r"backend is 'tpu'; there are 'cuda', 'triton', 'cpu', 'reference' and 'auto'"
+    ):
         choose("tpu")
     with pytest.raises(BackendError, match=r"device is 'cuda'; backend 'reference' offers 'cpu' and 'auto'"):
         choose("reference", device="cuda")

@@ -79,8 +79,9 @@ def test_a_block_with_too_little_room_gives_another_plan_and_the_same_sound():
 
     config, roomy = PLAIN["standardised, speakers"], emulated_properties(90)
     weights, plans, sounds = random_weights(config), [], []
-    for size in (roomy.shared_per_block, 60_000, 24_000):
-        device = EmulatedDevice(90, properties=dataclasses.replace(roomy, shared_per_block=size))
+    for size, multiprocessors in ((roomy.shared_per_block, 16), (24_000, 16), (24_000, 1)):
+        properties = dataclasses.replace(roomy, shared_per_block=size, multiprocessors=multiprocessors)
+        device = EmulatedDevice(90, properties=properties)
         engine = CudaEngine(config, weights, "fp32", device)
         plans.append(engine.explain(2, 1).details)
         assert plans[-1]["shared_bytes"] <= size
@@ -90,8 +91,11 @@ def test_a_block_with_too_little_room_gives_another_plan_and_the_same_sound():
     ]  # fmt: skip
     for sound in sounds[1:]:
         np.testing.assert_array_equal(sound, sounds[0])
-    with pytest.raises(BackendError, match=r"shared memory"):
-        CudaEngine(config, weights, "fp32", EmulatedDevice(90, properties=dataclasses.replace(roomy, shared_per_block=4_000)))
+    tight = EmulatedDevice(90, properties=dataclasses.replace(roomy, shared_per_block=9_000))
+    with pytest.raises(
+        BackendError, match=r"needs 17 KiB of shared memory in fp32 .* possible are a smaller number fo"
+    ):
+        CudaEngine(config, weights, "fp32", tight)
 
 
 # --- a cache folder that cannot be written ----------------------------------------------------------------------
@@ -103,7 +107,9 @@ def test_a_cache_that_cannot_be_written_costs_a_warning_and_no_sound(make_checkp
     expected = Vocoder(checkpoint, "cuda", "emulated", "fp32")(mel)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("WAVENET_FAST_CACHE", str(tmp_path / "file" / "under"))
-    with pytest.warns(BackendWarning, match=r"compiled kernels cannot be kept in .*name another folder in WAVENET_FAST"):
+    with pytest.warns(
+        BackendWarning, match=r"compiled kernels cannot be kept in .*name another folder in WAVENET_FAST"
+    ):
         sound = Vocoder(checkpoint, "cuda", "emulated", "fp32")(mel)
     np.testing.assert_array_equal(sound, expected)
     with warnings.catch_warnings():

@@ -231,7 +231,9 @@ def test_auto_never_takes_the_emulated_device(machine, monkeypatch):
     off = dataclasses.replace(BACKENDS["cpu"], why_not=lambda device: "it was switched off")
     monkeypatch.setitem(BACKENDS, "cpu", off)
     monkeypatch.setitem(BACKENDS, "reference", dataclasses.replace(off, name="reference"))
-    with pytest.raises(BackendError, match=r"no backend is available here\. cuda: .* finds no GPU.* triton: .* finds no GPU"):
+    with pytest.raises(
+        BackendError, match=r"no backend is available here\. cuda: .* finds no GPU.* triton: .* finds no GPU"
+    ):
         choose()
 
 

@@ -291,7 +291,9 @@ def test_a_gpu_asked_for_by_device_alone_must_pass_too(kernels):
     kernels("wrong network")
     with (
         pytest.warns(BackendWarning),
-        pytest.raises(BackendError, match=r"cuda: its self-test.*triton: its self-test.*cpu: it does not run on 'cuda'"),
+        pytest.raises(
+            BackendError, match=r"cuda: its self-test.*triton: its self-test.*cpu: it does not run on 'cuda'"
+        ),
     ):
         prepare(TINY, random_weights(TINY), device="cuda")
 
@@ -362,6 +364,7 @@ def test_doctor_shows_the_plan_of_the_cuda_kernels(monkeypatch):
         assert line.strip() in text
     old = dataclasses.replace(H100, name="Tesla T4", capability=(7, 5))
     monkeypatch.setattr(gpu, "look", lambda: dataclasses.replace(DRIVER, gpus=(old,)))
-    assert "cuda:0          none: Tesla T4 is sm_75; the kernels need sm_80" in CliRunner().invoke(cli, ["doctor"]).stdout
+    text = CliRunner().invoke(cli, ["doctor"]).stdout
+    assert "  cuda:0          none: Tesla T4 is sm_75; the kernels need sm_80" in text
     monkeypatch.setattr(gpu, "look", lambda: "no driver is loaded")
     assert "CUDA plans        none: no GPU is found to plan for" in CliRunner().invoke(cli, ["doctor"]).stdout

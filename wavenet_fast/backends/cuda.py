@@ -128,7 +128,7 @@ class CudaEngine(GpuEngine[CudaState]):
     @property
     def weight_bytes(self) -> int:
         """Of the packed matrices that every sample passes, padding included."""
-        return self.model.weight_bytes
+        return int(self.model.weight_bytes)
 
     def explain(self, streams: int, threads: int) -> Plan:
         """What `kernels.cuda.plan` decides, and why; `details` as its `as_dict` gives them."""
@@ -183,8 +183,15 @@ class CudaEngine(GpuEngine[CudaState]):
             forced = device.upload(np.ascontiguousarray(call.forced[:, window.done : window.done + n]))
         plan = model.plan(state.batch, **self.asked)
         launch = model.generate(
-            layout_of(plan, model.shape), plan.pipelines, streams, window.counts.astype(np.int32), heard, made, call.temperature, forced
-        )  # fmt: skip
+            layout_of(plan, model.shape),
+            plan.pipelines,
+            streams,
+            window.counts.astype(np.int32),
+            heard,
+            made,
+            call.temperature,
+            forced,
+        )
         wanted = {"audio": call.audio, "draws": call.raw, "logits": call.logits}
         copies = {}
         for name, where in wanted.items():

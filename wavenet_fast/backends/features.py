@@ -51,7 +51,8 @@ class Features:
     def _column(self, mel: Array, held_first: int, frame: int) -> Array:
         """(1, C) of one frame."""
         first, last = max(0, frame - self._before), min(frame + self._after + 1, held_first + mel.shape[1])
-        return self._of_window(mel, held_first, first, last)[frame - first][None]
+        column: Array = self._of_window(mel, held_first, first, last)[frame - first][None]
+        return column
 
     def _samples(self, mel: Array, held_first: int, frame: int) -> Array:
         """(hop, C) of the samples of one frame."""
@@ -59,7 +60,8 @@ class Features:
         first = max(0, frame - self._context)
         last = min(frame + self._lookahead + 1, held_first + mel.shape[1])
         t = np.arange(frame * hop, (frame + 1) * hop) + c.conditioning.offset
-        return self._of_window(mel, held_first, first, last)[np.maximum(t, 0) - first * hop]
+        samples: Array = self._of_window(mel, held_first, first, last)[np.maximum(t, 0) - first * hop]
+        return samples
 
     def _of_window(self, mel: Array, held_first: int, first: int, last: int) -> Array:
         """Features (columns, C) of frames first … last − 1, as if there were no others."""

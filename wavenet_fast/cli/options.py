@@ -59,14 +59,14 @@ engine_options = _decorated(
             "--backend",
             default="auto",
             show_default=True,
-            help="cuda or triton (NVIDIA GPU), cpu, reference, or auto: the first of them that works here, cuda and triton "
-            "only after a self-test (see doctor).",
+            help="cuda or triton (NVIDIA GPU), cpu, reference, or auto: the first of them that works here, a GPU only "
+            "after a self-test (see doctor).",
         ),
         click.option(
             "--device",
             default="auto",
             show_default=True,
-            help="cuda or cuda:N, or emulated (on the CPU, for proof: very slow), for cuda and triton; cpu for the others.",
+            help="For cuda and triton: cuda, cuda:N, or emulated (on the CPU, for proof: very slow); for the others cpu.",
         ),
         click.option(
             "--dtype",
