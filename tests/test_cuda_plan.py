@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wavenet_fast.kernels.cuda.cut import cut, even_slices, fewest_pieces
 from wavenet_fast.kernels.cuda.devices import DEVICES, DeviceProperties, properties_of
-from wavenet_fast.kernels.cuda.ways import BARRIERS
 from wavenet_fast.kernels.cuda.occupancy import occupancy
 from wavenet_fast.kernels.cuda.plan import Plan, as_dict, explain, plan
+from wavenet_fast.kernels.cuda.ways import BARRIERS
 
 from wavenet_fast.cases import CASES
 from wavenet_fast.config import WaveNetConfig

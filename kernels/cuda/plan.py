@@ -13,11 +13,11 @@ from typing import Any
 
 from wavenet_fast.errors import BackendError, InputError
 
-from . import budget, ways, reasons
+from . import budget, reasons, ways
 from .budget import FORMATS, TILES, Sizes
 from .devices import DeviceProperties
-from .ways import HOPS, PORTABLE_CLUSTER, Asked, Way, Streamed
 from .occupancy import WARP, most_registers
+from .ways import HOPS, PORTABLE_CLUSTER, Asked, Streamed, Way
 
 VARIANTS = ("resident", "streaming_weights")
 _OLDEST = 80

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import budget
-from .ways import CLUSTERED, PORTABLE_CLUSTER, Asked, Way, Streamed, blocks_needed, homes
+from .ways import CLUSTERED, PORTABLE_CLUSTER, Asked, Streamed, Way, blocks_needed, homes
 
 NAMES = {"none": "one block", "cluster": "a cluster", "grid": "a co-resident grid"}
 """What a pipeline of the resident kernel runs on, by its hop."""
