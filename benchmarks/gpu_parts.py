@@ -73,8 +73,8 @@ def compiles(level: Level) -> Iterator[Finding]:
 
 def stages_of(engine: Any, weights: Any, what: str) -> Finding:
     """Every stage under forced history; the error is that of the worst stage."""
-    from tolerances import TRACE_MAX
     from gpu_checks import check_stages
+    from tolerances import TRACE_MAX
 
     errors = check_stages(engine, weights)
     worst = max(errors, key=lambda stage: errors[stage][0])
@@ -84,7 +84,6 @@ def stages_of(engine: Any, weights: Any, what: str) -> Finding:
 
 def laws_of(engine: Any, name: str, all_of_them: bool = True) -> Iterator[Finding]:
     """Draws, and the laws of backends/base.py bit for bit, for at least 64 samples and past every dilation."""
-    from tolerances import UNIFORM
     from gpu_checks import (
         check_batches,
         check_chunks,
@@ -94,6 +93,7 @@ def laws_of(engine: Any, name: str, all_of_them: bool = True) -> Iterator[Findin
         frames_past_every_dilation,
         speak,
     )  # fmt: skip
+    from tolerances import UNIFORM
 
     frames = max(3, frames_past_every_dilation(engine.config))
     made: list[Any] = []

@@ -67,7 +67,7 @@ def make_checkpoint() -> Callable[..., Checkpoint]:
     return small_checkpoint
 
 
-@pytest.fixture(scope="session", params=["cpu", "reference", "triton"])
+@pytest.fixture(scope="session", params=["cpu", "reference", "triton", "cuda"])
 def backend(request: pytest.FixtureRequest) -> str:
     """Every backend in turn, to be run on `device_of` it; skipped with the reason where one does not work here."""
     if (why := BACKENDS[request.param].why_not(device_of(request.param))) is not None:

@@ -25,7 +25,7 @@ def main() -> None:
 
     checkout = Path(__file__).parent.parent
     assert not Path(wavenet_fast.__file__).is_relative_to(checkout), "the checkout hides the installed package"
-    for package in ("torch", "triton", "matplotlib", "librosa"):
+    for package in ("torch", "triton", "cuda", "matplotlib", "librosa"):
         assert importlib.util.find_spec(package) is None, f"{package} is installed; this is not a bare environment"
 
     (name, *_) = bundled_voices()
@@ -60,8 +60,9 @@ def main() -> None:
     assert "portable" in measured["gate"]["reference"] and measured["samples_per_s"] > 0, measured
 
     examined = json.loads(command("doctor", "--json"))
-    for device in ("cuda", "emulated"):
-        assert examined["backends"]["triton"]["why_not_on"][device], examined["backends"]
+    for name in ("cuda", "triton"):
+        for device in ("cuda", "emulated"):
+            assert examined["backends"][name]["why_not_on"][device], examined["backends"]
     assert examined["backends"]["reference"]["why_not"] and examined["backends"]["cpu"]["available"]
     script = Path(sys.executable).with_name("wavenet-fast")
     refused = subprocess.run(

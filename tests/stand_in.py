@@ -1,5 +1,5 @@
-"""The CPU engine in the place of a GPU engine, right or wrong in one way: what the self-test must tell apart. As a
-script it is the self-test's process with that engine: stand_in.py WAY."""
+"""The CPU engine in the place of the GPU engines, right or wrong in one way: what the self-test must tell apart. As a
+script it is the self-test's process with those engines: stand_in.py CUDA_WAY TRITON_WAY."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wavenet_fast.errors import BackendError
 class StandIn(CpuEngine):
     """On one thread; `way` is what is wrong with it, "right" for nothing."""
 
-    name = "triton"
+    name = "cuda"
     way = "right"
 
     def __init__(self, config: Any, weights: Any, dtype: str, device: str) -> None:
@@ -56,12 +56,12 @@ class StandIn(CpuEngine):
             call.logits[1, 7, 3] = np.nan
 
 
-def put_in_place(way: str) -> None:
-    """`BACKENDS["triton"]` makes stand-ins from now on, in this process."""
-    kind = type("StandIn", (StandIn,), {"way": way})
-    BACKENDS["triton"] = dataclasses.replace(BACKENDS["triton"], make=kind)
+def stand_in(name: str, way: str) -> Any:
+    """The backend of that name, with stand-ins for its engines."""
+    kind = type("StandIn", (StandIn,), {"way": way, "name": name})
+    return dataclasses.replace(BACKENDS[name], make=kind)
 
 
 if __name__ == "__main__":
-    put_in_place(sys.argv[1])
+    BACKENDS.update({name: stand_in(name, way) for name, way in zip(("cuda", "triton"), sys.argv[1:], strict=True)})
     selftest.main()

@@ -16,6 +16,7 @@ from wavenet_fast.kernels.cuda.call_struct import CallStruct
 from wavenet_fast.kernels.cuda.compile import compile_kernel, why_not_kernels
 from wavenet_fast.kernels.cuda.emulated_device import EmulatedDevice
 
+from wavenet_fast.emulated.mutate import survivors
 from wavenet_fast.errors import BackendError, EmulationError, InputError, RaceError, ShapeError
 
 if why_not_kernels() is not None:
@@ -136,16 +137,19 @@ def device(sources):
 # --- struct Call ------------------------------------------------------------------------------------------------
 
 
-def test_fields_are_where_the_compiler_puts_them(sources, tmp_path):
+def test_fields_are_where_the_compiler_puts_them(device):
     call = CallStruct.parse(CALL)
     assert {field.name: field.offset for field in call.fields} == FIELDS and call.size == 80
-    asserts = [f"static_assert(__builtin_offsetof(Call, {f.name}) == {f.offset});" for f in call.fields]
-    asserts.append(f"static_assert(sizeof(Call) == {call.size});")
-    text = "\n".join([TYPES, CALL, *asserts, 'extern "C" __global__ void check() {}'])
-    compile_kernel("check", {"check.cuh": text}, 90, "ptx", sources=tmp_path)
-    with pytest.raises(BackendError, match="static assertion failed"):
-        wrong = text.replace("Call, far) == 32", "Call, far) == 28")
-        compile_kernel("check", {"check.cuh": wrong}, 90, "ptx", sources=tmp_path)
+    lines = [f"call.flags[{n}] = reinterpret_cast<u64>(&call.{f.name}) - start;" for n, f in enumerate(call.fields)]
+    text = """
+#include "call.cuh"
+extern "C" __global__ void where(const __grid_constant__ Call call) {
+  const u64 start = reinterpret_cast<u64>(&call);
+"""
+    flags = device.empty((12,), np.uint64)
+    text += "\n".join([*lines, "call.flags[11] = sizeof(Call);", "}"])
+    device.launch(device.load("where", {"where.cuh": text}), (1,), (1,), {**NOTHING, "flags": flags})
+    assert device.download(flags).tolist() == [*FIELDS.values(), 80]
 
 
 def test_bytes_of_a_call(device):
@@ -208,6 +212,7 @@ def test_memory_comes_and_goes(device):
     x = device.upload(given[:, ::2])
     given[:] = 0
     assert device.download(x).tolist() == [[0, 2], [4, 6], [8, 10]]
+    assert device.download(device.upload(np.arange(6).reshape(2, 3).T).reshape(6)).tolist() == [0, 3, 1, 4, 2, 5]
     out = np.empty((3, 2), np.float32)
     assert device.download(x, out) is out and out[2, 1] == 10
     y = device.empty((2, 3), np.float32)
@@ -356,6 +361,25 @@ def test_a_cooperative_grid(sources, mode):
     flags = device.zeros((9,), np.uint64)
     device.launch(device.load("chain", HEADERS), (9,), (1,), {**NOTHING, "flags": flags}, cooperative=True)
     assert device.download(flags).tolist() == [1, 3, 6, 10, 15, 21, 28, 36, 45]
+
+
+def test_programs_are_made_once_and_may_be_anothers(sources):
+    first, second = (EmulatedDevice(90, sources=sources).load("turn", HEADERS).handle for _ in range(2))
+    counting = EmulatedDevice(90, sources=sources, count=True)
+    assert first is second and counting.load("turn", HEADERS).handle is not first
+    x = counting.upload(np.arange(64, dtype=np.float32))
+    counting.launch(counting.load("turn", HEADERS), (2,), (32,), {**NOTHING, "x": x}, shared=128)
+    assert counting.last.instructions["bar.sync"] == 64
+
+    def run(program):
+        device = EmulatedDevice(90, sources=sources, make=lambda ptx: program)
+        x = device.upload(np.arange(64, dtype=np.float32))
+        device.launch(device.load("turn", HEADERS), (1,), (64,), {**NOTHING, "x": x}, shared=256)
+        return device.download(x)
+
+    ptx = compile_kernel("turn", HEADERS, 90, "ptx", sources=sources).text
+    report = survivors(ptx, run, workers=1)
+    assert len(report.caught) == 1 and not report.survived
 
 
 def test_races_are_found(sources):

@@ -226,7 +226,7 @@ ERRORS = [
     ("cuEventSynchronize=702", "d.start_download(x, np.zeros(3, np.float32)).wait()", "CUDA_ERROR_LAUNCH_TIMEOUT"),
     ("cuCtxPushCurrent=214", "d.empty((3,), np.int8)", "using GPU 0: a kernel failed (CUDA_ERROR_ECC_UNCORRECTABLE)"),
     ("cuModuleLoadData=209", "d.load('add', {'shape.cuh': '//'})",
-     "loading the kernel 'add': the NVIDIA driver does not take what NVRTC 13."),
+     "loading the kernel 'add': the NVIDIA driver does not take what NVRTC 1"),
     ("cuModuleLoadData=222", "d.load('add', {'shape.cuh': '//'})",
      "(CUDA_ERROR_UNSUPPORTED_PTX_VERSION); update the driver, or install an older nvidia-cuda-nvrtc"),
     ("cuLaunchKernelEx=720", "d.launch(k, (1,), (32,), call, cooperative=True)",

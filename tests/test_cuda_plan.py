@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wavenet_fast.kernels.cuda.cut import cut, even_slices, fewest_pieces
 from wavenet_fast.kernels.cuda.devices import DEVICES, DeviceProperties, properties_of
-from wavenet_fast.kernels.cuda.layouts import BARRIERS
 from wavenet_fast.kernels.cuda.occupancy import occupancy
 from wavenet_fast.kernels.cuda.plan import Plan, as_dict, explain, plan
+from wavenet_fast.kernels.cuda.ways import BARRIERS
 
 from wavenet_fast.cases import CASES
 from wavenet_fast.config import WaveNetConfig
@@ -196,7 +197,7 @@ def test_plans_by_hand(
     [
         ("tiny", "H100", "bf16", 1, "resident on one block: taken, the whole model fits it"),
         ("nv-medium", "A100", "bf16", 1, "resident on a cluster: passed over, A100 has no clusters."),
-        ("nv-medium", "H100", "bf16", 1, "resident on a cluster: taken, 8 blocks a pipeline are the fewest"),
+        ("nv-medium", "H100", "bf16", 1, "resident on a cluster: taken, 8 blocks a pipeline hold the weights"),
         ("nv-medium", "H100", "bf16", 1, "that 15 of 8 blocks fit at once is an assumption about H100"),
         ("nv-medium", "H100", "bf16", 1, "in registers, 96 a thread"),
         ("nv-medium", "H100", "fp32", 1, "in shared memory, fp32 is multiplied without tensor cores"),
@@ -222,7 +223,7 @@ def test_the_drivers_answer_takes_the_place_of_the_assumption() -> None:
             if p.hop == "cluster":
                 assert clusters.get(p.blocks) != 0
     assert plan(s, 1, "bf16", h100, clusters=dict.fromkeys(range(2, 17), 0)).hop == "grid"
-    told = plan(s, 1000, "bf16", h100, clusters=dict.fromkeys(range(2, 17), 1))
+    told = plan(s, 100, "bf16", h100, clusters=dict.fromkeys(range(2, 17), 1))
     assert (told.hop, told.pipelines, told.clusters_assumed) == ("cluster", 1, False)
 
     # Asking and planning anew ends: each answer is about a size that was not asked before.
@@ -360,3 +361,9 @@ def test_even_slices() -> None:
         shares = [b - a for a, b in itertools.pairwise(cuts)]
         assert (cuts[0], cuts[-1], len(shares)) == (0, tiles, blocks)
         assert max(shares) - min(shares) <= 1 and shares == sorted(shares, reverse=True)
+
+
+def test_the_page_shows_what_the_planner_says() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "gpu-plan.md").read_text()
+    shown = page.split("```\n")[1].removesuffix("\n")
+    assert shown == explain(plan(SIZES["nv-medium"], 9, "bf16", DEVICES["H100"]))

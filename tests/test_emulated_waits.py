@@ -99,6 +99,17 @@ def test_a_block_that_hands_on_nothing(name: str, mode: Any) -> None:
 
 
 @pytest.mark.parametrize("name", RINGS)
+def test_waits_that_seldom_look_at_the_clock(name: str) -> None:
+    program = Program(cuda_ptx("ring.cu", 90, "POLLS_PER_LOOK=64"))
+    for blocks, threads in ((4, 64), (16, 192)):
+        for seed in (0, 1):
+            stats, (_, abort) = ring(program, name, blocks, threads, stuck=2, seed=seed)
+            assert abort[0] & 1 and stats.stall
+            _, (out, abort) = ring(program, name, blocks, threads, seed=seed)
+            assert not abort[0] and np.array_equal(out, token(blocks, threads))
+
+
+@pytest.mark.parametrize("name", RINGS)
 def test_a_wait_without_a_bound(name: str) -> None:
     with pytest.raises(
         EmulationError, match=r"livelock(.|\n)*block 3, \d+ threads .* in (phase 0|byte 12) of"
@@ -231,7 +242,9 @@ def lines_of(text: str, kernel: str) -> range:
 def test_every_mutant_of_the_primitives_is_caught(variant: int) -> None:
     """Copies, warp barriers, named and reducing barriers, sums of releases, fences, locks, clusters."""
     text = cuda_ptx("primitives.cu", 90, f"VARIANT={variant}")
-    kernels = ("products", "barriers", "messages", "clusters") if variant == 0 else ("messages",)
+    kernels = {0: ("products", "barriers", "messages", "clusters"), 1: ("messages", "clusters"), 2: ("messages",)}[
+        variant
+    ]
     lines = {line for name in kernels for line in lines_of(text, name)}
     # `messages` is one block, for which narrower scopes do.
     alone = lines_of(text, "messages")
@@ -248,9 +261,13 @@ def test_every_mutant_of_the_primitives_is_caught(variant: int) -> None:
             "barrier arrival deleted",
             "fence of initialised mbarriers deleted",
         }
+    if "clusters" in kernels:
         # A barrier of a warp before one of the cluster, and the last one.
         assert [m.description for m in report.survived] == ["warp barrier deleted", "cluster barrier deleted"]
-    else:
+    if variant == 1:
+        assert {c.mutant.kind for c in report.caught if "mbarrier" in c.mutant.description} == {"delete"}
+        assert len([c for c in report.caught if c.mutant.kind == "narrow"]) == 2
+    if variant == 2:
         assert {c.mutant.description for c in report.caught} == {
             "warp barrier deleted", "fence deleted", "acquire made relaxed", "release made relaxed",
         }  # fmt: skip

@@ -19,7 +19,7 @@ from wavenet_fast.backends import BACKENDS, availability, choose, gpu
 from wavenet_fast.cli import cli
 from wavenet_fast.errors import BackendError
 
-A100, T4 = gpu.Gpu("NVIDIA A100", (8, 0), 40 << 30), gpu.Gpu("Tesla T4", (7, 5), 16 << 30)
+A100, T4 = gpu.Gpu("NVIDIA A100", (8, 0), 40 << 30, 108), gpu.Gpu("Tesla T4", (7, 5), 16 << 30, 40)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def machine(monkeypatch):
     def make(
         *gpus, cuda=(13, 0), torch=("2.13.0+cu130", "13.0"), packages=("torch", "triton"), compiler="/usr/bin/g++"
     ):
-        told = [{"name": g.name, "capability": list(g.capability), "memory": g.memory} for g in gpus]
+        told = [dataclasses.asdict(g) for g in gpus]
         gpu._asked.cache_clear()
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         monkeypatch.setattr(gpu, "driver_loaded", lambda: True)
@@ -42,10 +42,10 @@ def machine(monkeypatch):
     gpu._asked.cache_clear()
 
 
-def refusal(device="cuda"):
+def refusal(device="cuda", backend="triton"):
     with pytest.raises(BackendError) as caught:
-        choose("triton", device)
-    assert str(caught.value).startswith(f"backend 'triton' is not available here on device '{device}': ")
+        choose(backend, device)
+    assert str(caught.value).startswith(f"backend '{backend}' is not available here on device '{device}': ")
     return str(caught.value)
 
 
@@ -145,19 +145,26 @@ def kernels(machine, monkeypatch):
 
 
 def test_cuda_kernels_need_a_gpu_that_is_new_enough_and_no_torch(kernels):
-    versions = {"cuda_bindings": (13, 5), "nvidia_cuda_nvrtc": (13, 5)}
+    versions = {"nvidia_cuda_nvrtc": (13, 5)}
     kernels(A100, T4, **versions)
     assert gpu.why_not_cuda_kernels() is None and gpu.why_not_cuda_kernels("cuda:0") is None
     assert "Tesla T4 (compute capability 7.5) is too old" in gpu.why_not_cuda_kernels("cuda:1")
     assert "there is no GPU 2" in gpu.why_not_cuda_kernels("cuda:2")
+    backend, device, dtype = choose("cuda")
+    assert (backend.name, device, dtype) == ("cuda", "cuda", "bf16")
+    assert choose("cuda", "cuda:0", "fp32")[1:] == ("cuda:0", "fp32")
+    assert availability()["cuda"] is None and "wavenet-fast[torch]" in availability()["triton"]
+    assert "Tesla T4 (compute capability 7.5) is too old" in refusal("cuda:1", "cuda")
     kernels(**versions)
-    assert "finds no GPU" in gpu.why_not_cuda_kernels() and gpu.why_not_emulated_cuda_kernels() is None
+    assert "finds no GPU" in refusal("cuda", "cuda") and choose("cuda", "emulated")[1] == "emulated"
     kernels(**versions, compiler=None)
-    assert "no C++ compiler" in gpu.why_not_emulated_cuda_kernels()
+    assert "no C++ compiler" in refusal("emulated", "cuda")
 
 
 def test_cuda_kernels_need_their_packages(kernels):
     def refusals():
+        for device in ("cuda", "emulated"):
+            assert gpu.why_no_nvrtc() in refusal(device, "cuda")
         return {gpu.why_not_cuda_kernels(), gpu.why_not_emulated_cuda_kernels(), gpu.why_no_nvrtc()}
 
     adds = '`pip install "wavenet-fast[cuda]"` adds what the CUDA kernels need'
@@ -165,27 +172,25 @@ def test_cuda_kernels_need_their_packages(kernels):
     assert refusals() == {f"cuda-core and cuda-bindings cannot be found; {adds}"}
     kernels(A100, packages=("cuda.bindings",))
     assert refusals() == {f"cuda-core cannot be found; {adds}"}
-    kernels(A100, cuda_bindings=(13, 5))
-    assert refusals() == {f"NVRTC, NVIDIA's run-time compiler, cannot be found; {adds}"}
-    kernels(A100, cuda_bindings=(13, 5), nvidia_cuda_nvrtc=(14, 0), nvidia_cuda_nvrtc_cu12=(12, 9))
+    kernels(A100)
     assert refusals() == {f"NVRTC, NVIDIA's run-time compiler, cannot be found; {adds}"}
 
 
 def test_an_nvrtc_that_is_newer_than_the_driver(kernels):
-    kernels(A100, cuda=(12, 8), cuda_bindings=(13, 5), nvidia_cuda_nvrtc=(13, 5))
-    told = gpu.why_not_cuda_kernels()
+    kernels(A100, cuda=(12, 8), nvidia_cuda_nvrtc=(13, 5))
+    told = refusal("cuda", "cuda")
     assert "makes code for CUDA 13, and the NVIDIA driver runs CUDA up to 12.8; update the driver" in told
-    assert 'pip install "cuda-bindings==12.*" nvidia-cuda-nvrtc-cu12' in told
+    assert "`pip uninstall nvidia-cuda-nvrtc` and `pip install nvidia-cuda-nvrtc-cu12`" in told
     assert gpu.why_not_emulated_cuda_kernels() is None
-    kernels(A100, cuda=(12, 8), cuda_bindings=(12, 9), nvidia_cuda_nvrtc_cu12=(12, 9), nvidia_cuda_nvrtc=(13, 5))
+    kernels(A100, cuda=(12, 8), nvidia_cuda_nvrtc_cu12=(12, 9))
     assert gpu.why_not_cuda_kernels() is None and gpu.nvrtc_version() == (12, 9)
-    kernels(A100, cuda=(13, 0), cuda_bindings=(13, 5), nvidia_cuda_nvrtc=(13, 5))
+    kernels(A100, cuda=(13, 0), nvidia_cuda_nvrtc=(13, 5))
     assert gpu.why_not_cuda_kernels() is None
 
 
-@pytest.mark.parametrize("file", ["lib64/libnvrtc.so.13", "lib/libnvrtc.so.13"])
+@pytest.mark.parametrize("file", ["lib64/libnvrtc.so.13", "lib/libnvrtc.so.13.0.88", "bin/nvrtc64_130_0.dll"])
 def test_the_nvrtc_of_a_toolkit_counts(kernels, monkeypatch, tmp_path, file):
-    kernels(A100, cuda_bindings=(13, 5))
+    kernels(A100)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     assert gpu.why_no_nvrtc() is not None
     (tmp_path / file).parent.mkdir()
@@ -220,13 +225,15 @@ def test_unknown_devices(machine, device):
 def test_auto_never_takes_the_emulated_device(machine, monkeypatch):
     machine()
     assert choose()[0].name == "cpu"
-    with pytest.raises(BackendError, match=r"never chosen for you; name the backend too: 'triton'"):
+    with pytest.raises(BackendError, match=r"never chosen for you; name the backend too: 'cuda', 'triton'$"):
         choose(device="emulated")
     assert all(backend.devices[0] != "emulated" for backend in BACKENDS.values())
     off = dataclasses.replace(BACKENDS["cpu"], why_not=lambda device: "it was switched off")
     monkeypatch.setitem(BACKENDS, "cpu", off)
     monkeypatch.setitem(BACKENDS, "reference", dataclasses.replace(off, name="reference"))
-    with pytest.raises(BackendError, match=r"no backend is available here\. triton: .* finds no GPU"):
+    with pytest.raises(
+        BackendError, match=r"no backend is available here\. cuda: .* finds no GPU.* triton: .* finds no GPU"
+    ):
         choose()
 
 
@@ -267,7 +274,10 @@ int cuDeviceGetCount(int* n) { *n = 2; return 0; }
 int cuDeviceGet(int* device, int i) { *device = 10 + i; return 0; }
 int cuDeviceGetName(char* name, int, int device) { std::strcpy(name, device == 10 ? "First" : "Second"); return 0; }
 int cuDeviceTotalMem_v2(size_t* bytes, int device) { *bytes = size_t(device) << 30; return 0; }
-int cuDeviceGetAttribute(int* v, int what, int device) { *v = what == 75 ? device - 2 : what == 76 ? 6 : -1; return 0; }
+int cuDeviceGetAttribute(int* v, int what, int device) {
+  *v = what == 75 ? device - 2 : what == 76 ? 6 : what == 16 ? 10 * device : -1;
+  return 0;
+}
 }
 """
 
@@ -289,8 +299,8 @@ def test_the_probe_reads_a_driver(tmp_path, refuse):
         assert told == {"problem": "cuInit says 804, that is a pity"}
         return
     gpus = [
-        {"name": "First", "capability": [8, 6], "memory": 10 << 30},
-        {"name": "Second", "capability": [9, 6], "memory": 11 << 30},
+        {"name": "First", "capability": [8, 6], "memory": 10 << 30, "multiprocessors": 100},
+        {"name": "Second", "capability": [9, 6], "memory": 11 << 30, "multiprocessors": 110},
     ]
     assert told == {"cuda": 12080, "gpus": gpus}
 

@@ -11,7 +11,7 @@ from children import python
 
 import wavenet_fast
 
-HEAVY = {"torch", "soundfile", "soxr", "matplotlib", "click", "tqdm", "librosa", "scipy", "triton"}
+HEAVY = {"torch", "soundfile", "soxr", "matplotlib", "click", "tqdm", "librosa", "scipy", "triton", "cuda"}
 
 
 def test_import_loads_no_optional_package():

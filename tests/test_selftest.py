@@ -22,7 +22,7 @@ from wavenet_fast.config import GaussianHead, LogisticHead, ScalarInput, Speaker
 from wavenet_fast.errors import BackendError, BackendWarning
 
 TINY = CASES["tiny"]
-H100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30)
+H100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30, 132)
 DRIVER = gpu.Driver((13, 0), "580.95", (H100,))
 
 
@@ -32,6 +32,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "look", lambda: DRIVER)
     monkeypatch.setattr(gpu, "torch_build", lambda: ("2.13.0+cu130", "13.0"))
     monkeypatch.setattr(gpu, "_installed", lambda package: True)
+    monkeypatch.setattr(gpu, "nvrtc_version", lambda: (13, 0))
     monkeypatch.setenv("WAVENET_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(selftest, "_remembered", {})
     monkeypatch.setattr("wavenet_fast.backends._warned", set())
@@ -40,16 +41,18 @@ def machine(monkeypatch, tmp_path):
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """Puts kernels of one way in the place of the GPU's, here and in the self-test's process; counts processes."""
+    """Puts kernels of one way, those of `triton` of another where it is given, in the place of the GPU's, here and in
+    the self-test's process; counts processes."""
     started = []
 
-    def put(way):
-        kind = type("StandIn", (stand_in.StandIn,), {"way": way})
-        monkeypatch.setitem(BACKENDS, "triton", dataclasses.replace(BACKENDS["triton"], make=kind))
+    def put(way, triton=None):
+        ways = {"cuda": way, "triton": triton or way}
+        for name, of in ways.items():
+            monkeypatch.setitem(BACKENDS, name, stand_in.stand_in(name, of))
 
         def command():
             started.append(way)
-            return [sys.executable, str(Path(stand_in.__file__)), way]
+            return [sys.executable, str(Path(stand_in.__file__)), *ways.values()]
 
         monkeypatch.setattr(selftest, "command", command)
         return started
@@ -64,7 +67,7 @@ def tried(way, dtype="fp32"):
 
 
 def ask(config=TINY, dtype="fp32", device="cuda", again=False):
-    return selftest.verdict(config, "triton", device, dtype, again)
+    return selftest.verdict(config, "cuda", device, dtype, again)
 
 
 # --- what is compared -------------------------------------------------------------------------------------------
@@ -202,10 +205,12 @@ def test_without_a_folder_to_write_the_verdict_holds_for_this_process(kernels, m
 
 
 def test_another_driver_gpu_kernel_package_shape_or_format_is_another_key(monkeypatch):
-    def key(config=TINY, dtype="fp32"):
-        return tuple(selftest.key_of(config, "triton", "cuda", dtype).items())
+    monkeypatch.setattr(selftest.importlib.metadata, "version", lambda package: "1")
 
-    keys = {key(), key(dtype="bf16"), key(CASES["odd"])}
+    def key(config=TINY, dtype="fp32", backend="cuda"):
+        return tuple(selftest.key_of(config, backend, "cuda", dtype).items())
+
+    keys = {key(), key(dtype="bf16"), key(CASES["odd"]), key(backend="triton")}
     with monkeypatch.context() as m:
         m.setattr(gpu, "look", lambda: dataclasses.replace(DRIVER, release="590.1"))
         keys.add(key())
@@ -213,14 +218,15 @@ def test_another_driver_gpu_kernel_package_shape_or_format_is_another_key(monkey
         with monkeypatch.context() as m:
             m.setattr(gpu, "look", lambda c=change: dataclasses.replace(DRIVER, gpus=(dataclasses.replace(H100, **c),)))
             keys.add(key())
-    for package in ("torch", "triton"):
+    packages = {"cuda": ("torch", "cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc"), "triton": ("torch", "triton")}
+    for backend, package in ((backend, package) for backend, needed in packages.items() for package in needed):
         with monkeypatch.context() as m:
             m.setattr(selftest.importlib.metadata, "version", lambda p, new=package: "9" if p == new else "1")
-            keys.add(key())
+            keys.add(key(backend=backend))
     with monkeypatch.context() as m:
         m.setattr(selftest, "sources_hash", lambda: "0123456789abcdef")
         keys.add(key())
-    assert len(keys) == 9
+    assert len(keys) == 14
     assert key() in keys
 
 
@@ -229,10 +235,10 @@ def test_the_hash_follows_every_source_of_the_kernels(monkeypatch, tmp_path):
     monkeypatch.setattr(selftest.importlib.util, "find_spec", lambda name: spec)
     (tmp_path / "triton").mkdir()
     hashes = [selftest.sources_hash()]
-    for name, text in (("a.py", "1"), ("a.py", "2"), ("b.py", "")):
+    for name, text in (("a.py", "1"), ("a.py", "2"), ("b.py", ""), ("c.cuh", ""), ("c.cuh", "1")):
         (tmp_path / "triton" / name).write_text(text)
         hashes.append(selftest.sources_hash())
-    assert len(set(hashes)) == 4
+    assert len(set(hashes)) == 6
     (tmp_path / "triton" / "notes.txt").write_text("not a kernel")
     assert selftest.sources_hash() == hashes[-1]
 
@@ -245,21 +251,32 @@ def test_auto_takes_a_gpu_that_passes(kernels):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made = prepare(TINY, random_weights(TINY))
-    assert (made.engine.name, made.engine.dtype, made.device, made.notes) == ("triton", "bf16", "cuda", ())
+    assert (made.engine.name, made.engine.dtype, made.device, made.notes) == ("cuda", "bf16", "cuda", ())
+
+
+def test_auto_takes_the_next_kernels_where_the_first_fail(kernels):
+    started = kernels("wrong network", triton="right")
+    with pytest.warns(BackendWarning, match=r"'cuda' is passed over on device 'cuda'"):
+        made = prepare(TINY, random_weights(TINY))
+    assert made.engine.name == "triton" and len(started) == 2
+    (note,) = made.notes
+    assert note.startswith("cuda: its self-test for this shape in bf16 failed, ")
 
 
 @pytest.mark.parametrize("way, said", [("wrong network", "standard deviations off"), ("does not fit", "999 GiB")])
 def test_auto_passes_over_a_gpu_that_fails_and_says_so_once(kernels, make_checkpoint, way, said):
     kernels(way)
     checkpoint = make_checkpoint(TINY)
-    with pytest.warns(BackendWarning, match=rf"'triton' is passed over on device 'cuda': .*{said}"):
+    over = rf"is passed over on device 'cuda': .*{said}"
+    with pytest.warns(BackendWarning, match=f"'cuda' {over}"), pytest.warns(BackendWarning, match=f"'triton' {over}"):
         voice = Vocoder(checkpoint)
     assert voice.backend == "cpu" and voice.device == "cpu"
-    (note,) = voice.backend_notes
-    assert note.startswith("triton: its self-test for this shape in bf16 failed, ") and "doctor --selftest" in note
+    notes = voice.backend_notes
+    for name, note in zip(("cuda", "triton"), notes, strict=True):
+        assert note.startswith(f"{name}: its self-test for this shape in bf16 failed, ") and "doctor --selftest" in note
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert Vocoder(checkpoint).backend_notes == (note,)
+        assert Vocoder(checkpoint).backend_notes == notes
 
 
 def test_auto_passes_over_a_gpu_on_which_only_this_model_does_not_fit(kernels, monkeypatch):
@@ -267,32 +284,38 @@ def test_auto_passes_over_a_gpu_on_which_only_this_model_does_not_fit(kernels, m
     monkeypatch.setattr(selftest, "verdict", lambda *_: selftest.Verdict(True, "", {}))
     with pytest.warns(BackendWarning, match="999 GiB"):
         made = prepare(TINY, random_weights(TINY))
-    assert made.engine.name == "cpu" and "999 GiB" in made.notes[0]
+    assert made.engine.name == "cpu" and all("999 GiB" in note for note in made.notes) and len(made.notes) == 2
 
 
 def test_a_gpu_asked_for_by_device_alone_must_pass_too(kernels):
     kernels("wrong network")
     with (
         pytest.warns(BackendWarning),
-        pytest.raises(BackendError, match=r"triton: its self-test.*cpu: it does not run on 'cuda'"),
+        pytest.raises(
+            BackendError, match=r"cuda: its self-test.*triton: its self-test.*cpu: it does not run on 'cuda'"
+        ),
     ):
         prepare(TINY, random_weights(TINY), device="cuda")
 
 
 def test_naming_the_backend_runs_no_self_test(kernels):
     started = kernels("wrong network")
-    assert prepare(TINY, random_weights(TINY), "triton").engine.name == "triton"
+    for name in ("cuda", "triton"):
+        assert prepare(TINY, random_weights(TINY), name).engine.name == name
     kernels("does not fit")
-    with pytest.raises(BackendError, match="999 GiB"):
-        prepare(TINY, random_weights(TINY), "triton")
+    for name in ("cuda", "triton"):
+        with pytest.raises(BackendError, match="999 GiB"):
+            prepare(TINY, random_weights(TINY), name)
     assert started == []
 
 
-def test_int8_is_not_asked_of_a_gpu(kernels):
+def test_a_number_format_is_not_asked_of_a_gpu_backend_that_lacks_it(kernels, monkeypatch):
     started = kernels("right")
+    for name in ("cuda", "triton"):
+        monkeypatch.setitem(BACKENDS, name, dataclasses.replace(BACKENDS[name], dtypes=("fp32",)))
     made = prepare(TINY, random_weights(TINY), dtype="int8")
-    assert made.engine.name == "cpu" and made.notes == ("triton: it has no number format 'int8'",)
-    assert started == []
+    assert made.engine.name == "cpu" and started == []
+    assert made.notes == tuple(f"{name}: it has no number format 'int8'" for name in ("cuda", "triton"))
 
 
 # --- doctor -----------------------------------------------------------------------------------------------------
@@ -310,13 +333,38 @@ def test_doctor_shows_the_gpu_and_the_verdicts(kernels, monkeypatch):
     assert "self-tests" not in told
     started = kernels("right")
     told = run(cli, ["doctor", "--selftest", "--dtype", "fp32"]).stdout
-    assert "triton fp32, 12 layers, R 64, G 128, S 128, on NVIDIA H100, driver 580.95" in told and ": passed\n" in told
+    for name in ("cuda", "triton"):
+        tested = f"{name} fp32, 12 layers, R 64, G 128, S 128, on NVIDIA H100, driver 580.95, for CUDA up to 13.0: "
+        assert f"{tested}passed\n" in told
     kernels("raises")
     told = run(cli, ["doctor", "--selftest", "--dtype", "fp32"]).stdout
-    assert ": failed, RuntimeError: no kernel image is available\n" in told and len(started) == 2
+    assert told.count(": failed, RuntimeError: no kernel image is available\n") == 2 and len(started) == 4
     monkeypatch.setattr(gpu, "look", lambda: dataclasses.replace(DRIVER, release="590.1"))
-    (test,) = json.loads(run(cli, ["doctor", "--json"]).stdout)["selftests"]
-    assert not test["passed"] and not test["counts"] and test["driver"].startswith("580.95")
-    assert "no longer counts" in run(cli, ["doctor"]).stdout
-    refused = run(cli, ["doctor", "--selftest", "--dtype", "int8"])
-    assert refused.exit_code == 2 and "'int8'" in refused.stderr
+    for test in json.loads(run(cli, ["doctor", "--json"]).stdout)["selftests"]:
+        assert not test["passed"] and not test["counts"] and test["driver"].startswith("580.95")
+    assert run(cli, ["doctor"]).stdout.count("no longer counts") == 2
+    refused = run(cli, ["doctor", "--selftest", "--dtype", "fp64"])
+    assert refused.exit_code == 2 and "'fp64'" in refused.stderr and len(started) == 4
+
+
+def test_a_self_test_in_a_format_is_run_by_the_backends_that_have_it(kernels, monkeypatch):
+    started = kernels("right")
+    monkeypatch.setitem(BACKENDS, "triton", dataclasses.replace(BACKENDS["triton"], dtypes=("fp32",)))
+    told = CliRunner().invoke(cli, ["doctor", "--selftest", "--dtype", "fp16"]).stdout
+    assert "cuda fp16, 12 layers" in told and "triton fp16" not in told and len(started) == 1
+
+
+def test_doctor_shows_the_plan_of_the_cuda_kernels(monkeypatch):
+    told = json.loads(CliRunner().invoke(cli, ["doctor", "--json"]).stdout)["cuda_plans"]
+    assert told["problem"] is None and told["voice"] == "nsh-ru"
+    (planned,) = told["gpus"]
+    assert planned["plan"]["device"] == "NVIDIA H100" and planned["plan"]["variant"] == "resident"
+    text = CliRunner().invoke(cli, ["doctor"]).stdout
+    for line in planned["text"].splitlines():
+        assert line.strip() in text
+    old = dataclasses.replace(H100, name="Tesla T4", capability=(7, 5))
+    monkeypatch.setattr(gpu, "look", lambda: dataclasses.replace(DRIVER, gpus=(old,)))
+    text = CliRunner().invoke(cli, ["doctor"]).stdout
+    assert "  cuda:0          none: Tesla T4 is sm_75; the kernels need sm_80" in text
+    monkeypatch.setattr(gpu, "look", lambda: "no driver is loaded")
+    assert "CUDA plans        none: no GPU is found to plan for" in CliRunner().invoke(cli, ["doctor"]).stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import pickle
 import threading
@@ -491,6 +492,15 @@ def test_what_it_says_about_itself(voc, checkpoint, backend):
     assert voc.config == checkpoint.config and voc.mel_spec == checkpoint.mel
     assert voc.lookahead_frames == 2
     assert "8000 Hz, 5 mels, hop 6" in repr(voc) and backend in repr(voc)
+
+
+def test_how_a_call_runs_is_told_before_it_is_made(voc, backend):
+    for streams in (1, np.int64(20)):
+        plan = voc.plan(streams)
+        assert str(plan).startswith(f"{backend}, ") and json.dumps(plan.details)
+    for wrong in (0, -1, True, 1.0, "2", None):
+        with pytest.raises(InputError, match=r"^streams is .*; give the number of utterances of a call, 1 or more"):
+            voc.plan(wrong)
 
 
 def test_unknown_devices_and_formats(checkpoint, backend):

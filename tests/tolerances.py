@@ -33,12 +33,12 @@ STAGE = {("cpu", "fp32"): 1e-5, ("cpu", "bf16"): 1e-5, ("cpu", "fp16"): 1e-5, ("
 TRACE_MAX = {
     ("cpu", "fp32"): 2e-5, ("cpu", "bf16"): 5e-2, ("cpu", "fp16"): 2e-5, ("cpu", "int8"): 1.5e-1,
     ("triton", "fp32"): 6e-6, ("triton", "bf16"): 2.5e-2, ("triton", "fp16"): 8e-3,
-    ("cuda", "fp32"): 6e-6, ("cuda", "bf16"): 2.5e-2, ("cuda", "fp16"): 8e-3,
+    ("cuda", "fp32"): 6e-6, ("cuda", "bf16"): 2.5e-2, ("cuda", "fp16"): 8e-3, ("cuda", "int8"): 1.5e-1,
 }  # fmt: skip
 TRACE_RMS = {
     ("cpu", "fp32"): 3e-6, ("cpu", "bf16"): 6e-3, ("cpu", "fp16"): 3e-6, ("cpu", "int8"): 2e-2,
     ("triton", "fp32"): 1e-6, ("triton", "bf16"): 1e-3, ("triton", "fp16"): 4e-4,
-    ("cuda", "fp32"): 1e-6, ("cuda", "bf16"): 1e-3, ("cuda", "fp16"): 4e-4,
+    ("cuda", "fp32"): 1e-6, ("cuda", "bf16"): 1e-3, ("cuda", "fp16"): 4e-4, ("cuda", "int8"): 2e-2,
 }  # fmt: skip
 UNIFORM = 1e-5
 MISMATCHES = {"fp32": 1 / 1000, "bf16": 1 / 20, "fp16": 1 / 1000}
@@ -60,3 +60,8 @@ EMULATED_DOT = {"c16": 1e-4, "cbf": 1e-4, "ctf": 1e-4, "chalf": 8 * 2**-6}
 # (largest, root mean square). fp32: the order of sums and the gate's polynomials. In 16 bit a gate near a rounding
 # boundary may fall on the other side, one unit of its format times one weight.
 BLOCK = {"fp32": (1e-5, 1e-6), "fp16": (2e-3, 2e-4), "bf16": (1.5e-2, 1.5e-3)}
+
+# A draw through nv-wavenet's interface against a float64 network that has heard the same: how far its uniform may lie
+# outside the chosen class's part of the distribution. Over 18 streams of 60 samples: 0 in fp32, where sums in another
+# order move an edge by some 1e-6; 2.1e-4 in fp16, 1.1e-2 in bf16 and 1.7e-2 in int8, where operands are rounded.
+NV_WAVENET = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 4e-2, "int8": 6e-2}

@@ -16,7 +16,7 @@ CPU_FLAGS = {
     "amx_int8", "asimd", "asimdhp", "bf16", "i8mm", "sve",
 }  # fmt: skip
 NEEDED = ("numpy", "safetensors", "soundfile", "soxr", "click", "tqdm", "msgspec")
-OPTIONAL = ("torch", "triton", "matplotlib")
+OPTIONAL = ("torch", "triton", "cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc", "matplotlib")
 VARIABLES = (
     "WAVENET_FAST_ISA", "WAVENET_FAST_SPLIT", "WAVENET_FAST_CACHE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
 )  # fmt: skip
@@ -35,6 +35,7 @@ def examine() -> dict[str, Any]:
         "sharing": _sharing(),
         "gpu": _gpu(),
         "backends": _backends(),
+        "cuda_plans": _cuda_plans(),
         "selftests": _selftests(),
         "voices": _voices(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
@@ -126,22 +127,14 @@ def _sharing() -> dict[str, Any] | None:
 def _sharing_lines(told: dict[str, Any]) -> list[str]:
     if "problem" in told:
         return [f"threads           {told['problem']}"]
+    from .backends.cpu import Plan
+
     cache = f"{told['second_cache_bytes'] / 2**20:.3g} MiB"
     lines = [f"threads           up to {told['threads']}, split {told['split']!r}; second cache {cache} a core"]
     for name, about in (("fits", "weights that fit it"), ("larger", "larger weights")):
-        plans = [f"{_streams(int(n))}: {_plan_text(plan)}" for n, plan in told["plans"][name].items()]
+        plans = [f"{n} stream{'s' * (n != '1')}: {Plan(**plan)}" for n, plan in told["plans"][name].items()]
         lines.append(f"  {about:<20}{'; '.join(plans)}")
     return lines
-
-
-def _streams(n: int) -> str:
-    return f"{n} stream{'s' * (n > 1)}"
-
-
-def _plan_text(plan: dict[str, int]) -> str:
-    if plan["size"] > 1:
-        return f"the rows of every layer over {plan['size']} threads"
-    return f"{plan['teams']} thread{'s' * (plan['teams'] > 1)} with {_streams(plan['width'])}"
 
 
 def _backends() -> dict[str, Any]:
@@ -210,6 +203,40 @@ def _gpu_lines(told: dict[str, Any]) -> list[str]:
     return [f"GPUs              NVIDIA driver {told['driver']}", *lines]
 
 
+def _cuda_plans() -> dict[str, Any]:
+    """What the CUDA kernels' planner decides for one stream of the first bundled voice on each GPU."""
+    from .backends import BACKENDS, gpu
+    from .checkpoint import bundled_voices, load_checkpoint, resolve
+    from .kernels.cuda.devices import properties_of
+    from .kernels.cuda.plan import as_dict, explain, plan
+    from .kernels.cuda.shapes import Shape
+
+    driver, voices = gpu.look(), bundled_voices()
+    if isinstance(driver, str) or not voices:
+        problem = "no GPU is found to plan for" if isinstance(driver, str) else "no voice is bundled"
+        return {"problem": problem, "voice": None, "gpus": []}
+    shape, dtype = Shape.of(load_checkpoint(resolve(voices[0])).config), BACKENDS["cuda"].auto_dtype({})
+    plans = []
+    for found in driver.gpus:
+        try:
+            device = properties_of(10 * found.capability[0] + found.capability[1], found.multiprocessors, found.name)
+            decided = plan(shape, 1, dtype, device)
+            plans.append({"problem": None, "text": explain(decided), "plan": as_dict(decided)})
+        except WavenetFastError as error:
+            plans.append({"problem": str(error), "text": None, "plan": None})
+    return {"problem": None, "voice": voices[0], "gpus": plans}
+
+
+def _cuda_plan_lines(told: dict[str, Any]) -> list[str]:
+    if told["problem"]:
+        return [f"CUDA plans        none: {told['problem']}"]
+    lines = [f"CUDA plans        for one stream of {told['voice']}; of another voice, or more streams: Vocoder.plan"]
+    for i, of in enumerate(told["gpus"]):
+        first, *rest = (of["text"] or f"none: {of['problem']}").splitlines()
+        lines += [f"  cuda:{i:<11}{first}", *(f"  {line}" for line in rest)]
+    return lines
+
+
 def _selftests() -> list[dict[str, Any]]:
     from .backends import selftest
 
@@ -232,7 +259,7 @@ def run_selftests(voice: str, dtype: str = "auto") -> int:
     """Run the self-test again for a voice's shape, on the first GPU, with every backend that `auto` may choose there:
     how many ran. Verdicts are kept, and shown by `examine`.
 
-    Raises `BackendError` where no GPU backend works, saying why, and for a number format that one does not have."""
+    Raises `BackendError` where no GPU backend works, saying why, and for a number format that none has."""
     from .backends import BACKENDS, choose, selftest
     from .checkpoint import load_checkpoint, resolve
 
@@ -243,9 +270,10 @@ def run_selftests(voice: str, dtype: str = "auto") -> int:
         told = ". ".join(f"{name} on {device}: {why}" for (name, device), why in reasons.items())
         raise BackendError(f"there is nothing to self-test here. {told}")
     works = [place for place in tested if reasons[place] is None]
-    for name, device in works:
+    able = [(name, device) for name, device in works if dtype in ("auto", *BACKENDS[name].dtypes)]
+    for name, device in able or works:  # `choose` refuses a format that none has
         selftest.verdict(config, name, device, choose(name, device, dtype).dtype, again=True)
-    return len(works)
+    return len(able)
 
 
 def _voices() -> list[str]:
@@ -272,12 +300,13 @@ def format_examination(told: dict[str, Any]) -> str:
     lines += ["", *_gpu_lines(told["gpu"]), "", "backends"]
     for name, b in told["backends"].items():
         lines += _backend_lines(name, b)
+    lines += ["", *_cuda_plan_lines(told["cuda_plans"])]
     if told["selftests"]:
         lines += ["", "self-tests of GPU kernels", *_selftest_lines(told["selftests"])]
     lines += ["", "packages"]
     for name in NEEDED + OPTIONAL:
         missing = "not installed (optional)" if name in OPTIONAL else "missing: reinstall wavenet-fast"
-        lines.append(f"  {name:<16}{told['versions'][name] or missing}")
+        lines.append(f"  {name:<20}{told['versions'][name] or missing}")
     lines += ["", f"voices            {', '.join(told['voices']) or 'none bundled'}"]
     lines += [f"{name:<20}{value}" for name, value in told["environment"].items()]
     return "\n".join(lines)

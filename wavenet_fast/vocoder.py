@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from . import inputs
 from .backends import prepare, usable_cores
-from .backends.base import Engine
+from .backends.base import Engine, Plan
 from .checkpoint import Checkpoint, load_checkpoint, resolve, save_checkpoint
 from .conditioning import lookahead_frames
 from .config import MelSpec, WaveNetConfig
@@ -41,16 +41,16 @@ class Vocoder:
     """A voice on a backend. Immutable: several Python threads may use one at the same time, and so may forked
     processes. Pickling carries the weights along, so that it can be sent to spawned processes.
 
-    backend  "auto", "triton", "cpu" or "reference": auto takes the first that works here; `triton` only where a GPU is
-             there and the kernels pass a self-test for the model's shape on it, which runs at the first use, in a
-             process of its own, and is remembered (`wavenet-fast doctor`). `backend_notes` says what was passed over
-             and why
-    device   "auto", "cpu" for cpu and reference, "cuda", "cuda:N" or "emulated" for triton. `emulated` executes the
-             kernels' compiled code on the CPU, for proof: very slow, and never chosen by auto
+    backend  "auto", "cuda", "triton", "cpu" or "reference": auto takes the first that works here; `cuda` and `triton`
+             only where a GPU is there and the kernels pass a self-test for the model's shape on it, which runs at the
+             first use, in a process of its own, and is remembered (`wavenet-fast doctor`). `backend_notes` says what
+             was passed over and why, `plan` how a call runs
+    device   "auto", "cpu" for cpu and reference, "cuda", "cuda:N" or "emulated" for cuda and triton. `emulated`
+             executes the kernels' compiled code on the CPU, for proof: very slow, and never chosen by auto
     dtype    "auto", "fp32", "bf16", "fp16" or "int8". On the cpu backend auto is int8 where the voice records that this
              costs at most 0.02 bits per sample (`wavenet-fast check --write`) and the code is not the portable one,
              else bf16 where the processor has bf16 instructions, else fp32; never decided by timing. On the reference
-             backend it is fp32, on triton, which has no int8, bf16.
+             backend it is fp32, on cuda and triton bf16.
     threads  at most so many threads per call, 1 … 1024; None for as many as this process may run on. On the cpu backend
              each has streams of its own, or, where a model's weights exceed the second cache and streams are few, a
              share of every layer; a small model uses one thread for one utterance. `doctor` shows the choice.
@@ -244,6 +244,15 @@ class Vocoder:
         return bits if form.batched else float(bits[0])
 
     # --- what it is -------------------------------------------------------------------------------------------------
+
+    def plan(self, streams: int = 1) -> Plan:
+        """How a call with so many utterances would run here, and why: `print(voc.plan(16))`; `details` of the result is
+        the same as plain data. On the backend `cuda` that is what its planner decides: kernel, blocks, tiles, homes of
+        the weights, and what it passed over; on `cpu`, how threads share the call. No plan changes a sample.
+        Raises `InputError` for a number below 1."""
+        if isinstance(streams, bool) or not isinstance(streams, (int, np.integer)) or streams < 1:
+            raise InputError(f"streams is {streams!r}; give the number of utterances of a call, 1 or more")
+        return self._open().explain(int(streams), self.threads)
 
     @property
     def config(self) -> WaveNetConfig:

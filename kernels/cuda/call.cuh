@@ -9,7 +9,7 @@
 
 struct Call {
   // State, changed in place.
-  Operand* rings;    // (B, SLOTS, R): per layer a ring of its past inputs
+  Operand* rings;    // (B, SLOTS, R): per layer a ring of its past inputs; in int8 (B, SLOTS, R + 16), see `Rows`
   float* inputs;     // (B, IN_DEPTH): x[t] at slot t mod IN_DEPTH
   float* filters;    // (B): last de-emphasised value
 
@@ -37,6 +37,13 @@ struct Call {
   const uint4* tapes;       // all warps' tapes
   const int* tape_starts;   // (warps + 1): first fragment of each warp
 
+  // int8: what a unit of each row is worth. (LAYERS, HALF/8, K, 16) (LAYERS, R) (LAYERS, S) (H) (A)
+  const float* dilated_units;
+  const float* residual_units;
+  const float* skip_units;
+  const float* hidden_units;
+  const float* out_units;
+
   // Other weights, fp32.
   const float* w_input;     // (IN_TAPS, classes or 1, R)
   const float* b_input;     // (R)
@@ -48,7 +55,7 @@ struct Call {
 
   // Tables.
   const int* layers;        // (LAYERS, 3): dilation, first slot of its ring, slots of its ring (a power of two)
-  const int* first_layers;  // (BLOCKS + 1): which layers a block of a pipeline owns
+  const int* first_layers;  // (TEAMS + 1): which layers a team of a pipeline owns
   const float* sound;       // (CLASSES): class → linear sound
   const float* feedback;    // (CLASSES): class → what a scalar input is fed
 
@@ -71,8 +78,8 @@ struct Call {
   // Room in global memory for what does not fit on the chip, and for what blocks of a grid hand over.
   float* logits_room;       // (pipelines, N, A)
   float* carried_room;      // (pipelines, (R + S) · N): sums of x and of the skips
-  u8* mailboxes;            // (pipelines, BLOCKS, TILES, MAIL_BYTES)
-  u32* flags;               // (pipelines, BLOCKS, TILES, 3), zero before the launch
+  u8* mailboxes;            // (pipelines, TEAMS, TILES, bytes): see handover.cuh
+  u32* flags;               // (pipelines, TEAMS, TILES, 6), zero before the launch
 
   // Numbers.
   float temperature;        //

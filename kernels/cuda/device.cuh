@@ -6,6 +6,7 @@
 #define DEVICE __device__ __forceinline__
 
 using u8 = unsigned char;
+using s8 = signed char;
 using u16 = unsigned short;
 using u32 = unsigned int;
 using u64 = unsigned long long;

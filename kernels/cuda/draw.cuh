@@ -6,12 +6,6 @@
 // Classes of one lane, neighbours.
 DEVICE constexpr int lane_classes(int classes) { return ceil_div(classes, kWarp); }
 
-DEVICE float warp_max(float x) {
-#pragma unroll
-  for (int mask = kWarp / 2; mask; mask /= 2) x = larger(x, across(x, mask));
-  return x;
-}
-
 DEVICE int warp_sum(int x) {
 #pragma unroll
   for (int mask = kWarp / 2; mask; mask /= 2) x += across(x, mask);

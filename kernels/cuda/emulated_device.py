@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -46,6 +47,11 @@ def emulated_properties(capability: int) -> DeviceProperties:
     )  # fmt: skip
 
 
+@lru_cache(maxsize=64)
+def _program(ptx: str, mode: Mode, count: bool | Literal["lines"]) -> Program:
+    return Program(ptx, mode, count=count)
+
+
 class _Done:
     """A copy that has been made."""
 
@@ -62,7 +68,8 @@ class EmulatedDevice:
     mode, seed   of `emulated.Program` and its `launch`
     properties   of the GPU that is emulated; a small one of `capability` where None
     sources      folder of the kernels
-    options      further arguments of `emulated.Program`: count, mutable
+    make         what makes a `Program` of PTX, in the place of mode and count: for a mutation check
+    count        of `emulated.Program`
     last         what the last launch counted
     """
 
@@ -74,14 +81,16 @@ class EmulatedDevice:
         properties: DeviceProperties | None = None,
         *,
         sources: str | Path = SOURCES,
-        **options: Any,
+        count: bool | Literal["lines"] = False,
+        make: Callable[[str], Program] | None = None,
     ) -> None:
         self.properties = properties or emulated_properties(capability)
         if self.properties.capability != capability:
             raise BackendError(f"capability is {capability}, and the properties are of {self.properties.capability}")
         self.capability, self.mode, self.seed = capability, mode, seed
         self.last: Stats | None = None
-        self._sources, self._options = Path(sources), options
+        self._sources = Path(sources)
+        self._make = make or partial(_program, mode=mode, count=count)
         self._kernels: dict[tuple[str, tuple[tuple[str, str], ...]], Kernel] = {}
 
     # --- memory -------------------------------------------------------------------------------------------------
@@ -134,7 +143,7 @@ class EmulatedDevice:
         key = name, tuple(sorted(headers.items()))
         if key not in self._kernels:
             image = compile_kernel(name, headers, self.capability, "ptx", sources=self._sources)
-            program = Program(image.text, self.mode, **self._options)
+            program = self._make(image.text)
             call = CallStruct.of_kernel(name, headers, self._sources)
             taken = [parameter.size for parameter in program.kernels[name].parameters]
             if taken != [call.size]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from wavenet_fast.backends import gpu
 from wavenet_fast.errors import BackendError, InputError
 
 from .arrays import CudaArray, HostArray, Shape
@@ -95,7 +96,10 @@ def cuda_view(obj: Any, index: int, stream: int) -> CudaArray:
         raise InputError(f"{type(obj).__name__} is no array on a GPU; give {_OFFERS}, or use `upload`")
     if not hasattr(obj, "__cuda_array_interface__") and obj.__dlpack_device__()[0] not in _DLPACK_CUDA:
         raise BackendError(f"the array lies in this machine's memory; `upload` it to GPU {index}")
-    from cuda.core.utils import StridedMemoryView
+    try:
+        from cuda.core.utils import StridedMemoryView
+    except ImportError as error:  # also where it does not go with the cuda-bindings that are installed
+        raise BackendError(f"cuda-core cannot be loaded ({error}); {gpu.INSTALL_CUDA}") from None
 
     try:
         seen = StridedMemoryView.from_any_interface(obj, stream_ptr=stream)

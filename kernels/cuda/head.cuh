@@ -41,18 +41,18 @@ DEVICE float& number_in_sums(float4* begin, int row, int n) {
 
 template <class Weights>
 DEVICE void hidden_layer(
-    const Call& call, const Stream* streams, int i, const Rows<shape::S>& skip, const Rows<shape::H>& hidden, int warp,
+    const Call& call, const Stream* streams, int i, const Rows<shape::S>& skip, const Target<shape::H>& hidden, int warp,
     Weights weights) {
   for (int m = warp; m < shape::H / 16; m += kWarps) {
-    Sums sums = bias_panel(call.b_hidden, m);
+    Sums sums = Biases(call.b_hidden, m).sums();
     auto&& source = weights(m);
-    add_product_by_turns(sums, source, skip);
+    add_product_by_turns(sums, source, skip, call.hidden_units + m * 16);
     for_each(sums, [&](int row, int n, float& value) {
       const int h = m * 16 + row;
       if (plan::TRACE && i < streams[n].count) {
         call.hidden_trace[output_row(call, streams[n], i) * shape::H + h] = value;
       }
-      hidden.at(n, h) = Numbers::operand(relu(value));
+      hidden.put(n, h, relu(value));
     });
   }
 }
@@ -69,30 +69,45 @@ template <class Weights>
 DEVICE void output_layer(
     const Call& call, const Rows<shape::H>& hidden, const Logits& logits, int warp, Weights weights) {
   for (int m = warp; m < shape::A / 16; m += kWarps) {
-    Sums sums = bias_panel(call.b_out, m);
+    Sums sums = Biases(call.b_out, m).sums();
     auto&& source = weights(m);
-    add_product_by_turns(sums, source, hidden);
+    add_product_by_turns(sums, source, hidden, call.out_units + m * 16);
     for_each(sums, [&](int row, int n, float& value) { logits.row(n)[m * 16 + row] = value; });
   }
 }
 
 // --- the next input -----------------------------------------------------------------------------------------------
 
-// Where x is written for the first layer: as operands, and as sums.
+// Where x is written for the first layer: as operands (or as numbers that will be made into int8 there, where that is
+// not null), and as sums.
 struct Entrance {
   Rows<shape::R> operands;
   float4* sums;
+  float* numbers = nullptr;
 };
 
 // What sample i hears of its past, of the stream in place n; by one warp.
 DEVICE void embed_stream(
     const Call& call, const Stream& s, const float* inputs, int i, int n, const Entrance& to) {
+  float largest = 0.0f;
+  if (kInt) {  // and once more below: not every R fits the registers of a warp
+    for (int r = lane_index(); r < shape::R; r += kWarp) {
+      largest = larger(largest, fabsf(embed(call, inputs, s.position + i, r)));
+    }
+    largest = warp_max(largest);
+  }
+  const OperandOf<kInt> quantiser(largest);
   for (int r = lane_index(); r < shape::R; r += kWarp) {
     const float x = embed(call, inputs, s.position + i, r);
     if (plan::TRACE && i < s.count) call.embed_trace[output_row(call, s, i) * shape::R + r] = x;
-    to.operands.at(n, r) = Numbers::operand(x);
+    if (kInt && to.numbers != nullptr) {
+      to.numbers[n * Target<shape::R>::kStride + r] = x;
+    } else {
+      to.operands.at(n, r) = quantiser.operand(x);
+    }
     number_in_sums(to.sums, r, n) = x;
   }
+  if (kInt && lane_index() == 0) to.operands.unit(n) = largest / 127.0f;
 }
 
 // What the streams of a tile remember of their own sound, in shared memory.

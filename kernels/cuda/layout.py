@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from .shapes import FRAGMENT_BYTES, OPERAND_BYTES, PANEL, Shape, steps
 
-FORMATS = {"fp32": 0, "bf16": 1, "fp16": 2}
+FORMATS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3}
 """Number format → `Format` of numbers.cuh."""
 
-_STREAM, _HEARING, _BARRIERS = 32, 24, 3 * 8  # see stages.cuh and resident.cuh
+_STREAM, _HEARING, _BARRIERS = 32, 24, 3 * 8  # see stages.cuh and handover.cuh
 _ALIGNMENT = 128
 MOST_LOGITS = 48 << 10
 """Of a tile's logits that stay in shared memory; more (thousands of classes) go through global memory."""
@@ -28,9 +28,11 @@ class Layout:
     tile          N, streams that are multiplied together: 8, 16 or 32
     chain, skip   warps of a block
     tiles         under way at once in a pipeline
-    first_layers  of each block of a pipeline, and LAYERS at the end; () for `streaming_weights`
+    first_layers  of each team of a pipeline, and LAYERS at the end; () for `streaming_weights`
+    team          blocks that share the rows of each of their layers: 1, or in a grid more, where a layer does not fit
+                  one block; the head is then a team of its own, of one block
     cluster       whether blocks reach into each other's shared memory
-    in_registers  whether the weights of the newest tap and of residual lie in registers
+    newest_in_registers, residual_in_registers  whether these weights lie in registers
     head_in_l2    whether the head's weights are read from the second-level cache
     stages        fragments of a warp's ring, a power of two; `streaming_weights` only
     """
@@ -43,8 +45,10 @@ class Layout:
     skip: int
     tiles: int = 1
     first_layers: tuple[int, ...] = ()
+    team: int = 1
     cluster: bool = False
-    in_registers: bool = False
+    newest_in_registers: bool = False
+    residual_in_registers: bool = False
     head_in_l2: bool = False
     stages: int = 0
 
@@ -53,9 +57,14 @@ class Layout:
         return self.variant == "resident"
 
     @property
-    def blocks(self) -> int:
+    def teams(self) -> int:
         """Of a pipeline."""
         return len(self.first_layers) - 1 if self.resident else 1
+
+    @property
+    def blocks(self) -> int:
+        """Of a pipeline."""
+        return self.teams if self.team == 1 else (self.teams - 1) * self.team + 1
 
     @property
     def threads(self) -> int:
@@ -64,7 +73,7 @@ class Layout:
 
     @property
     def own(self) -> tuple[int, ...]:
-        """Layers of each block."""
+        """Layers of each team."""
         return tuple(b - a for a, b in zip(self.first_layers, self.first_layers[1:], strict=False))
 
     # --- sizes ----------------------------------------------------------------------------------------------------
@@ -76,14 +85,26 @@ class Layout:
     def sums(self, channels: int) -> int:
         return channels * self.tile * 4
 
+    def numbers(self, *channels: int) -> int:
+        """Numbers of a vector of any of these sizes that wait for their largest: int8 only. See `Target`."""
+        return self.tile * (max(channels) + 4) * 4 if self.dtype == "int8" else 0
+
+    @property
+    def panels(self) -> tuple[int, int, int]:
+        """Of dilated, residual and skip, in the block that has most of a layer."""
+        s = self.shape
+        dilated, residual, skip = (-(-n // self.team) for n in (s.HALF // 8, s.R // PANEL, s.S // PANEL))
+        return dilated, residual, skip
+
     @property
     def layer_weights(self) -> int:
-        """Of a layer, in shared memory: all but what registers hold."""
-        s = self.shape
-        past = s.HALF // 8 * (s.K - 1) * steps(s.R, self.dtype)
-        chain = s.HALF // 8 * steps(s.R, self.dtype) + s.R // PANEL * steps(s.HALF, self.dtype)
-        skip = s.S // PANEL * steps(s.HALF, self.dtype)
-        return FRAGMENT_BYTES * (past + skip + (0 if self.in_registers else chain))
+        """Of a layer, in the shared memory of a block: all but what registers hold."""
+        s, (dilated, residual, skip) = self.shape, self.panels
+        of_x, of_gates = steps(s.R, self.dtype), steps(s.HALF, self.dtype)
+        fragments = dilated * (s.K - 1) * of_x + skip * of_gates
+        fragments += 0 if self.newest_in_registers else dilated * of_x
+        fragments += 0 if self.residual_in_registers else residual * of_gates
+        return FRAGMENT_BYTES * fragments
 
     @property
     def head_weights(self) -> int:
@@ -92,10 +113,10 @@ class Layout:
 
     def chain_registers(self, own: int) -> int:
         """Registers of a chain thread that hold weights, in a block of so many layers."""
-        s = self.shape
-        dilated, residual = -(-s.HALF // 8 // self.chain), -(-s.R // PANEL // self.chain)
-        words = dilated * steps(s.R, self.dtype) + residual * steps(s.HALF, self.dtype)
-        return 4 * own * words if self.in_registers else 0
+        s, (dilated, residual, _) = self.shape, self.panels
+        fragments = -(-dilated // self.chain) * steps(s.R, self.dtype) if self.newest_in_registers else 0
+        fragments += -(-residual // self.chain) * steps(s.HALF, self.dtype) if self.residual_in_registers else 0
+        return 4 * own * fragments
 
     def carried(self, channels: int, warps: int) -> int:
         """Registers of a thread that hold sums of so many channels shared by so many warps."""
@@ -131,6 +152,7 @@ class Layout:
         return {
             "mail": self.tiles * self.mailbox["skips"] if self.cluster else 0, "hearing": self.tile * _HEARING,
             "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF), "x_in": 0 if self.cluster else self.rows(s.R),
+            "numbers": self.numbers(s.R, s.HALF), "skip_numbers": self.numbers(s.S),
             "weights": own * self.layer_weights, "past": own * (s.K - 1) * self.rows(s.R),
         }  # fmt: skip
 
@@ -141,6 +163,7 @@ class Layout:
             "head_mail": tiles * self.rows(s.S) if self.cluster else 0,
             "inputs": tiles * self.tile * s.IN_DEPTH * 4, "filters": tiles * self.tile * 4,
             "hidden": self.rows(s.H), "logits": self._logits if self.logits_shared else 0,
+            "head_numbers": self.numbers(s.H),
             "head_in": 0 if self.cluster else self.rows(s.S),
             "head_weights": 0 if self.head_in_l2 else self.head_weights,
         }  # fmt: skip
@@ -158,15 +181,22 @@ class Layout:
             "filters": tile * 4, "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF),
             "past": 2 * (s.K - 1) * self.rows(s.R), "head_in": self.rows(s.S), "hidden": self.rows(s.H),
             "logits": self._logits if self.logits_shared else 0, "x_sums": self.sums(s.R),
+            "numbers": self.numbers(s.R, s.HALF), "skip_numbers": self.numbers(s.S, s.H),
             "rings": (self.chain + self.skip) * self.stages * FRAGMENT_BYTES,
         }  # fmt: skip
 
     @functools.cached_property
     def mailbox(self) -> dict[str, int]:
-        """Offsets in a mailbox. In a cluster the last part lies apart, in the block with the head."""
-        s = self.shape
-        at, end = _offsets({"x": self.rows(s.R), "x_sums": self.sums(s.R), "skip_sums": self.sums(s.S)})
-        return {**at, "skips": end, "bytes": end + _aligned(self.rows(s.S))}
+        """Offsets in a team's mailbox; `skips` and `skip_numbers`, which counts from there, are the head's, and in a
+        cluster lie apart. See handover.cuh."""
+        s, several = self.shape, self.team > 1
+        at, end = _offsets({
+            "x": self.rows(s.R), "x_sums": self.sums(s.R), "skip_sums": self.sums(s.S),
+            "gates": self.rows(s.HALF) if several else 0, "x_numbers": self.numbers(s.R) if several else 0,
+            "gate_numbers": self.numbers(s.HALF) if several else 0,
+        })  # fmt: skip
+        skips = _aligned(self.rows(s.S))
+        return {**at, "skips": end, "skip_numbers": skips, "bytes": end + skips + (self.numbers(s.S) if several else 0)}
 
     @functools.cached_property
     def shared(self) -> int:
@@ -193,8 +223,9 @@ class Layout:
         """The text of "shape.cuh"."""
         plan: dict[str, int | bool] = {
             "FORMAT": FORMATS[self.dtype], "N": self.tile, "CHAIN": self.chain, "SKIP": self.skip,
-            "TILES": self.tiles, "BLOCKS": self.blocks, "OWN": max(self.own, default=0), "CLUSTER": self.cluster,
-            "CHAIN_IN_REGISTERS": self.in_registers, "HEAD_IN_L2": self.head_in_l2, "STAGES": max(self.stages, 2),
+            "TILES": self.tiles, "BLOCKS": self.blocks, "TEAMS": self.teams, "TEAM": self.team, "OWN": max(self.own, default=0), "CLUSTER": self.cluster,
+            "NEWEST_IN_REGISTERS": self.newest_in_registers, "RESIDUAL_IN_REGISTERS": self.residual_in_registers,
+            "HEAD_IN_L2": self.head_in_l2, "STAGES": max(self.stages, 2),
             "LOGITS_SHARED": self.logits_shared, "X_IN_REGISTERS": self.x_in_registers,
             "SKIP_IN_REGISTERS": self.skip_in_registers, "FORCED": forced, "LOGITS": logits, "TRACE": trace,
         }  # fmt: skip

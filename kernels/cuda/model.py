@@ -26,13 +26,20 @@ from .packing import STREAMED, pack, tapes
 from .plan import Plan, plan
 from .shapes import PANEL, Shape, padded
 
-OPERANDS = {"fp32": np.dtype(np.float32), "bf16": np.dtype(np.uint16), "fp16": np.dtype(np.float16)}
+OPERANDS = {
+    "fp32": np.dtype(np.float32),
+    "bf16": np.dtype(np.uint16),
+    "fp16": np.dtype(np.float16),
+    "int8": np.dtype(np.int8),
+}
 """Number format → how operands lie in arrays; bf16 as its upper 16 bits."""
 
 PATIENCE = 1 << 36
 """Clock cycles that a block waits for another: more than half a minute on any GPU."""
 
-_WAITED_FOR = {1: "x", 2: "the skip sums", 3: "the skip sums of all layers"}
+UNITS = tuple(f"{name}_units" for name in STREAMED)
+_WAITED_FOR = ("x", "the skip sums", "the skip sums of all layers", "x of the next layer", "the gates", "the rings")
+"""By `Mail` of handover.cuh."""
 _PROJECT_WARPS, _PROJECT_ROWS, _PROJECT_CHUNK = 4, 32, 128
 
 
@@ -40,7 +47,7 @@ _PROJECT_WARPS, _PROJECT_ROWS, _PROJECT_CHUNK = 4, 32, 128
 class Streams:
     """What B streams remember, changed in place by `Model.generate`.
 
-    rings      (B, SLOTS, R) operands: past inputs of every layer
+    rings      (B, SLOTS, `Model.ring_row`) operands: past inputs of every layer; in int8 their unit, fp32, behind R
     inputs     (B, IN_DEPTH) fp32: x[t] at slot t mod IN_DEPTH, classes as numbers and −1 for none
     filters    (B,) fp32: last output of the de-emphasis filter
     positions  (B,) int64: samples made; not changed
@@ -77,7 +84,7 @@ class Made:
 
 
 class Model:
-    """Immutable, but for what it remembers of plans. `dtype` is the number format, "fp32", "bf16" or "fp16".
+    """Immutable, but for what it remembers of plans. `dtype` is the number format, "fp32", "bf16", "fp16" or "int8".
 
     Raises `BackendError` where a weight is too large for fp16, or the model for 32-bit indices."""
 
@@ -85,7 +92,7 @@ class Model:
         self, config: WaveNetConfig, weights: Mapping[str, NDArray[np.float32]], dtype: str, device: Device
     ) -> None:
         check_size(config)
-        self.config, self.dtype, self.device, self.shape = config, dtype, device, Shape.of(config)
+        self.config, self.dtype, self.device, self.shape = config, dtype, device, Shape.of(config, dtype)
         self.operand = OPERANDS[dtype]
         self._plans: dict[Any, Plan] = {}
         packed = pack(config, weights, dtype)
@@ -94,6 +101,11 @@ class Model:
         self._fragments = {name: packed.pop(name) for name in STREAMED}
         self._weights = {name: device.upload(array) for name, array in packed.items()}
         self._tables = {name: device.upload(array) for name, array in tables(config, dtype).named().items()}
+
+    @property
+    def ring_row(self) -> int:
+        """Operands of one slot of a ring: R, and in int8 room for their unit."""
+        return self.shape.R + (16 if self.dtype == "int8" else 0)
 
     @property
     def weight_bytes(self) -> int:
@@ -195,7 +207,7 @@ class Model:
 
     def _matrices(self, layout: Layout) -> dict[str, Array | None]:
         """Fragments by matrix, or as tapes, whichever the variant reads."""
-        names: dict[str, Array | None] = dict.fromkeys((*STREAMED, "tapes", "tape_starts"))
+        names: dict[str, Array | None] = dict.fromkeys((*STREAMED, "tapes", "tape_starts", *UNITS))
         if layout.resident:
             return names | self._on_device
         return names | self._tapes(layout.chain, layout.skip)
@@ -213,13 +225,13 @@ class Model:
         """Memory for what does not fit on the chip, and for what blocks of a grid hand over."""
         s, empty = self.shape, self.device.empty
         grid = layout.resident and not layout.cluster
-        boxes = pipelines * layout.blocks * layout.tiles
+        boxes = pipelines * layout.teams * layout.tiles
         carried = not layout.resident and not (layout.x_in_registers and layout.skip_in_registers)
         return {
             "logits_room": None if layout.logits_shared else empty((pipelines, layout.tile, s.A + 4), np.float32),
             "carried_room": empty((pipelines, (s.R + s.S) * layout.tile), np.float32) if carried else None,
             "mailboxes": empty((boxes, layout.mailbox["bytes"]), np.uint8) if grid else None,
-            "flags": self.device.zeros((boxes, 3), np.uint32) if grid else None,
+            "flags": self.device.zeros((boxes, len(_WAITED_FOR)), np.uint32) if grid else None,
         }
 
     @property
@@ -251,7 +263,7 @@ class Launch:
         blocks = self.layout.blocks
         raise BackendError(
             f"the kernel gave up: block {block % blocks} of pipeline {block // blocks} waited more than "
-            f"{self.patience:,} clock cycles for {_WAITED_FOR.get(what, 'another block')} of tile {tile}. Nothing was "
+            f"{self.patience:,} clock cycles for {_WAITED_FOR[what]} of tile {tile}. Nothing was "
             "made; if the GPU is not stopped by a debugger or shared with others, please report this"
         )
 

@@ -1,16 +1,16 @@
 // Number formats: what an activation becomes before it meets a weight, and how 32 bytes of inputs are multiplied.
 //
-// A *step* of a product is 32 bytes of inputs in every format: 8 inputs in fp32, 16 in bf16 and fp16. A *fragment* is
-// the weights of 16 rows for one step, 512 bytes, laid out as `packing.py` says:
-//   16 bit  lane l's 16 bytes lie at 16·l, as `multiply_bf16` wants them
-//   fp32    four inputs of a row are 16 bytes: (inputs 0 … 3 of rows 0 … 15), (inputs 4 … 7 of rows 0 … 15)
+// A *step* of a product is 32 bytes of inputs in every format: 8 inputs in fp32, 16 in bf16 and fp16, 32 in int8. A
+// *fragment* is the weights of 16 rows for one step, 512 bytes, laid out as `packing.py` says:
+//   16 bit, int8  lane l's 16 bytes lie at 16·l, as `multiply_bf16` wants them
+//   fp32          four inputs of a row are 16 bytes: (inputs 0 … 3 of rows 0 … 15), (inputs 4 … 7 of rows 0 … 15)
 // A step's inputs of one stream are 32 bytes in a row; see `Rows`.
 #pragma once
 
 #include "math.cuh"
 #include "shape.cuh"
 
-enum Format { kFp32, kBf16, kFp16 };
+enum Format { kFp32, kBf16, kFp16, kInt8 };
 
 constexpr int kStepBytes = 32;
 constexpr int kFragmentBytes = 512;
@@ -43,9 +43,16 @@ struct Number<kFp16> {
   static DEVICE void multiply(float (&d)[4], const uint4& a, u32 b0, u32 b1) { multiply_fp16(d, a, b0, b1); }
 };
 
+// Numbers −127 … 127; a vector has one scale, by its largest value, and so has each row of weights of a tap.
+template <>
+struct Number<kInt8> {
+  using Operand = s8;
+  static DEVICE void multiply(int (&d)[4], const uint4& a, u32 b0, u32 b1) { multiply_int8(d, a, b0, b1); }
+};
+
 using Numbers = Number<plan::FORMAT>;
 using Operand = Numbers::Operand;
-constexpr bool kTensorCores = plan::FORMAT != kFp32;
+constexpr bool kTensorCores = plan::FORMAT != kFp32, kInt = plan::FORMAT == kInt8;
 constexpr int kStepInputs = kStepBytes / sizeof(Operand);
 
 DEVICE constexpr int steps_of(int inputs) { return inputs / kStepInputs; }

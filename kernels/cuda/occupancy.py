@@ -75,15 +75,12 @@ def _by_threads(device: DeviceProperties, threads: int) -> int:
 
 
 def _by_registers(device: DeviceProperties, threads: int, registers: int) -> int | None:
-    warps = -(-threads // WARP)
-    a_warp = _up(registers * WARP, _WARP_REGISTERS)
-    # The hardware's check of a launch counts as if every partition took as many warps as the fullest one.
-    if registers > MAX_REGISTERS or a_warp * _up(warps, _PARTITIONS) > device.registers_per_multiprocessor:
+    if registers > MAX_REGISTERS:
         return 0
     if not registers:
         return None
-    in_partition = device.registers_per_multiprocessor // _PARTITIONS // a_warp
-    return in_partition * _PARTITIONS // warps
+    warps_of_a_partition = device.registers_per_multiprocessor // _PARTITIONS // _up(registers * WARP, _WARP_REGISTERS)
+    return warps_of_a_partition * _PARTITIONS // -(-threads // WARP)
 
 
 def _by_shared(device: DeviceProperties, shared: int) -> int:

@@ -13,7 +13,8 @@ Order, as sound passes through them, with the letters of `shapes.Shape` (padded 
 
 A fragment is 512 bytes, the weights of 16 rows for a step of 32 bytes of inputs, in the order that numbers.cuh tells.
 Row j of panel m of `dilated` belongs to gate 8m + j % 8: the tanh half's for j < 8, else the sigmoid half's; the rows of
-`project` alternate, as a gate's two numbers lie side by side in what is heard. Biases are fp32.
+`project` alternate, as a gate's two numbers lie side by side in what is heard. Biases are fp32. In int8 each matrix but
+`project`, which is bf16 then, has NAME_units beside it, fp32: what one unit is worth in each of its rows.
 """
 
 from __future__ import annotations
@@ -25,13 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wavenet_fast.config import WaveNetConfig
-from wavenet_fast.packing import from_bf16, hearing_format, to_bf16, to_fp16
+from wavenet_fast.packing import from_bf16, hearing_format, quantise, to_bf16, to_fp16
 from wavenet_fast.weights import weight_shapes
 
 from .shapes import PANEL, Shape, padded, steps
 
 Array = NDArray[Any]
-DTYPES = ("fp32", "bf16", "fp16")
 STREAMED = ("dilated", "residual", "skip", "hidden", "out")
 """What every sample passes: in the number format asked for."""
 
@@ -39,7 +39,7 @@ STREAMED = ("dilated", "residual", "skip", "hidden", "out")
 def pack(config: WaveNetConfig, weights: Mapping[str, Array], dtype: str) -> dict[str, Array]:
     """The arrays of the module's docstring; fragments are uint8 (…, 512). Raises `KeyError` for a missing tensor,
     `BackendError` where a weight is too large for fp16."""
-    c, s, w = config, Shape.of(config), weights
+    c, s, w = config, Shape.of(config, dtype), weights
     layers, last, half = range(c.n_layers), c.n_layers - 1, c.gate_channels // 2
 
     def bias(name: str, width: int) -> Array:
@@ -79,55 +79,57 @@ def pack(config: WaveNetConfig, weights: Mapping[str, Array], dtype: str) -> dic
     packed["b_input"] = _pad(bias("input.bias", c.residual_channels), 0, s.R)
     dilated = np.stack([panels(w[f"layers.{i}.dilated.weight"]) for i in layers])  # (LAYERS, 2·HALF, R, K)
     dilated = _pad(dilated, 2, s.R).reshape(c.n_layers, s.HALF // 8, PANEL, s.R, s.K).transpose(0, 1, 4, 2, 3)
-    packed["dilated"] = fragments("dilated", dilated.reshape(-1, s.R), dtype).reshape(
-        s.LAYERS, s.HALF // 8, s.K, steps(s.R, dtype), -1
-    )
+    _pack_matrix(packed, "dilated", dilated.reshape(s.LAYERS, -1, s.R), dtype)
+    packed["dilated"] = packed["dilated"].reshape(s.LAYERS, s.HALF // 8, s.K, steps(s.R, dtype), -1)
     packed["b_dilated"] = np.stack([pairs(bias(f"layers.{i}.dilated.bias", c.gate_channels)) for i in layers])
     residual = [_matrix(w[f"layers.{i}.residual.weight"], s.R, s.HALF) for i in range(last)]
     residual.append(np.zeros((s.R, s.HALF), np.float32))
-    packed["residual"] = _stacked("residual", residual, dtype)
+    _pack_matrix(packed, "residual", np.stack(residual), dtype)
     rows = [_pad(bias(f"layers.{i}.residual.bias", c.residual_channels), 0, s.R) for i in range(last)]
     packed["b_residual"] = np.stack([*rows, np.zeros(s.R, np.float32)])
-    packed["skip"] = _stacked("skip", [_matrix(w[f"layers.{i}.skip.weight"], s.S, s.HALF) for i in layers], dtype)
+    _pack_matrix(packed, "skip", np.stack([_matrix(w[f"layers.{i}.skip.weight"], s.S, s.HALF) for i in layers]), dtype)
     skip = np.stack([_pad(bias(f"layers.{i}.skip.bias", c.skip_channels), 0, s.S) for i in layers])
     packed["b_skip"] = skip if s.RUNNING else skip.sum(axis=0, dtype=np.float32)
-    packed["hidden"] = fragments("head.hidden", _matrix(w["head.hidden.weight"], s.H, s.S), dtype)
+    _pack_matrix(packed, "hidden", _matrix(w["head.hidden.weight"], s.H, s.S), dtype)
     packed["b_hidden"] = _pad(bias("head.hidden.bias", c.head_channels), 0, s.H)
-    packed["out"] = fragments("head.out", _matrix(w["head.out.weight"], s.A, s.H), dtype)
+    _pack_matrix(packed, "out", _matrix(w["head.out.weight"], s.A, s.H), dtype)
     packed["b_out"] = _pad(bias("head.out.bias", c.out_channels), 0, s.A)
-    return {
-        name: np.ascontiguousarray(a if a.dtype == np.uint8 else a.astype(np.float32)) for name, a in packed.items()
-    }
+    return {name: np.ascontiguousarray(a, None if a.dtype == np.uint8 else np.float32) for name, a in packed.items()}
 
 
 def fragments(name: str, matrix: Array, dtype: str) -> Array:
-    """(rows, inputs), multiples of 16 → uint8 (rows/16, steps, 512)."""
+    """(rows, inputs), multiples of 16 and of a step → uint8 (rows/16, steps, 512). Numbers in int8 are quantised
+    already."""
     rows, inputs = matrix.shape
     n = steps(inputs, dtype)
     if dtype == "fp32":
         words: Array = matrix.astype(np.float32).reshape(rows // PANEL, PANEL, n, 2, 4).transpose(0, 2, 3, 1, 4)
     else:
-        numbers = to_bf16(matrix) if dtype == "bf16" else to_fp16(name, matrix)
-        # row = 8·high + g; input = 16·step + 8·later + 2·t + odd; lane 4g + t holds (later, high, odd).
-        split = numbers.reshape(rows // PANEL, 2, 8, n, 2, 4, 2)
+        numbers = to_bf16(matrix) if dtype == "bf16" else to_fp16(name, matrix) if dtype == "fp16" else matrix
+        # row = 8·high + g; a step's bytes = 16·later + 4·t + byte of a word; lane 4g + t holds words (later, high).
+        split = numbers.reshape(rows // PANEL, 2, 8, n, 2, 4, -1)
         words = split.transpose(0, 3, 2, 5, 4, 1, 6)
     return np.ascontiguousarray(words).view(np.uint8).reshape(rows // PANEL, n, -1)
 
 
 def matrix_of(packed: Array, dtype: str) -> Array:
-    """uint8 (rows/16, steps, 512) → (rows, inputs) float32: `fragments` undone."""
+    """uint8 (rows/16, steps, 512) → (rows, inputs): `fragments` undone. float32; in int8 the whole numbers."""
     panels, n = packed.shape[:2]
     if dtype == "fp32":
         words: Array = packed.view(np.float32).reshape(panels, n, 2, PANEL, 4)
         return words.transpose(0, 3, 1, 2, 4).reshape(panels * PANEL, -1)
-    numbers = packed.view(np.uint16 if dtype == "bf16" else np.float16).reshape(panels, n, 8, 4, 2, 2, 2)
-    matrix = numbers.transpose(0, 5, 2, 1, 4, 3, 6).reshape(panels * PANEL, -1)
+    numbers = packed.view({"bf16": np.uint16, "fp16": np.float16, "int8": np.int8}[dtype])
+    matrix = numbers.reshape(panels, n, 8, 4, 2, 2, -1).transpose(0, 5, 2, 1, 4, 3, 6).reshape(panels * PANEL, -1)
     return from_bf16(matrix) if dtype == "bf16" else matrix.astype(np.float32)
 
 
-def _stacked(name: str, matrices: list[Array], dtype: str) -> Array:
-    """One array of fragments (layers, rows/16, steps, 512)."""
-    return np.stack([fragments(name, matrix, dtype) for matrix in matrices])
+def _pack_matrix(packed: dict[str, Array], name: str, matrix: Array, dtype: str) -> None:
+    """Adds (…, rows, inputs) as fragments (…, rows/16, steps, 512), in int8 with `NAME_units` (…, rows) beside them."""
+    if dtype == "int8":
+        matrix, packed[f"{name}_units"] = quantise(matrix)
+    *batch, rows, inputs = matrix.shape
+    flat = fragments(name, matrix.reshape(-1, inputs), dtype)
+    packed[name] = flat.reshape(*batch, rows // PANEL, *flat.shape[1:])
 
 
 def _matrix(weight: Array, outputs: int, inputs: int) -> Array:

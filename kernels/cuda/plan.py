@@ -1,7 +1,7 @@
 """How a model runs on a device: kernel, tile, blocks, homes of the weights. Decided from sizes and counts alone, the
 same every time, and with reasons. No plan changes a sample: every variant and tile adds in the same order.
 
-The rules stand in `layouts` (order of preference) and `budget` (what a block needs); nothing in them was measured.
+The rules stand in `ways` (order of preference) and `budget` (what a block needs); nothing in them was measured.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 from wavenet_fast.errors import BackendError, InputError
 
-from . import budget, layouts, reasons
+from . import budget, reasons, ways
 from .budget import FORMATS, TILES, Sizes
 from .devices import DeviceProperties
-from .layouts import HOPS, PORTABLE_CLUSTER, Asked, Layout, Streamed
 from .occupancy import WARP, most_registers
+from .ways import HOPS, PORTABLE_CLUSTER, Asked, Streamed, Way
 
 VARIANTS = ("resident", "streaming_weights")
 _OLDEST = 80
@@ -109,26 +109,26 @@ def plan(
         raise InputError(f"variant is {variant!r}; possible are auto, {' and '.join(VARIANTS)}")
     if variant == "streaming_weights" and asked.blocks is not None:
         raise InputError("blocks says how many share a model, which in streaming_weights none do; leave it out")
-    streams = layouts.streamed(asked) if variant != "resident" and asked.blocks is None else None
+    streams = ways.streamed(asked) if variant != "resident" and asked.blocks is None else None
     if variant == "streaming_weights":
         why = ["resident: not considered, streaming_weights was asked for."]
         if streams is None:
             raise BackendError(reasons.no_room(asked))
         return _streaming(asked, streams, why)
-    found = {hop: layouts.best(asked, hop) for hop in HOPS}
-    rounds = {reasons.NAMES[hop]: layout.rounds for hop, layout in found.items() if layout is not None}
+    found = {hop: ways.best(asked, hop) for hop in HOPS}
+    rounds = {reasons.NAMES[hop]: way.rounds for hop, way in found.items() if way is not None}
     if streams is not None:
         rounds["streaming_weights"] = streams.rounds
     fewest = min(rounds, key=lambda name: rounds[name], default="")
     why = []
-    for hop, layout in found.items():
-        taken = layout is not None and layout.rounds <= layouts.ROUNDS_WORTH * rounds[fewest]
-        if layout is not None and not taken:
-            why.append(reasons.too_many_rounds(hop, layout, fewest, rounds[fewest]))
+    for hop, way in found.items():
+        taken = way is not None and way.rounds <= ways.ROUNDS_WORTH * rounds[fewest]
+        if way is not None and not taken:
+            why.append(reasons.too_many_rounds(hop, way, fewest, rounds[fewest]))
             continue
-        why.append(reasons.verdict(asked, hop, layout))
-        if layout is not None:
-            return _resident(asked, layout, why)
+        why.append(reasons.verdict(asked, hop, way))
+        if way is not None:
+            return _resident(asked, way, why)
     if streams is not None:
         return _streaming(asked, streams, why)
     if variant == "auto" and asked.blocks is None:
@@ -195,23 +195,23 @@ def _asked(
     return Asked(shape, FORMATS[dtype], batch, device, tiles, None if blocks == "auto" else int(blocks), clusters)
 
 
-def _resident(asked: Asked, layout: Layout, why: list[str]) -> Plan:
-    s, home, device = asked.sizes, layout.homes, asked.device
+def _resident(asked: Asked, way: Way, why: list[str]) -> Plan:
+    s, home, device = asked.sizes, way.homes, asked.device
     # Even rounds over as few pipelines as take one, with as few tiles in flight in each.
-    tiles = -(-asked.tiles_of(home.tile) // layout.rounds)
-    pipelines = -(-tiles // layout.tiles)
+    tiles = -(-asked.tiles_of(home.tile) // way.rounds)
+    pipelines = -(-tiles // way.tiles)
     in_flight = -(-tiles // pipelines)
-    first = home.first_layers(layout.blocks, in_flight)
+    first = home.first_layers(way.blocks, in_flight)
     ends = (*first[1:], s.LAYERS)
-    head = layout.blocks - 1
-    shared = tuple(home.shared(ends[b] - first[b], b == head, in_flight) for b in range(layout.blocks))
+    head = way.blocks - 1
+    shared = tuple(home.shared(ends[b] - first[b], b == head, in_flight) for b in range(way.blocks))
     chain = "registers" if home.in_registers else "shared"
     weights = home.weight_registers(max(end - begin for begin, end in zip(first, ends, strict=True)))
-    assumed = layout.hop == "cluster" and layout.blocks not in asked.clusters
-    why += reasons.taken(asked, layout, weights, assumed)
+    assumed = way.hop == "cluster" and way.blocks not in asked.clusters
+    why += reasons.taken(asked, way, weights, assumed)
     return Plan(
         variant="resident",
-        hop=layout.hop,
+        hop=way.hop,
         dtype=asked.fmt.name,
         device=device.name,
         capability=device.capability,
@@ -219,8 +219,8 @@ def _resident(asked: Asked, layout: Layout, why: list[str]) -> Plan:
         tile=home.tile,
         tiles_in_flight=in_flight,
         pipelines=pipelines,
-        rounds=layout.rounds,
-        blocks=layout.blocks,
+        rounds=way.rounds,
+        blocks=way.blocks,
         first_layers=first,
         layers=s.LAYERS,
         head_block=head,

@@ -13,6 +13,7 @@ def layout_of(plan: Plan, shape: Shape) -> Layout:
         return Layout(shape, plan.dtype, plan.variant, plan.tile, plan.chain_warps, plan.skip_warps, stages=stages)
     return Layout(
         shape, plan.dtype, plan.variant, plan.tile, plan.chain_warps, plan.skip_warps, plan.tiles_in_flight,
-        (*plan.first_layers, shape.LAYERS), plan.hop != "grid" and plan.capability >= 90,
-        plan.homes["newest"] == "registers", plan.homes["head"] == "l2",
+        (*plan.first_layers, shape.LAYERS), cluster=plan.hop != "grid" and plan.capability >= 90,
+        newest_in_registers=plan.homes["newest"] == "registers",
+        residual_in_registers=plan.homes["residual"] == "registers", head_in_l2=plan.homes["head"] == "l2",
     )  # fmt: skip

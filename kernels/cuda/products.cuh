@@ -11,10 +11,11 @@
 
 // 16 rows × N streams, spread over a warp as a tensor core leaves them. Of lane 4g + t, v[e] holds, for streams 8e …
 // 8e + 7: (row g, stream 2t), (row g, 2t + 1), (row g + 8, 2t), (row g + 8, 2t + 1).
-struct Sums {
-  float v[kEights][4];
+template <class T>
+struct Totals {
+  T v[kEights][4];
 
-  DEVICE void fill(float low, float high) {
+  DEVICE void fill(T low, T high) {
 #pragma unroll
     for (int e = 0; e < kEights; ++e) {
       v[e][0] = v[e][1] = low;
@@ -22,6 +23,8 @@ struct Sums {
     }
   }
 };
+
+using Sums = Totals<float>;
 
 DEVICE int row_in_panel() { return lane_index() / 4; }        // g
 DEVICE int pair_in_eight() { return lane_index() % 4 * 2; }   // 2t
@@ -38,10 +41,39 @@ DEVICE void for_each(Sums& sums, Visit visit) {
   }
 }
 
+DEVICE float warp_max(float x) {
+#pragma unroll
+  for (int mask = kWarp / 2; mask; mask /= 2) x = larger(x, across(x, mask));
+  return x;
+}
+
 // --- operands -----------------------------------------------------------------------------------------------------
 
+// A vector's numbers in int8, by its largest: 255 levels, as `reference.quantise_int8` has them.
+struct Quantiser {
+  float factor, unit;
+  DEVICE explicit Quantiser(float largest)
+      : factor(largest > 1e-30f ? 127.0f / largest : 0.0f), unit(largest / 127.0f) {}
+  DEVICE s8 operand(float x) const { return static_cast<s8>(to_int(x * factor)); }
+};
+
+// One number of a vector with this largest value, as an operand.
+template <bool INT>
+struct OperandOf : Quantiser {
+  using Quantiser::Quantiser;
+};
+
+template <>
+struct OperandOf<false> {
+  DEVICE explicit OperandOf(float) {}
+  template <class Format = Numbers>
+  DEVICE Operand operand(float x) const {
+    return Format::operand(x);
+  }
+};
+
 // Operands of N streams in shared memory, CHANNELS of each in a row; rows are 16 bytes longer than their content, so
-// that the same words of eight rows lie in different banks.
+// that the same words of eight rows lie in different banks. In int8 what one unit is worth stands there.
 template <int CHANNELS>
 struct Rows {
   static constexpr int kRowBytes = CHANNELS * sizeof(Operand) + 16;
@@ -52,6 +84,40 @@ struct Rows {
   DEVICE explicit Rows(void* p) : begin(static_cast<u8*>(p)) {}
   DEVICE Operand* row(int n) const { return reinterpret_cast<Operand*>(begin + n * kRowBytes); }
   DEVICE Operand& at(int n, int channel) const { return row(n)[channel]; }
+  DEVICE float& unit(int n) const { return *reinterpret_cast<float*>(row(n) + CHANNELS); }
+};
+
+// How a vector that many warps compute becomes operands. In int8 it takes two steps, because its largest value must be
+// known: all `put` their numbers, in fp32, then meet, and each warp makes operands of whole vectors (`finish`).
+template <int CHANNELS>
+struct Target {
+  static constexpr int kStride = CHANNELS + 4;
+
+  Rows<CHANNELS> rows;
+  float* numbers;  // (N, CHANNELS + 4), int8 only
+
+  template <class Format = Numbers>  // a template, so that only the branch taken is compiled
+  DEVICE void put(int n, int channel, float value) const {
+    if constexpr (kInt) {
+      numbers[n * kStride + channel] = value;
+    } else {
+      rows.at(n, channel) = Format::operand(value);
+    }
+  }
+
+  // By warp `warp` of `warps`.
+  DEVICE void finish(int warp, int warps) const {
+    if constexpr (kInt) {
+      for (int n = warp; n < plan::N; n += warps) {
+        const float* const row = numbers + n * kStride;
+        float largest = 0.0f;
+        for (int c = lane_index(); c < CHANNELS; c += kWarp) largest = larger(largest, fabsf(row[c]));
+        const Quantiser q(warp_max(largest));
+        for (int c = lane_index(); c < CHANNELS; c += kWarp) rows.at(n, c) = q.operand(row[c]);
+        if (lane_index() == 0) rows.unit(n) = q.unit;
+      }
+    }
+  }
 };
 
 // --- where weights come from --------------------------------------------------------------------------------------
@@ -156,9 +222,9 @@ DEVICE void multiply_fp32(Sums& sums, const float4* a, const Rows<CHANNELS>& x, 
   }
 }
 
-// Two steps, the second of which may be missing: onto `even` and onto `odd`, which may be the same sums.
-template <bool BOTH, class Format, class Weights, int CHANNELS>
-DEVICE void multiply_pair(Sums& even, Sums& odd, Weights& weights, const Rows<CHANNELS>& x, int step) {
+// Two steps, the second of which may be missing: onto `even` and onto `odd`, which may be the same.
+template <bool BOTH, class Format, class Total, class Weights, int CHANNELS>
+DEVICE void multiply_pair(Total& even, Total& odd, Weights& weights, const Rows<CHANNELS>& x, int step) {
   if constexpr (!kTensorCores) {
     multiply_fp32(even, weights.next(), x, step);
     if (BOTH) multiply_fp32(odd, weights.next(), x, step + 1);
@@ -177,8 +243,8 @@ DEVICE void multiply_pair(Sums& even, Sums& odd, Weights& weights, const Rows<CH
   }
 }
 
-template <class Weights, int CHANNELS>
-DEVICE void multiply(Sums& even, Sums& odd, Weights& weights, const Rows<CHANNELS>& x) {
+template <class Total, class Weights, int CHANNELS>
+DEVICE void multiply(Total& even, Total& odd, Weights& weights, const Rows<CHANNELS>& x) {
   constexpr int kSteps = steps_of(CHANNELS);
   constexpr int kUnroll = kSteps > 16 ? 4 : 8;
 #pragma unroll kUnroll
@@ -186,23 +252,49 @@ DEVICE void multiply(Sums& even, Sums& odd, Weights& weights, const Rows<CHANNEL
   if constexpr (kSteps % 2) multiply_pair<false, Numbers>(even, odd, weights, x, kSteps - 1);
 }
 
+// int8: whole numbers first, in which no order matters, then their worth.
+template <class Weights, int CHANNELS>
+DEVICE void add_int8(Sums& sums, Weights& weights, const Rows<CHANNELS>& x, const float* units) {
+  const float low = units[row_in_panel()], high = units[row_in_panel() + 8];
+  Totals<int> even, odd;
+  even.fill(0, 0);
+  odd.fill(0, 0);
+  multiply(even, odd, weights, x);
+#pragma unroll
+  for (int e = 0; e < kEights; ++e) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float unit = (i < 2 ? low : high) * x.unit(e * 8 + pair_in_eight() + i % 2);
+      sums.v[e][i] = fused(static_cast<float>(even.v[e][i] + odd.v[e][i]), unit, sums.v[e][i]);
+    }
+  }
+}
+
 }  // namespace detail
 
-// sums += weights · x, one step after the other.
+// sums += weights · x, one step after the other. `units`: what one unit is worth in each of the panel's rows, int8 only.
 template <class Weights, int CHANNELS>
-DEVICE void add_product(Sums& sums, Weights& weights, const Rows<CHANNELS>& x) {
-  detail::multiply(sums, sums, weights, x);
+DEVICE void add_product(Sums& sums, Weights& weights, const Rows<CHANNELS>& x, const float* units) {
+  if constexpr (kInt) {
+    detail::add_int8(sums, weights, x, units);
+  } else {
+    detail::multiply(sums, sums, weights, x);
+  }
 }
 
 // The same by turns.
 template <class Weights, int CHANNELS>
-DEVICE void add_product_by_turns(Sums& sums, Weights& weights, const Rows<CHANNELS>& x) {
-  Sums odd;
-  odd.fill(0.0f, 0.0f);
-  detail::multiply(sums, odd, weights, x);
+DEVICE void add_product_by_turns(Sums& sums, Weights& weights, const Rows<CHANNELS>& x, const float* units) {
+  if constexpr (kInt) {
+    detail::add_int8(sums, weights, x, units);
+  } else {
+    Sums odd;
+    odd.fill(0.0f, 0.0f);
+    detail::multiply(sums, odd, weights, x);
 #pragma unroll
-  for (int e = 0; e < kEights; ++e) {
+    for (int e = 0; e < kEights; ++e) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums.v[e][i] += odd.v[e][i];
+      for (int i = 0; i < 4; ++i) sums.v[e][i] += odd.v[e][i];
+    }
   }
 }

@@ -45,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) project(const __grid_cons
     FromMemory weights = {
         call.project +
         (static_cast<size_t>(panel) * (project_plan::INPUTS / kStepInputs) + chunk * kSteps) * kFragmentWords};
-    add_product(sums, weights, x);
+    add_product(sums, weights, x, nullptr);
   }
   if (!works) return;
   for_each(sums, [&](int row, int n, float& value) {

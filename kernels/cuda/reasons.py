@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 from . import budget
-from .layouts import CLUSTERED, PORTABLE_CLUSTER, Asked, Layout, Streamed, blocks_needed, homes
+from .ways import CLUSTERED, PORTABLE_CLUSTER, Asked, Streamed, Way, blocks_needed, homes
 
 NAMES = {"none": "one block", "cluster": "a cluster", "grid": "a co-resident grid"}
 """What a pipeline of the resident kernel runs on, by its hop."""
 
 
-def verdict(asked: Asked, hop: str, layout: Layout | None) -> str:
+def verdict(asked: Asked, hop: str, way: Way | None) -> str:
     """On the resident kernel over that kind of hop."""
-    return f"resident on {NAMES[hop]}: " + (
-        f"taken, {_taken(hop, layout)}" if layout else f"passed over, {_not(asked, hop)}"
-    )
+    return f"resident on {NAMES[hop]}: " + (f"taken, {_taken(hop, way)}" if way else f"passed over, {_not(asked, hop)}")
 
 
-def too_many_rounds(hop: str, layout: Layout, other: str, rounds: int) -> str:
+def too_many_rounds(hop: str, way: Way, other: str, rounds: int) -> str:
     """On the resident kernel where something else takes a batch in far fewer rounds."""
     return (
-        f"resident on {NAMES[hop]}: passed over, it takes {layout.streams} streams at once, so the batch of "
-        f"{layout.homes.asked.batch} in {_count(layout.rounds, 'round')}, and {other} in {rounds}."
+        f"resident on {NAMES[hop]}: passed over, it takes {way.streams} streams at once, so the batch of "
+        f"{way.homes.asked.batch} in {_count(way.rounds, 'round')}, and {other} in {rounds}."
     )
 
 
-def taken(asked: Asked, layout: Layout, weights: int, assumed: bool) -> list[str]:
+def taken(asked: Asked, way: Way, weights: int, assumed: bool) -> list[str]:
     """On what was chosen within the resident kernel: homes, tile, pipelines. `weights`: registers of a thread."""
-    sentences = [_chain_home(asked, layout, weights), *_head_home(asked, layout), *_tile(asked, layout)]
+    sentences = [_chain_home(asked, way, weights), *_head_home(asked, way), *_tile(asked, way)]
     if assumed:
         sentences.append(
-            f"clusters: that {layout.pipelines} of {layout.blocks} blocks fit at once is an assumption about "
+            f"clusters: that {way.pipelines} of {way.blocks} blocks fit at once is an assumption about "
             f"{asked.device.name}; the driver is asked before the launch."
         )
-    if layout.hop == "cluster" and layout.blocks > PORTABLE_CLUSTER:
-        sentences.append(f"clusters: {layout.blocks} blocks are more than the portable {PORTABLE_CLUSTER}, an opt-in.")
-    if layout.hop != "grid":
+    if way.hop == "cluster" and way.blocks > PORTABLE_CLUSTER:
+        sentences.append(f"clusters: {way.blocks} blocks are more than the portable {PORTABLE_CLUSTER}, an opt-in.")
+    if way.hop == "none":
+        sentences.append("resident on a cluster: not needed, its hops take longer than none.")
+    if way.hop != "grid":
         sentences.append("resident on a co-resident grid: not needed, its hops go through global memory.")
     sentences.append("streaming_weights: not needed, it reads all weights from L2 for every sample.")
     return sentences
@@ -76,14 +76,14 @@ def kib(size: int) -> str:
     return f"{size / 1024:,.0f} KiB"
 
 
-def _taken(hop: str, layout: Layout) -> str:
+def _taken(hop: str, way: Way) -> str:
     if hop == "none":
         return "the whole model fits it, so nothing is handed on."
-    if layout.homes.asked.blocks is not None:
-        return f"{layout.blocks} blocks a pipeline were asked for; they hold {_count(layout.tiles, 'tile')} in flight."
+    if way.homes.asked.blocks is not None:
+        return f"{way.blocks} blocks a pipeline were asked for; they hold {_count(way.tiles, 'tile')} in flight."
     return (
-        f"{layout.blocks} blocks a pipeline are the fewest that hold the weights where they live here, with "
-        f"{_count(layout.tiles, 'tile')} in flight."
+        f"{way.blocks} blocks a pipeline hold the weights where they live here and {_count(way.tiles, 'tile')} "
+        "in flight; no fewer take as much of the batch."
     )
 
 
@@ -119,8 +119,8 @@ def _too_large(asked: Asked) -> str:
     return f"a single layer needs {kib(layer)} and a block has {has}, and layers are not cut by rows."
 
 
-def _chain_home(asked: Asked, layout: Layout, weights: int) -> str:
-    s, home = asked.sizes, layout.homes
+def _chain_home(asked: Asked, way: Way, weights: int) -> str:
+    s, home = asked.sizes, way.homes
     what = "weights of the newest tap and of residual: "
     if home.in_registers:
         return f"{what}in registers, {weights} a thread, so that the chain reads none from memory."
@@ -134,8 +134,8 @@ def _chain_home(asked: Asked, layout: Layout, weights: int) -> str:
     )
 
 
-def _head_home(asked: Asked, layout: Layout) -> list[str]:
-    if not layout.homes.head_in_l2:
+def _head_home(asked: Asked, way: Way) -> list[str]:
+    if not way.homes.head_in_l2:
         return []
     return [
         f"weights of the head: {kib(budget.head_weights(asked.sizes, asked.fmt))}, read from L2 for every sample; in "
@@ -143,20 +143,20 @@ def _head_home(asked: Asked, layout: Layout) -> list[str]:
     ]
 
 
-def _tile(asked: Asked, layout: Layout) -> list[str]:
-    tile = layout.homes.tile
+def _tile(asked: Asked, way: Way) -> list[str]:
+    tile = way.homes.tile
     at_once = (
-        f"{_count(layout.pipelines, 'pipeline')} × {_count(layout.tiles, 'tile')} in flight take {layout.streams} "
+        f"{_count(way.pipelines, 'pipeline')} × {_count(way.tiles, 'tile')} in flight take {way.streams} "
         "streams at once"
     )
     if len(asked.tiles) == 1:
-        return [f"tile of {tile}: asked for; {at_once}.", *_waiting(asked, layout.streams)]
-    if layout.rounds > 1:
+        return [f"tile of {tile}: asked for; {at_once}.", *_waiting(asked, way.streams)]
+    if way.rounds > 1:
         return [
             f"tile of {tile}: taken, no other takes more of the batch; {at_once}.",
-            *_waiting(asked, layout.streams),
+            *_waiting(asked, way.streams),
         ]
-    return [f"tile of {tile}: taken, the smallest that takes all {asked.batch} streams at once; up to {at_once}."]
+    return [f"tile of {tile}: taken, the smallest that takes the batch of {asked.batch} at once; up to {at_once}."]
 
 
 def _waiting(asked: Asked, at_once: int) -> list[str]:

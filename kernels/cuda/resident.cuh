@@ -1,66 +1,98 @@
 // `resident`: the weights stay on the chip for the whole launch.
 //
-// A pipeline of BLOCKS blocks holds the model: block b owns the layers first_layers[b] … first_layers[b + 1] − 1, the
-// last one also the head (and perhaps no layer). For every sample of a tile of N streams, x passes from block to block;
-// the last one draws, embeds what it drew, and hands x to the first. TILES tiles are under way at once: while one tile
-// is with one block, another is with the next. Pipelines do not know of each other.
+// A pipeline of TEAMS teams holds the model: team b owns the layers first_layers[b] … first_layers[b + 1] − 1, the last
+// one also the head (and perhaps no layer). For every sample of a tile of N streams, x passes from team to team; the
+// last one draws, embeds what it drew, and hands x to the first. TILES tiles are under way at once: while one tile is
+// with one team, another is with the next. Pipelines do not know of each other.
+//
+// A team is one block, or TEAM blocks, where one layer does not fit a block: then each has a share of the rows of every
+// matrix, and gates and x are exchanged within the team. The head's team is always one block.
 //
 // Of a block's warps, CHAIN work on what the next layer waits for and SKIP on the rest, as in streaming_weights.cuh; and
 // what does not depend on this sample (conditioning, biases, the older taps) is summed up before x arrives. On the way
 // from layer to layer there is then: the newest tap's product, the gate, a barrier, the residual product, a barrier.
-// The weights of both products lie in registers where CHAIN_IN_REGISTERS, all others in shared memory.
-//
-// Handing over. Where the blocks of a pipeline are a cluster, a block writes into the shared memory of the next and
-// arrives at a barrier there. Otherwise all blocks of the launch are resident together (a cooperative launch), and the
-// mailbox lies in global memory beside a flag that counts arrivals. Each place of a mailbox is written once a sample,
-// and never before it was read: a block begins sample i + 1 of a tile only after the head has drawn sample i, for which
-// every block has handed on what it read.
+// The weights of both products lie in registers where the plan says so, all others in shared memory.
 //
 // Shared memory (namespace at): streams, barriers; of a block with layers: mailboxes, hearing, x operands (2), gates (2),
 // weights of its layers, their past; of the block with the head: mailboxes, memories, hidden, logits, weights (or, where
 // HEAD_IN_L2, these are read from the second-level cache).
+#include "handover.cuh"
 #include "head.cuh"
-#include "wait.cuh"
 
 namespace {
 
 constexpr int kPanelsD = shape::HALF / 8, kPanelsR = shape::R / 16, kPanelsS = shape::S / 16;
 constexpr int kPanelsH = shape::H / 16, kPanelsA = shape::A / 16;
-constexpr int kOwnD = ceil_div(kPanelsD, plan::CHAIN), kOwnR = ceil_div(kPanelsR, plan::CHAIN);
-constexpr int kOwnS = ceil_div(kPanelsS, plan::SKIP);
 constexpr int kStepsR = steps_of(shape::R), kStepsG = steps_of(shape::HALF);
 constexpr int kPastTaps = shape::K - 1;
 constexpr int kPastBytes = kPastTaps * Rows<shape::R>::kBytes;
-constexpr int kChainThreads = plan::CHAIN * kWarp, kSkipThreads = plan::SKIP * kWarp;
-constexpr int kGatesReady = 1, kChainMeets = 2;
+
+// --- who does what ------------------------------------------------------------------------------------------------
+
+// Panels of the block that has most of a matrix, and of its warp that has most of those.
+constexpr int kShareD = ceil_div(kPanelsD, plan::TEAM), kOwnD = ceil_div(kShareD, plan::CHAIN);
+constexpr int kShareR = ceil_div(kPanelsR, plan::TEAM), kOwnR = ceil_div(kShareR, plan::CHAIN);
+constexpr int kShareS = ceil_div(kPanelsS, plan::TEAM), kOwnS = ceil_div(kShareS, plan::SKIP);
+
+// The panels first … end − 1 of a matrix. Shares differ by one at most; the larger ones come first.
+struct Share {
+  int first, end;
+
+  DEVICE Share(int panels, int member) {
+    const int each = panels / plan::TEAM, more = panels % plan::TEAM;
+    first = member * each + min(member, more);
+    end = first + each + (member < more);
+  }
+};
+
+// Calls work(k, m) for the k-th panel m of a share that is warp `warp`'s, one of `WARPS`; at most OWN of them.
+template <int OWN, int WARPS, class Work>
+DEVICE void for_panels(const Share& share, int warp, Work work) {
+#pragma unroll
+  for (int k = 0; k < OWN; ++k) {
+    const int m = share.first + warp + k * WARPS;
+    if (m < share.end) work(k, m);
+  }
+}
 
 // --- weights ------------------------------------------------------------------------------------------------------
 
 // Words of a layer's weights in shared memory, and where each matrix begins among them.
-constexpr int kPastWords = kPanelsD * kPastTaps * kStepsR * kFragmentWords;
-constexpr int kNewestWords = plan::CHAIN_IN_REGISTERS ? 0 : kPanelsD * kStepsR * kFragmentWords;
-constexpr int kResidualWords = plan::CHAIN_IN_REGISTERS ? 0 : kPanelsR * kStepsG * kFragmentWords;
-constexpr int kSkipWords = kPanelsS * kStepsG * kFragmentWords;
+constexpr int kPastWords = kShareD * kPastTaps * kStepsR * kFragmentWords;
+constexpr int kNewestWords = plan::NEWEST_IN_REGISTERS ? 0 : kShareD * kStepsR * kFragmentWords;
+constexpr int kResidualWords = plan::RESIDUAL_IN_REGISTERS ? 0 : kShareR * kStepsG * kFragmentWords;
+constexpr int kSkipWords = kShareS * kStepsG * kFragmentWords;
 constexpr int kLayerWords = kPastWords + kNewestWords + kResidualWords + kSkipWords;
 constexpr int kHiddenWords = kPanelsH * steps_of(shape::S) * kFragmentWords;
 constexpr int kOutWords = kPanelsA * steps_of(shape::H) * kFragmentWords;
 #if __CUDA_ARCH__ < 900
 static_assert(!plan::CLUSTER, "clusters begin with sm_90");
 #endif
+static_assert(plan::TEAM == 1 || !plan::CLUSTER, "the blocks of a team reach each other through global memory");
 static_assert(at::weights + plan::OWN * (kLayerWords * 16 + kPastBytes) <= at::total, "layout.py has room for layers");
 static_assert(
     plan::HEAD_IN_L2 || at::head_weights + (kHiddenWords + kOutWords) * 16 <= at::total,
     "layout.py has room for the head");
 
+// Fragments of a layer's matrices in global memory.
+DEVICE const uint4* dilated_panel(const Call& call, int layer, int m, int tap) {
+  return call.dilated + (static_cast<size_t>(layer * kPanelsD + m) * shape::K + tap) * kStepsR * kFragmentWords;
+}
+DEVICE const uint4* residual_panel(const Call& call, int layer, int m) {
+  return call.residual + static_cast<size_t>(layer * kPanelsR + m) * kStepsG * kFragmentWords;
+}
+DEVICE const uint4* skip_panel(const Call& call, int layer, int m) {
+  return call.skip + static_cast<size_t>(layer * kPanelsS + m) * kStepsG * kFragmentWords;
+}
+
+// A layer's weights in shared memory; m counts from the first panel of the block's share.
 struct LayerWeights {
-  const uint4* begin;
-  DEVICE FromMemory past(int m) const { return {begin + m * kPastTaps * kStepsR * kFragmentWords}; }
-  DEVICE FromMemory newest(int m) const { return {begin + kPastWords + m * kStepsR * kFragmentWords}; }
-  DEVICE FromMemory residual(int m) const {
-    return {begin + kPastWords + kNewestWords + m * kStepsG * kFragmentWords};
-  }
-  DEVICE FromMemory skip(int m) const {
-    return {begin + kPastWords + kNewestWords + kResidualWords + m * kStepsG * kFragmentWords};
+  uint4* begin;
+  DEVICE uint4* past(int m) const { return begin + m * kPastTaps * kStepsR * kFragmentWords; }
+  DEVICE uint4* newest(int m) const { return begin + kPastWords + m * kStepsR * kFragmentWords; }
+  DEVICE uint4* residual(int m) const { return begin + kPastWords + kNewestWords + m * kStepsG * kFragmentWords; }
+  DEVICE uint4* skip(int m) const {
+    return begin + kPastWords + kNewestWords + kResidualWords + m * kStepsG * kFragmentWords;
   }
 };
 
@@ -68,193 +100,85 @@ DEVICE void copy_words(uint4* to, const uint4* from, int words) {
   for (int i = thread_index(); i < words; i += kThreads) copy_async(to + i, from + i);
 }
 
-DEVICE void fetch_layer(const Call& call, int layer, uint4* to) {
-  constexpr int kTap = kStepsR * kFragmentWords;
-  for (int m = 0; m < kPanelsD; ++m) {
-    const uint4* from = call.dilated + static_cast<size_t>(layer * kPanelsD + m) * shape::K * kTap;
-    copy_words(to + m * kPastTaps * kTap, from, kPastTaps * kTap);
-    if (!plan::CHAIN_IN_REGISTERS) copy_words(to + kPastWords + m * kTap, from + kPastTaps * kTap, kTap);
-  }
-  const size_t residual = static_cast<size_t>(layer) * kPanelsR * kStepsG * kFragmentWords;
-  if (!plan::CHAIN_IN_REGISTERS) copy_words(to + kPastWords + kNewestWords, call.residual + residual, kResidualWords);
-  const size_t skip = static_cast<size_t>(layer) * kSkipWords;
-  copy_words(to + kPastWords + kNewestWords + kResidualWords, call.skip + skip, kSkipWords);
-}
+// A chain warp's weights of the layers of its block in registers: PANELS panels of each layer, STEPS fragments of each.
+template <int PANELS, int STEPS>
+struct Held {
+  uint4 fragments[plan::OWN][PANELS][STEPS];
 
-// What a chain warp holds of the layers of its block.
-template <bool IN_REGISTERS>
-struct ChainWeights {
-  uint4 newest_fragments[plan::OWN][kOwnD][kStepsR];
-  uint4 residual_fragments[plan::OWN][kOwnR][kStepsG];
-
-  DEVICE ChainWeights(const Call& call, int first, int own, int warp) {
+  // `panel(o, m)` is where panel m of the block's layer o lies in global memory.
+  template <class Panel>
+  DEVICE void load(int own, const Share& share, int warp, Panel panel) {
 #pragma unroll
     for (int o = 0; o < plan::OWN; ++o) {
       if (o >= own) break;
+      for_panels<PANELS, plan::CHAIN>(share, warp, [&](int k, int m) {
 #pragma unroll
-      for (int k = 0; k < kOwnD; ++k) {
-        const int m = warp + k * plan::CHAIN;
-        if (m >= kPanelsD) break;
-        const uint4* from = call.dilated +
-            (static_cast<size_t>((first + o) * kPanelsD + m) * shape::K + kPastTaps) * kStepsR * kFragmentWords;
-#pragma unroll
-        for (int step = 0; step < kStepsR; ++step) {
-          newest_fragments[o][k][step] = Fragments::read(from + step * kFragmentWords);
+        for (int step = 0; step < STEPS; ++step) {
+          fragments[o][k][step] = Fragments::read(panel(o, m) + step * kFragmentWords);
         }
-      }
-#pragma unroll
-      for (int k = 0; k < kOwnR; ++k) {
-        const int m = warp + k * plan::CHAIN;
-        if (m >= kPanelsR) break;
-        const uint4* from =
-            call.residual + static_cast<size_t>((first + o) * kPanelsR + m) * kStepsG * kFragmentWords;
-#pragma unroll
-        for (int step = 0; step < kStepsG; ++step) {
-          residual_fragments[o][k][step] = Fragments::read(from + step * kFragmentWords);
-        }
-      }
+      });
     }
   }
 
-  DEVICE FromRegisters<kStepsR> newest(const LayerWeights&, int o, int k, int) const {
-    return {newest_fragments[o][k]};
-  }
-  DEVICE FromRegisters<kStepsG> residual(const LayerWeights&, int o, int k, int) const {
-    return {residual_fragments[o][k]};
-  }
+  DEVICE FromRegisters<STEPS> panel(int o, int k) const { return {fragments[o][k]}; }
 };
 
-template <>
-struct ChainWeights<false> {
-  DEVICE ChainWeights(const Call&, int, int, int) {}
-  DEVICE FromMemory newest(const LayerWeights& shared, int, int, int m) const { return shared.newest(m); }
-  DEVICE FromMemory residual(const LayerWeights& shared, int, int, int m) const { return shared.residual(m); }
+struct HeldNowhere {
+  template <class Panel>
+  DEVICE void load(int, const Share&, int, Panel) {}
 };
 
-// --- handing over -------------------------------------------------------------------------------------------------
-
-// Where the numbers of one tile are put for a block. Only the block with the head has a place for `skips`, and only
-// blocks with layers have the others.
-struct Mailbox {
-  u8* layers;
-  u8* head;
-  DEVICE Rows<shape::R> x() const { return Rows<shape::R>(layers + mail::x); }
-  DEVICE float4* x_sums() const { return reinterpret_cast<float4*>(layers + mail::x_sums); }
-  DEVICE float4* skip_sums() const { return reinterpret_cast<float4*>(layers + mail::skip_sums); }
-  DEVICE Rows<shape::S> skips() const { return Rows<shape::S>(head); }
+template <bool YES, int PANELS, int STEPS>
+struct HeldIf {
+  using type = Held<PANELS, STEPS>;
 };
 
-// Who arrives, of how many warps: the layers' for each other, the head's for the first block.
-enum Mail { kX, kSkip, kHead, kMails };
-
-struct Post {
-  const Call& call;
-  u8* shared;
-  int pipeline, block;
-
-  // Of block `to`, as this block reaches it.
-  DEVICE Mailbox mailbox(int to, int tile) const {
-    if (plan::CLUSTER) {
-      const Mailbox own = own_mailbox(tile);
-#if __CUDA_ARCH__ >= 900
-      return {in_block(own.layers, to), in_block(own.head, to)};
-#endif
-    }
-    u8* const begin =
-        call.mailboxes + static_cast<size_t>((pipeline * plan::BLOCKS + to) * plan::TILES + tile) * mail::bytes;
-    return {begin, begin + mail::skips};
-  }
-
-  // Where a block of a cluster finds its own.
-  DEVICE Mailbox own_mailbox(int tile) const {
-    return {shared + at::mail + tile * mail::skips, shared + at::head_mail + tile * Rows<shape::S>::kBytes};
-  }
-
-  DEVICE u64* barrier(Mail mail, int tile) const {
-    return reinterpret_cast<u64*>(shared + at::barriers) + tile * kMails + mail;
-  }
-
-  DEVICE u32* flag(int to, Mail mail, int tile) const {
-    return call.flags + ((pipeline * plan::BLOCKS + to) * plan::TILES + tile) * kMails + mail;
-  }
-
-  // How many warps arrive for one sample.
-  DEVICE int arrivals(Mail mail, int to) const {
-    if (mail == kX) return to == 0 ? kWarps : plan::CHAIN;
-    return plan::SKIP;
-  }
-
-  DEVICE void open() const {
-#if __CUDA_ARCH__ >= 900
-    if (plan::CLUSTER && thread_index() == 0) {
-      for (int tile = 0; tile < plan::TILES; ++tile) {
-        for (int mail = 0; mail < kMails; ++mail) {
-          barrier_init(barrier(Mail(mail), tile), arrivals(Mail(mail), block));
-        }
-      }
-      barriers_initialised();
-    }
-#endif
-  }
-
-  // By all lanes of a warp that have written their part.
-  DEVICE void send(int to, Mail mail, int tile) const {
-    warp_barrier();
-    if (lane_index()) return;
-#if __CUDA_ARCH__ >= 900
-    if (plan::CLUSTER) return barrier_arrive(barrier(mail, tile), to);
-#endif
-    add_release(flag(to, mail, tile));
-  }
-
-  // By all lanes of a warp that will read.
-  DEVICE void receive(Mail mail, Waiting what, int tile, int i, Watch& watch) const {
-#if __CUDA_ARCH__ >= 900
-    if (plan::CLUSTER) {
-      u64* const here = barrier(mail, tile);
-      return wait_until([&] { return barrier_passed(here, i & 1); }, watch, what, tile);
-    }
-#endif
-    const u32* const here = flag(block, mail, tile);
-    const u32 wanted = static_cast<u32>(i + 1) * arrivals(mail, block);
-    if (lane_index() == 0) wait_until([&] { return load_acquire(here) >= wanted; }, watch, what, tile);
-    warp_barrier();
-  }
+template <int PANELS, int STEPS>
+struct HeldIf<false, PANELS, STEPS> {
+  using type = HeldNowhere;
 };
 
-// Operands from a mailbox in global memory to where products can read them; by `threads` threads.
-DEVICE void take_operands(u8* to, const u8* from, int bytes, int thread, int threads) {
-  for (int word = thread; word < bytes / 16; word += threads) copy_async(to + word * 16, from + word * 16);
-  commit_copies();
-  wait_copies<0>();
+template <class Held>
+DEVICE auto held_or(const Held& held, int o, int k, uint4*) {
+  return held.panel(o, k);
 }
+DEVICE FromMemory held_or(const HeldNowhere&, int, int, uint4* shared) { return {shared}; }
 
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_constant__ Call call) {
   extern __shared__ __align__(128) u8 shared[];
-  const int pipeline = blockIdx.x / plan::BLOCKS, block = blockIdx.x % plan::BLOCKS;
   const int thread = thread_index(), warp = warp_index();
-  const int first = call.first_layers[block], own = call.first_layers[block + 1] - first;
-  const bool head = block + 1 == plan::BLOCKS, chain = warp < plan::CHAIN;
-  const Post post = {call, shared, pipeline, block};
+  const Post post(call, shared);
+  const int team = post.team, first = call.first_layers[team], own = call.first_layers[team + 1] - first;
+  const bool head = team + 1 == plan::TEAMS, chain = warp < plan::CHAIN;
+  const int skip_warp = warp - plan::CHAIN, skip_thread = thread - kChainThreads;
+  const Share dilated_share(kPanelsD, post.member), residual_share(kPanelsR, post.member);
+  const Share skip_share(kPanelsS, post.member);
   Watch watch = {call.abort, call.patience, false};
 
   Stream* const all_streams = reinterpret_cast<Stream*>(shared + at::streams);
   int* const steps = reinterpret_cast<int*>(shared + at::steps);
   Hearing* const hearing = reinterpret_cast<Hearing*>(shared + at::hearing);
-  uint4* const layer_weights = reinterpret_cast<uint4*>(shared + at::weights);
   uint4* const hidden_weights = reinterpret_cast<uint4*>(shared + at::head_weights);
   const uint4* const hidden_from = plan::HEAD_IN_L2 ? call.hidden : hidden_weights;
   const uint4* const out_from = plan::HEAD_IN_L2 ? call.out : hidden_weights + kHiddenWords;
+  float* const numbers = reinterpret_cast<float*>(shared + at::numbers);
+  float* const skip_numbers = reinterpret_cast<float*>(shared + at::skip_numbers);
   u8* const past = shared + at::weights + own * kLayerWords * 16;
-  const auto own_layer = [&](int o) { return LayerWeights{layer_weights + o * kLayerWords}; };
+  const auto weights = [&](int o) {
+    return LayerWeights{reinterpret_cast<uint4*>(shared + at::weights) + o * kLayerWords};
+  };
+  const auto past_rows = [&](int o, int tap) {
+    return Rows<shape::R>(past + o * kPastBytes + tap * Rows<shape::R>::kBytes);
+  };
   const auto own_x = [&](int o) { return Rows<shape::R>(shared + at::x + o % 2 * Rows<shape::R>::kBytes); };
   const auto gates = [&](int o) { return Rows<shape::HALF>(shared + at::gates + o % 2 * Rows<shape::HALF>::kBytes); };
-  const Rows<shape::H> hidden(shared + at::hidden);
+  const Target<shape::H> hidden = {
+      Rows<shape::H>(shared + at::hidden), reinterpret_cast<float*>(shared + at::head_numbers)};
   const Logits logits = {
       plan::LOGITS_SHARED ? reinterpret_cast<float*>(shared + at::logits)
-                          : call.logits_room + static_cast<size_t>(pipeline) * plan::N * Logits::kStride};
+                          : call.logits_room + static_cast<size_t>(post.pipeline) * plan::N * Logits::kStride};
   const auto memories = [&](int tile) {
     return Memories{
         reinterpret_cast<float*>(shared + at::inputs) + tile * plan::N * shape::IN_DEPTH,
@@ -263,40 +187,67 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
 
   // --- what stays for the whole launch ---
   for (int n = thread; n < plan::TILES * plan::N; n += kThreads) {
-    all_streams[n] = stream_at(call, pipeline * plan::TILES * plan::N + n);
+    all_streams[n] = stream_at(call, post.pipeline * plan::TILES * plan::N + n);
   }
   post.open();
-  for (int o = 0; o < own; ++o) fetch_layer(call, first + o, layer_weights + o * kLayerWords);
+  for (int o = 0; o < own; ++o) {
+    const LayerWeights to = weights(o);
+    for (int m = dilated_share.first; m < dilated_share.end; ++m) {
+      const int k = m - dilated_share.first;
+      copy_words(to.past(k), dilated_panel(call, first + o, m, 0), kPastTaps * kStepsR * kFragmentWords);
+      if (plan::NEWEST_IN_REGISTERS) continue;
+      copy_words(to.newest(k), dilated_panel(call, first + o, m, kPastTaps), kStepsR * kFragmentWords);
+    }
+    const int residuals = residual_share.end - residual_share.first, skips = skip_share.end - skip_share.first;
+    if (!plan::RESIDUAL_IN_REGISTERS) {
+      const uint4* const from = residual_panel(call, first + o, residual_share.first);
+      copy_words(to.residual(0), from, residuals * kStepsG * kFragmentWords);
+    }
+    copy_words(to.skip(0), skip_panel(call, first + o, skip_share.first), skips * kStepsG * kFragmentWords);
+  }
   if (head && !plan::HEAD_IN_L2) {
     copy_words(hidden_weights, call.hidden, kHiddenWords);
     copy_words(hidden_weights + kHiddenWords, call.out, kOutWords);
   }
-  const ChainWeights<plan::CHAIN_IN_REGISTERS> chain_weights(call, first, chain ? own : 0, warp);
   commit_copies();
+  typename HeldIf<plan::NEWEST_IN_REGISTERS, kOwnD, kStepsR>::type newest_held;
+  typename HeldIf<plan::RESIDUAL_IN_REGISTERS, kOwnR, kStepsG>::type residual_held;
+  newest_held.load(chain ? own : 0, dilated_share, warp, [&](int o, int m) {
+    return dilated_panel(call, first + o, m, kPastTaps);
+  });
+  residual_held.load(chain ? own : 0, residual_share, warp, [&](int o, int m) {
+    return residual_panel(call, first + o, m);
+  });
+  Biases residual_biases[plan::OWN][kOwnR];  // held, since a load would stand between a barrier and the product
+#pragma unroll
+  for (int o = 0; o < plan::OWN; ++o) {
+    if (o >= own || !chain) break;
+    for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) {
+      residual_biases[o][k] = Biases(call.b_residual + (first + o) * shape::R, m);
+    });
+  }
   wait_copies<0>();
   block_barrier();
   for (int tile = thread; tile < plan::TILES; tile += kThreads) {
     steps[tile] = 0;
     for (int n = 0; n < plan::N; ++n) steps[tile] = max(steps[tile], all_streams[tile * plan::N + n].count);
   }
-  block_barrier();
-#if __CUDA_ARCH__ >= 900
-  if (plan::CLUSTER) cluster_barrier();  // nobody writes into a mailbox before its barriers are there
-#endif
-
-  int longest = 0;
-  for (int n = 0; n < plan::TILES * plan::N; ++n) longest = max(longest, all_streams[n].count);
-
-  // --- the first input of every stream ---
   if (head) {
     for (int tile = 0; tile < plan::TILES; ++tile) {
       load_memories(call, all_streams + tile * plan::N, memories(tile), thread, kThreads);
     }
-    block_barrier();
+  }
+  block_barrier();
+  post.opened();
+  int longest = 0;
+  for (int tile = 0; tile < plan::TILES; ++tile) longest = max(longest, steps[tile]);
+
+  // --- the first input of every stream ---
+  if (head) {
     for (int tile = 0; tile < plan::TILES; ++tile) {
-      const Mailbox to = post.mailbox(0, tile);
+      const Entrance to = post.mailbox(0, tile).entrance();
       for (int n = warp; n < plan::N; n += kWarps) {
-        embed_stream(call, all_streams[tile * plan::N + n], memories(tile).of(n).inputs, 0, n, {to.x(), to.x_sums()});
+        embed_stream(call, all_streams[tile * plan::N + n], memories(tile).of(n).inputs, 0, n, to);
       }
       post.send(0, kX, tile);
     }
@@ -306,86 +257,91 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   bool stopped = false;
   for (int i = 0; i < longest && !stopped; ++i) {
     for (int tile = 0; tile < plan::TILES && !stopped; ++tile) {
+      if (i >= steps[tile]) continue;
       const Stream* const streams = all_streams + tile * plan::N;
-      const int tile_steps = steps[tile];
-      if (i >= tile_steps) continue;
-      const Mailbox mine = plan::CLUSTER ? post.own_mailbox(tile) : post.mailbox(block, tile);
-      // In a grid operands are taken from global memory first.
+      const Mailbox mine = post.mine(tile);
+      // Where operands do not arrive in shared memory they are taken there.
       const Rows<shape::R> x_in = plan::CLUSTER ? mine.x() : Rows<shape::R>(shared + at::x_in);
       const Rows<shape::S> skips = plan::CLUSTER ? mine.skips() : Rows<shape::S>(shared + at::head_in);
       const auto layer_x = [&](int o) { return o == 0 ? x_in : own_x(o); };
 
       if (own > 0 && chain) {
         // What this sample does not change: conditioning, biases, older taps.
-        for (int n = thread; n < plan::N; n += kChainThreads) hearing[n] = column_of_sample(call, streams[n], i);
+        if (plan::TEAM > 1) post.receive(kRing, i * plan::TEAM * plan::SKIP, tile, i, watch);
         for (int o = 0; o < own; ++o) {
           fetch_past(call, streams, i, first + o, past + o * kPastBytes, thread, kChainThreads);
         }
         commit_copies();
-        wait_copies<0>();
+        for (int n = thread; n < plan::N; n += kChainThreads) hearing[n] = column_of_sample(call, streams[n], i);
         named_barrier(kChainMeets, kChainThreads);
         Sums z[plan::OWN][kOwnD];
 #pragma unroll
         for (int o = 0; o < plan::OWN; ++o) {
           if (o >= own) break;
-#pragma unroll
-          for (int k = 0; k < kOwnD; ++k) {
-            const int m = warp + k * plan::CHAIN;
-            if (m >= kPanelsD) break;
+          for_panels<kOwnD, plan::CHAIN>(dilated_share, warp, [&](int k, int m) {
             z[o][k] = heard_panel(call, streams, hearing, i, first + o, m);
-            FromMemory weights = own_layer(o).past(m);
+          });
+        }
+        wait_copies<0>();
+        named_barrier(kChainMeets, kChainThreads);
+#pragma unroll
+        for (int o = 0; o < plan::OWN; ++o) {
+          if (o >= own) break;
+          for_panels<kOwnD, plan::CHAIN>(dilated_share, warp, [&](int k, int m) {
+            FromMemory source = {weights(o).past(m - dilated_share.first)};
             for (int tap = 0; tap < kPastTaps; ++tap) {
-              add_product(
-                  z[o][k], weights,
-                  Rows<shape::R>(past + o * kPastBytes + tap * Rows<shape::R>::kBytes));
+              add_product(z[o][k], source, past_rows(o, tap), dilated_units(call, first + o, m, tap));
             }
-          }
+          });
         }
 
         // x arrives.
-        post.receive(kX, kForX, tile, i, watch);
+        post.receive(kX, (i + 1) * (team == 0 ? kWarps : kTeamChain), tile, i, watch);
         Sums x[kOwnR];
-#pragma unroll
-        for (int k = 0; k < kOwnR; ++k) {
-          if (const int m = warp + k * plan::CHAIN; m < kPanelsR) x[k] = load_sums(mine.x_sums(), m);
-        }
-        if (!plan::CLUSTER) {
-          take_operands(x_in.begin, mine.x().begin, Rows<shape::R>::kBytes, thread, kChainThreads);
-          named_barrier(kChainMeets, kChainThreads);
-        }
+        for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) { x[k] = load_sums(mine.x_sums(), m); });
+        post.take(x_in, mine.arrived_x(x_in), warp, thread);
 
 #pragma unroll
         for (int o = 0; o < plan::OWN; ++o) {
           if (o >= own) break;
           const int layer = first + o;
-#pragma unroll
-          for (int k = 0; k < kOwnD; ++k) {
-            const int m = warp + k * plan::CHAIN;
-            if (m >= kPanelsD) break;
-            auto weights = chain_weights.newest(own_layer(o), o, k, m);
-            add_product_by_turns(z[o][k], weights, layer_x(o));
-            store_gates(call, streams, i, layer, m, z[o][k], gates(o));
+          const Target<shape::HALF> gated = mine.gate_target(gates(o), numbers);
+          for_panels<kOwnD, plan::CHAIN>(dilated_share, warp, [&](int k, int m) {
+            auto source = held_or(newest_held, o, k, weights(o).newest(m - dilated_share.first));
+            add_product_by_turns(z[o][k], source, layer_x(o), dilated_units(call, layer, m, kPastTaps));
+            store_gates(call, streams, i, layer, m, z[o][k], gated);
+          });
+          if (plan::TEAM > 1) {
+            post.exchange(kGates, (i * own + o + 1) * kTeamChain, tile, i, watch);
+            post.take(gates(o), gated, warp, thread);
+          } else if (kInt) {
+            named_barrier(kChainMeets, kChainThreads);
+            gated.finish(warp, plan::CHAIN);
           }
           named_barrier(kGatesReady, kThreads);
           if (layer + 1 == shape::LAYERS) break;  // nothing follows
 
           const bool leaves = o + 1 == own;
-          const Mailbox next = post.mailbox(block + 1 < plan::BLOCKS ? block + 1 : 0, tile);
-#pragma unroll
-          for (int k = 0; k < kOwnR; ++k) {
-            const int m = warp + k * plan::CHAIN;
-            if (m >= kPanelsR) break;
-            Sums update = bias_panel(call.b_residual + layer * shape::R, m);
-            auto weights = chain_weights.residual(own_layer(o), o, k, m);
-            add_product_by_turns(update, weights, gates(o));
+          const Mailbox next = leaves ? post.mailbox(team + 1, tile) : mine;
+          const Target<shape::R> to = leaves ? next.x_target(next.x(), numbers) : mine.x_target(own_x(o + 1), numbers);
+          for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) {
+            Sums update = residual_biases[o][k].sums();
+            auto source = held_or(residual_held, o, k, weights(o).residual(m - residual_share.first));
+            add_product_by_turns(update, source, gates(o), residual_units(call, layer, m));
             add_update(call, x[k], update);
             if (plan::TRACE) trace_x(call, streams, i, layer, m, x[k]);
-            const Rows<shape::R> to = leaves ? next.x() : own_x(o + 1);
-            for_each(x[k], [&](int row, int n, float& value) { to.at(n, m * 16 + row) = Numbers::operand(value); });
+            for_each(x[k], [&](int row, int n, float& value) { to.put(n, m * 16 + row, value); });
             if (leaves) store_sums(next.x_sums(), m, x[k]);
+          });
+          if (kInt && plan::TEAM == 1) {
+            named_barrier(kChainMeets, kChainThreads);
+            to.finish(warp, plan::CHAIN);
           }
           if (leaves) {
-            post.send(block + 1, kX, tile);
+            post.send(team + 1, kX, tile);
+          } else if (plan::TEAM > 1) {
+            post.exchange(kInner, (i * (own - 1) + o + 1) * kTeamChain, tile, i, watch);
+            post.take(own_x(o + 1), to, warp, thread);
           } else {
             named_barrier(kChainMeets, kChainThreads);
           }
@@ -393,56 +349,58 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       }
 
       if (own > 0 && !chain) {
-        const int skip_warp = warp - plan::CHAIN;
         Sums skip[kOwnS];
         for (int o = 0; o < own; ++o) {
           const int layer = first + o;
           named_barrier(kGatesReady, kThreads);
-          remember(call, streams, i, layer, layer_x(o), thread - kChainThreads, kSkipThreads);
-          if (o == 0 && first > 0) post.receive(kSkip, kForSkip, tile, i, watch);
-#pragma unroll
-          for (int k = 0; k < kOwnS; ++k) {
-            const int m = skip_warp + k * plan::SKIP;
-            if (m >= kPanelsS) break;
+          const int member_thread = post.member * kSkipThreads + skip_thread;
+          remember(call, streams, i, layer, layer_x(o), member_thread, plan::TEAM * kSkipThreads);
+          if (o == 0 && first > 0) post.receive(kSkip, (i + 1) * kTeamSkip, tile, i, watch);
+          for_panels<kOwnS, plan::SKIP>(skip_share, skip_warp, [&](int k, int m) {
             if (o == 0) skip[k] = first == 0 ? first_skip(call, m) : load_sums(mine.skip_sums(), m);
-            FromMemory weights = own_layer(o).skip(m);
-            add_product(skip[k], weights, gates(o));
+            FromMemory source = {weights(o).skip(m - skip_share.first)};
+            add_product(skip[k], source, gates(o), skip_units(call, layer, m));
             end_skip(call, skip[k], layer, m);
-          }
+          });
         }
+        if (plan::TEAM > 1) post.send(team, kRing, tile);
         const bool last = first + own == shape::LAYERS;
-        const Mailbox next = post.mailbox(last ? plan::BLOCKS - 1 : block + 1, tile);
-#pragma unroll
-        for (int k = 0; k < kOwnS; ++k) {
-          const int m = skip_warp + k * plan::SKIP;
-          if (m >= kPanelsS) break;
+        const int to = last ? plan::TEAMS - 1 : team + 1;
+        const Mailbox next = post.mailbox(to, tile);
+        const Target<shape::S> total = next.skip_target(next.skips(), skip_numbers);
+        for_panels<kOwnS, plan::SKIP>(skip_share, skip_warp, [&](int k, int m) {
           if (last) {
-            store_skip(call, streams, i, m, skip[k], next.skips());
+            store_skip(call, streams, i, m, skip[k], total);
           } else {
             store_sums(next.skip_sums(), m, skip[k]);
           }
+        });
+        if (kInt && plan::TEAM == 1 && last) {
+          named_barrier(kSkipMeets, kSkipThreads);
+          total.finish(skip_warp, plan::SKIP);
         }
-        post.send(last ? plan::BLOCKS - 1 : block + 1, last ? kHead : kSkip, tile);
+        post.send(to, last ? kHead : kSkip, tile);
       }
 
       if (head) {
         const Dice dice(streams, i, warp);
-        post.receive(kHead, kForHead, tile, i, watch);
-        if (!plan::CLUSTER) {
-          take_operands(skips.begin, mine.skips().begin, Rows<shape::S>::kBytes, thread, kThreads);
-          block_barrier();
-        }
+        post.receive(kHead, (i + 1) * kTeamSkip, tile, i, watch);
+        post.take_all(skips, mine.arrived_skips(skips), warp, thread);
         hidden_layer(call, streams, i, skips, hidden, warp, [&](int m) {
           return FromMemory{hidden_from + m * steps_of(shape::S) * kFragmentWords};
         });
+        if (kInt) {
+          block_barrier();
+          hidden.finish(warp, kWarps);
+        }
         block_barrier();
-        output_layer(call, hidden, logits, warp, [&](int m) {
+        output_layer(call, hidden.rows, logits, warp, [&](int m) {
           return FromMemory{out_from + m * steps_of(shape::H) * kFragmentWords};
         });
         block_barrier();
-        const bool more = i + 1 < tile_steps;
-        const Mailbox to = post.mailbox(0, tile);
-        draw_and_embed(call, streams, i, dice, logits, memories(tile), {to.x(), to.x_sums()}, more, warp);
+        const bool more = i + 1 < steps[tile];
+        const Entrance to = post.mailbox(0, tile).entrance();
+        draw_and_embed(call, streams, i, dice, logits, memories(tile), to, more, warp);
         if (more) post.send(0, kX, tile);
       }
 
@@ -456,7 +414,5 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       save_memories(call, all_streams + tile * plan::N, memories(tile), thread, kThreads);
     }
   }
-#if __CUDA_ARCH__ >= 900
-  if (plan::CLUSTER) cluster_barrier();  // nobody leaves while others may write into its shared memory
-#endif
+  post.close();
 }

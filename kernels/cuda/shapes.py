@@ -1,5 +1,5 @@
 """The sizes a model has in the CUDA kernels: channels padded to multiples of 16, which are the rows of a tensor-core
-product and a whole number of its steps in every number format."""
+product and a whole number of its steps, or of 32 in int8, where a step takes so many."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ FRAGMENT_BYTES = 512
 """A panel's weights for one step of 32 bytes of inputs."""
 STEP_BYTES = 32
 
-OPERAND_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+OPERAND_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 """Number format → bytes of an operand."""
 
 
-def padded(channels: int) -> int:
-    """The multiple of `PANEL` that holds so many channels."""
-    return -(-channels // PANEL) * PANEL
+def padded(channels: int, dtype: str = "bf16") -> int:
+    """The multiple of 16, in int8 of 32, that holds so many channels."""
+    unit = max(PANEL, STEP_BYTES // OPERAND_BYTES[dtype])
+    return -(-channels // unit) * unit
 
 
 def steps(inputs: int, dtype: str) -> int:
@@ -54,11 +55,14 @@ class Shape:
     UPSAMPLING: int
 
     @classmethod
-    def of(cls, config: WaveNetConfig) -> Shape:
+    def of(cls, config: WaveNetConfig, dtype: str = "bf16") -> Shape:
+        """For a number format."""
         c, up, head = config, config.conditioning.upsampling, config.head
+        R, HALF, S, H = (
+            padded(n, dtype) for n in (c.residual_channels, c.gate_channels // 2, c.skip_channels, c.head_channels)
+        )
         return cls(
-            LAYERS=c.n_layers, K=c.kernel_size, R=padded(c.residual_channels), HALF=padded(c.gate_channels // 2),
-            S=padded(c.skip_channels), H=padded(c.head_channels), A=padded(c.out_channels), SLOTS=sum(depths(c)),
+            LAYERS=c.n_layers, K=c.kernel_size, R=R, HALF=HALF, S=S, H=H, A=padded(c.out_channels), SLOTS=sum(depths(c)),
             CLASSES=head.classes if isinstance(head, CategoricalHead) else 1,
             COMPONENTS=1 if isinstance(head, CategoricalHead) else head.components,
             HEAD={CategoricalHead: 0, LogisticHead: 1, GaussianHead: 2}[type(head)],

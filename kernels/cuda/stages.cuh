@@ -96,13 +96,14 @@ DEVICE Sums heard_panel(const Call& call, const Stream* streams, const Hearing* 
 // --- rings --------------------------------------------------------------------------------------------------------
 
 constexpr int kWordOperands = sizeof(uint4) / sizeof(Operand);
-constexpr int kRowWords = shape::R / kWordOperands;
+constexpr int kRingRow = shape::R + (kInt ? kWordOperands : 0);  // int8: with its unit
+constexpr int kRowWords = kRingRow / kWordOperands;
 
 // A layer's input `back` samples ago, of one stream.
 DEVICE Operand* ring_row(const Call& call, const Stream& s, int layer, int i, int back) {
   const int first = call.layers[layer * 3 + 1], around = call.layers[layer * 3 + 2] - 1;
   const int slot = static_cast<int>(s.position + i - back) & around;
-  return call.rings + (static_cast<size_t>(s.index) * shape::SLOTS + first + slot) * shape::R;
+  return call.rings + (static_cast<size_t>(s.index) * shape::SLOTS + first + slot) * kRingRow;
 }
 
 // Copies what a layer's K − 1 older taps meet to shared memory, oldest tap first, by the threads `thread` of `threads`.
@@ -135,7 +136,7 @@ DEVICE void remember(
 
 // tanh · σ of a panel's sums: eight gates, as operands.
 DEVICE void store_gates(
-    const Call& call, const Stream* streams, int i, int layer, int m, const Sums& z, const Rows<shape::HALF>& g) {
+    const Call& call, const Stream* streams, int i, int layer, int m, const Sums& z, const Target<shape::HALF>& g) {
   const int j = m * 8 + row_in_panel();
 #pragma unroll
   for (int e = 0; e < kEights; ++e) {
@@ -146,19 +147,36 @@ DEVICE void store_gates(
       if (plan::TRACE && i < streams[n].count) {
         call.gate_trace[(output_row(call, streams[n], i) * shape::LAYERS + layer) * shape::HALF + j] = gated;
       }
-      g.at(n, j) = Numbers::operand(gated);
+      g.put(n, j, gated);
     }
   }
 }
 
 // --- residual and skip --------------------------------------------------------------------------------------------
 
-// A vector's biases, for the rows of panel m.
-DEVICE Sums bias_panel(const float* bias, int m) {
-  Sums sums;
-  sums.fill(bias[m * 16 + row_in_panel()], bias[m * 16 + row_in_panel() + 8]);
-  return sums;
+// What a unit of the rows of panel m is worth in each matrix: int8 only.
+DEVICE const float* dilated_units(const Call& call, int layer, int m, int tap) {
+  return call.dilated_units + ((layer * (shape::HALF / 8) + m) * shape::K + tap) * 16;
 }
+DEVICE const float* residual_units(const Call& call, int layer, int m) {
+  return call.residual_units + layer * shape::R + m * 16;
+}
+DEVICE const float* skip_units(const Call& call, int layer, int m) {
+  return call.skip_units + layer * shape::S + m * 16;
+}
+
+// A vector's biases, for a lane's two rows of panel m.
+struct Biases {
+  float low, high;
+
+  DEVICE Biases() {}
+  DEVICE Biases(const float* bias, int m) : low(bias[m * 16 + row_in_panel()]), high(bias[m * 16 + row_in_panel() + 8]) {}
+  DEVICE Sums sums() const {
+    Sums sums;
+    sums.fill(low, high);
+    return sums;
+  }
+};
 
 // x = (x + update) · residual_scale
 DEVICE void add_update(const Call& call, Sums& x, const Sums& update) {
@@ -179,7 +197,7 @@ DEVICE void trace_x(const Call& call, const Stream* streams, int i, int layer, i
 
 // What skips begin with.
 DEVICE Sums first_skip(const Call& call, int m) {
-  if (!shape::RUNNING) return bias_panel(call.b_skip, m);
+  if (!shape::RUNNING) return Biases(call.b_skip, m).sums();
   Sums zero;
   zero.fill(0.0f, 0.0f);
   return zero;
@@ -188,7 +206,7 @@ DEVICE Sums first_skip(const Call& call, int m) {
 // Behind a layer's product, where skips are scaled layer by layer.
 DEVICE void end_skip(const Call& call, Sums& skip, int layer, int m) {
   if (!shape::RUNNING) return;
-  const Sums bias = bias_panel(call.b_skip + layer * shape::S, m);
+  const Sums bias = Biases(call.b_skip + layer * shape::S, m).sums();
   const float scale = layer > 0 ? call.skip_scale : 1.0f;
 #pragma unroll
   for (int e = 0; e < kEights; ++e) {
@@ -199,14 +217,14 @@ DEVICE void end_skip(const Call& call, Sums& skip, int layer, int m) {
 
 // The sum of all skips becomes what the head is given.
 DEVICE void store_skip(
-    const Call& call, const Stream* streams, int i, int m, Sums& skip, const Rows<shape::S>& to) {
+    const Call& call, const Stream* streams, int i, int m, Sums& skip, const Target<shape::S>& to) {
   for_each(skip, [&](int row, int n, float& value) {
     const float scaled = shape::RUNNING ? value : value * call.skip_scale;
     const int s = m * 16 + row;
     if (plan::TRACE && i < streams[n].count) {
       call.skip_trace[output_row(call, streams[n], i) * shape::S + s] = scaled;
     }
-    to.at(n, s) = Numbers::operand(relu(scaled));
+    to.put(n, s, relu(scaled));
   });
 }
 

@@ -8,11 +8,13 @@
 //   chain  dilated panels, gates -> g | all meet | residual panels -> x | chain meets
 //   skip                              | all meet | ring of x, skip panels
 //
+// In int8 there is one more before each: numbers wait for the largest of their vector (`Target`).
+//
 // g and x have two places each, used by turns: chain warps write layer l + 1's while skip warps read layer l's. The past
 // that a layer needs is fetched while the layer before it works, that of the first layer while the head does.
 //
 // Shared memory (namespace at): streams, hearing, memories, x operands (2), gates (2), past (2), skip operands, hidden,
-// logits, x as sums, rings of the tapes.
+// logits, x as sums, numbers on their way to int8, rings of the tapes.
 #include "head.cuh"
 
 namespace {
@@ -20,7 +22,8 @@ namespace {
 constexpr int kPanelsD = shape::HALF / 8, kPanelsR = shape::R / 16, kPanelsS = shape::S / 16;
 constexpr int kOwnR = ceil_div(kPanelsR, plan::CHAIN), kOwnS = ceil_div(kPanelsS, plan::SKIP);
 constexpr int kPastBytes = (shape::K - 1) * Rows<shape::R>::kBytes;
-constexpr int kGatesReady = 1, kChainMeets = 2;
+constexpr int kGatesReady = 1, kChainMeets = 2, kSkipMeets = 3;
+constexpr int kChainThreads = plan::CHAIN * kWarp;
 
 constexpr int kUnrollR = plan::X_IN_REGISTERS ? kOwnR : 1, kUnrollS = plan::SKIP_IN_REGISTERS ? kOwnS : 1;
 
@@ -58,8 +61,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
   Hearing* const hearing = reinterpret_cast<Hearing*>(shared + at::hearing);
   const Memories memories = {
       reinterpret_cast<float*>(shared + at::inputs), reinterpret_cast<float*>(shared + at::filters)};
-  const Rows<shape::S> skips(shared + at::head_in);
-  const Rows<shape::H> hidden(shared + at::hidden);
+  float* const numbers = reinterpret_cast<float*>(shared + at::numbers);
+  float* const skip_numbers = reinterpret_cast<float*>(shared + at::skip_numbers);
+  const Target<shape::S> skips = {Rows<shape::S>(shared + at::head_in), skip_numbers};
+  const Target<shape::H> hidden = {Rows<shape::H>(shared + at::hidden), skip_numbers};
   float4* const x_sums = reinterpret_cast<float4*>(shared + at::x_sums);
   const Logits logits = {
       plan::LOGITS_SHARED ? reinterpret_cast<float*>(shared + at::logits)
@@ -97,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
     for (int n = warp; n < plan::N; n += kWarps) {
       embed_stream(call, streams[n], memories.of(n).inputs, 0, n, {x(0), x_sums});
     }
-    if (chain) fetch_past(call, streams, 0, 0, past(0, 0), thread, plan::CHAIN * kWarp);
+    if (chain) fetch_past(call, streams, 0, 0, past(0, 0), thread, kChainThreads);
     commit_copies();
     wait_copies<0>();
   }
@@ -113,14 +118,19 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
       }
       for (int layer = 0; layer < shape::LAYERS; ++layer) {
         const bool last = layer + 1 == shape::LAYERS;
-        if (!last) fetch_past(call, streams, i, layer + 1, past(i, layer + 1), thread, plan::CHAIN * kWarp);
+        if (!last) fetch_past(call, streams, i, layer + 1, past(i, layer + 1), thread, kChainThreads);
         for (int m = warp; m < kPanelsD; m += plan::CHAIN) {
           Sums z = heard_panel(call, streams, hearing, i, layer, m);
           for (int tap = 0; tap + 1 < shape::K; ++tap) {
-            add_product(z, tape, Rows<shape::R>(past(i, layer) + tap * Rows<shape::R>::kBytes));
+            const Rows<shape::R> then(past(i, layer) + tap * Rows<shape::R>::kBytes);
+            add_product(z, tape, then, dilated_units(call, layer, m, tap));
           }
-          add_product_by_turns(z, tape, x(layer));
-          store_gates(call, streams, i, layer, m, z, gates(layer));
+          add_product_by_turns(z, tape, x(layer), dilated_units(call, layer, m, shape::K - 1));
+          store_gates(call, streams, i, layer, m, z, {gates(layer), numbers});
+        }
+        if (kInt) {
+          named_barrier(kChainMeets, kChainThreads);
+          Target<shape::HALF>{gates(layer), numbers}.finish(warp, plan::CHAIN);
         }
         if (kFragmentsOfLayer < plan::STAGES) wait_copies<0>();
         named_barrier(kGatesReady, kThreads);
@@ -129,17 +139,20 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
         for (int own = 0; own < kOwnR; ++own) {
           const int m = warp + own * plan::CHAIN;
           if (m >= kPanelsR) break;
-          Sums update = bias_panel(call.b_residual + layer * shape::R, m);
-          add_product_by_turns(update, tape, gates(layer));
+          Sums update = Biases(call.b_residual + layer * shape::R, m).sums();
+          add_product_by_turns(update, tape, gates(layer), residual_units(call, layer, m));
           Sums next = residual.get(own);
           add_update(call, next, update);
           if (plan::TRACE) trace_x(call, streams, i, layer, m, next);
-          for_each(next, [&](int row, int n, float& value) {
-            x(layer + 1).at(n, m * 16 + row) = Numbers::operand(value);
-          });
+          const Target<shape::R> to = {x(layer + 1), numbers};
+          for_each(next, [&](int row, int n, float& value) { to.put(n, m * 16 + row, value); });
           residual.set(own, next);
         }
-        named_barrier(kChainMeets, plan::CHAIN * kWarp);
+        if (kInt) {
+          named_barrier(kChainMeets, kChainThreads);
+          Target<shape::R>{x(layer + 1), numbers}.finish(warp, plan::CHAIN);
+        }
+        named_barrier(kChainMeets, kChainThreads);
       }
     } else {
       const int skip_warp = warp - plan::CHAIN;
@@ -155,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
           const int m = skip_warp + own * plan::SKIP;
           if (m >= kPanelsS) break;
           Sums sums = skip.get(own);
-          add_product(sums, tape, gates(layer));
+          add_product(sums, tape, gates(layer), skip_units(call, layer, m));
           end_skip(call, sums, layer, m);
           skip.set(own, sums);
         }
@@ -167,14 +180,22 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
         Sums sums = skip.get(own);
         store_skip(call, streams, i, m, sums, skips);
       }
+      if (kInt) {
+        named_barrier(kSkipMeets, plan::SKIP * kWarp);
+        skips.finish(skip_warp, plan::SKIP);
+      }
     }
 
     const Dice dice(streams, i, warp);
     block_barrier();
-    if (chain && i + 1 < steps) fetch_past(call, streams, i + 1, 0, past(i + 1, 0), thread, plan::CHAIN * kWarp);
-    hidden_layer(call, streams, i, skips, hidden, warp, from_tape);
+    if (chain && i + 1 < steps) fetch_past(call, streams, i + 1, 0, past(i + 1, 0), thread, kChainThreads);
+    hidden_layer(call, streams, i, skips.rows, hidden, warp, from_tape);
+    if (kInt) {
+      block_barrier();
+      hidden.finish(warp, kWarps);
+    }
     block_barrier();
-    output_layer(call, hidden, logits, warp, from_tape);
+    output_layer(call, hidden.rows, logits, warp, from_tape);
     block_barrier();
     draw_and_embed(call, streams, i, dice, logits, memories, {x(0), x_sums}, i + 1 < steps, warp);
     if (kFragmentsOfHead < plan::STAGES) wait_copies<0>();

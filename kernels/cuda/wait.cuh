@@ -10,23 +10,21 @@
 
 #include "device.cuh"
 
-enum Waiting : u32 { kForX = 1, kForSkip = 2, kForHead = 3 };
-
 struct Watch {
   u64* abort;
   long long patience;
   bool given_up;
 };
 
-// The abort word: [63] set, [48 … 55] what was waited for, [24 … 47] tile, [0 … 23] block.
-DEVICE u64 abort_word(Waiting what, int tile) {
+// The abort word: [63] set, [48 … 55] what was waited for (`Mail`), [24 … 47] tile, [0 … 23] block.
+DEVICE u64 abort_word(int what, int tile) {
   return 1ull << 63 | static_cast<u64>(what) << 48 | static_cast<u64>(tile) << 24 | blockIdx.x;
 }
 
 constexpr int kPollsPerLook = 64;  // looks at the clock and at the abort word cost more than a poll
 
 template <class Ready>
-DEVICE void wait_until(Ready ready, Watch& watch, Waiting what, int tile) {
+DEVICE void wait_until(Ready ready, Watch& watch, int what, int tile) {
   if (watch.given_up || ready()) return;
   const long long begin = clock_now();
   for (int poll = 1; !ready(); ++poll) {

@@ -290,6 +290,11 @@ extern "C" __global__ void messages(u32* data, u32* flag, u32* lock, u32* y) {
 #if __CUDA_ARCH__ >= 900
 // ---- a cluster: each block writes into the next one in two ways, and arrives at its mbarrier
 
+#if VARIANT == 0
+#define TRY "acquire"
+#else
+#define TRY "relaxed"
+#endif
 extern "C" __global__ void clusters(const u32* x, u32* y) {
   __shared__ u32 one[64], two[64];
   __shared__ u64 full;
@@ -307,15 +312,28 @@ extern "C" __global__ void clusters(const u32* x, u32* y) {
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(two + threadIdx.x)), "r"(next));
   asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(there), "r"(mine + 1) : "memory");
   __syncwarp();
+#if VARIANT == 0
   if (lane() == 0) barrier_arrive(&full, next);
+#else
+  if (lane() == 0) {
+    asm volatile(
+        "{\n\t.reg .b32 there;\n\tmapa.shared::cluster.u32 there, %0, %1;\n\tfence.acq_rel.cluster;\n\t"
+        "mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [there];\n\t}" ::"r"(shared_address(&full)),
+        "r"(next)
+        : "memory");
+  }
+#endif
   u32 passed = 0;
   while (!passed)
     asm volatile(
-        "{\n\t.reg .pred p;\n\tmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0, 10000;\n\t"
+        "{\n\t.reg .pred p;\n\tmbarrier.try_wait.parity." TRY ".cluster.shared::cta.b64 p, [%1], 0, 10000;\n\t"
         "selp.u32 %0, 1, 0, p;\n\t}"
         : "=r"(passed)
         : "r"(shared_address(&full))
         : "memory");
+#if VARIANT != 0
+  asm volatile("fence.acq_rel.cluster;" ::: "memory");
+#endif
   y[blockIdx.x * blockDim.x + threadIdx.x] = one[threadIdx.x ^ 32] + 1000 * two[threadIdx.x ^ 33];
   cluster_barrier();
 }

@@ -3,11 +3,16 @@
 // took too long, the others at which hop.
 
 
+#ifndef POLLS_PER_LOOK
+#define POLLS_PER_LOOK 1
+#endif
+
 // Waits until `ready()`, at most `limit` cycles; false once some wait of the launch has taken longer.
 template <class Ready>
 DEVICE bool wait_for(Ready ready, u64* abort, long long limit, u32 hop) {
   const long long start = clock64();
-  while (!ready()) {
+  for (int poll = 1; !ready(); ++poll) {
+    if (poll % POLLS_PER_LOOK) continue;
     if (load_relaxed(abort)) return false;
     if (clock64() - start > limit) {
       claim(abort, 2 * hop + 1);

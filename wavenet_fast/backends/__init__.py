@@ -4,7 +4,8 @@
 backend is the first of the table below that works; one for a GPU must also have passed its self-test (`selftest`) for
 the model's shape on that GPU, and hold the model. The number format is that backend's own choice, which for `cpu` is
 int8 where the voice records (`wavenet-fast check --write`) that this costs at most `INT8_COST_LIMIT`, else bf16 where
-the processor has bf16 instructions, else fp32; and for `triton` bf16, which every GPU that it runs on multiplies.
+the processor has bf16 instructions, else fp32; and for `cuda` and `triton` bf16, which every GPU that they run on
+multiplies.
 """
 
 from __future__ import annotations
@@ -86,6 +87,17 @@ def device_kind(device: str) -> str:
     return "cuda" if re.fullmatch(r"cuda:\d{1,4}", device) else device
 
 
+def _cuda_why_not(device: str) -> str | None:
+    return gpu.why_not_emulated_cuda_kernels() if device == "emulated" else gpu.why_not_cuda_kernels(device)
+
+
+def _make_cuda(config: WaveNetConfig, weights: Weights, dtype: str, device: str) -> Engine:
+    # By name: NVIDIA's packages and the kernels are not needed before somebody asks for this backend.
+    module: Any = importlib.import_module(".cuda", __name__)
+    engine: Engine = module.CudaEngine(config, weights, dtype, device)
+    return engine
+
+
 def _triton_why_not(device: str) -> str | None:
     return gpu.why_not_emulated() if device == "emulated" else gpu.why_not_cuda(device)
 
@@ -139,6 +151,10 @@ def _make_reference(config: WaveNetConfig, weights: Weights, dtype: str, device:
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
+        Backend(
+            "cuda", "CUDA kernels on an NVIDIA GPU", ("cuda", "emulated"), DTYPES, _cuda_why_not,
+            lambda costs: "bf16", _make_cuda, tested=("cuda",),
+        ),
         Backend(
             "triton", "Triton kernels on an NVIDIA GPU", ("cuda", "emulated"), ("fp32", "fp16", "bf16"),
             _triton_why_not, lambda costs: "bf16", _make_triton, tested=("cuda",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -94,6 +95,17 @@ def as_array(value: Any, name: str) -> NDArray[Any]:
         raise StateError(f"{name} of this state is no array: {error}; it was damaged since it was saved") from None
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How an engine would run so many streams in one call: `str()` says it to people, `details` holds plain data."""
+
+    text: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class Engine(Protocol):
     """Immutable; several threads may use one engine, each with its own `State`.
 
@@ -113,6 +125,9 @@ class Engine(Protocol):
 
     @property
     def config(self) -> WaveNetConfig: ...
+
+    def explain(self, streams: int, threads: int) -> Plan:
+        """How a call with so many streams would run, on at most so many threads of the processor."""
 
     def start(self, seeds: NDArray[np.uint64], speakers: NDArray[np.float32] | None = None) -> Any:
         """A `State` of B fresh streams with these seeds (B,) and speaker vectors (B, P)."""

@@ -14,6 +14,7 @@ from .. import _engine
 from ..config import WaveNetConfig, encode
 from ..errors import BackendError
 from ..packing import DTYPES, Layout, pack
+from .base import Plan as Explained
 from .cpu_state import CpuState
 from .host_engine import Call, HostEngine
 
@@ -68,6 +69,12 @@ class Plan(NamedTuple):
     teams: int
     size: int
     width: int
+
+    def __str__(self) -> str:
+        if self.size > 1:
+            return f"the rows of every layer over {self.size} threads"
+        teams, width = "s" * (self.teams > 1), "s" * (self.width > 1)
+        return f"{self.teams} thread{teams} with {self.width} stream{width}"
 
 
 def split_in_use() -> str:
@@ -145,6 +152,10 @@ class CpuEngine(HostEngine[CpuState]):
     def plan(self, batch: int, threads: int) -> Plan:
         """How a call of so many streams uses so many threads."""
         return Plan(*_engine.plan(self.weight_bytes, batch, threads, self.split))
+
+    def explain(self, streams: int, threads: int) -> Explained:
+        plan = self.plan(streams, threads)
+        return Explained(f"cpu, {self.dtype}, {self.isa}: {plan}", plan._asdict())
 
     def trace(
         self, mel: NDArray[np.float32], forced: NDArray[Any], seed: int = 0, speaker: NDArray[np.float32] | None = None

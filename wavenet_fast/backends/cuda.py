@@ -20,10 +20,13 @@ from ..config import WaveNetConfig
 from ..errors import BackendError
 from ..kernels.cuda.arrays import Array
 from ..kernels.cuda.device import Device, Pending
-from ..kernels.cuda.planned import layout_of
 from ..kernels.cuda.model import Heard, Launch, Made, Model, Streams, trace_shapes
+from ..kernels.cuda.plan import as_dict, explain
+from ..kernels.cuda.planned import layout_of
+from ..packing import DTYPES
+from .base import Plan
 from .gpu import cuda_index
-from .gpu_engine import DTYPES, GpuEngine, Window
+from .gpu_engine import GpuEngine, Window
 from .host_engine import Call
 from .host_state import HostState
 
@@ -43,13 +46,14 @@ def device_for(name: str) -> Device:
 
 class CudaState(HostState):
     """`rings` (B, slots, R padded), on the device: for each layer in turn as many slots as the first power of two above
-    (K−1)·D; slot t mod slots is the layer's input at sample t, an operand in the model's number format."""
+    (K−1)·D; slot t mod slots is the layer's input at sample t, an operand in the model's number format, in int8 with
+    its unit in the four bytes behind it."""
 
     engine: CudaEngine
 
     def __init__(self, engine: CudaEngine, seeds: NDArray[np.uint64], speakers: NDArray[np.float32]) -> None:
         model = engine.model
-        self.rings = model.device.zeros((len(seeds), model.shape.SLOTS, model.shape.R), model.operand)
+        self.rings = model.device.zeros((len(seeds), model.shape.SLOTS, model.ring_row), model.operand)
         super().__init__(engine, seeds, speakers)
 
     def _zero_rings(self, mask: NDArray[np.bool_]) -> None:
@@ -57,12 +61,18 @@ class CudaState(HostState):
             self.engine.model.device.fill_zero(self.rings.part(int(b), int(b) + 1))
 
     def _saved_rings(self) -> dict[str, NDArray[Any]]:
-        rings = self.engine.model.device.download(self.rings)
-        return {"rings": rings[..., : self.engine.config.residual_channels].copy()}
+        rings, R = self.engine.model.device.download(self.rings), self.engine.model.shape.R
+        saved = {"rings": rings[..., : self.engine.config.residual_channels].copy()}
+        if self.engine.dtype == "int8":
+            saved["ring_units"] = np.ascontiguousarray(rings[..., R : R + 4]).view(np.float32)[..., 0]
+        return saved
 
     def _load_rings(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         rings = np.zeros(self.rings.shape, self.rings.dtype)
         rings[..., : self.engine.config.residual_channels] = arrays["rings"]
+        if self.engine.dtype == "int8":
+            R = self.engine.model.shape.R
+            rings[..., R : R + 4] = arrays["ring_units"][..., None].view(np.int8)
         self.engine.model.device.upload(rings, self.rings)
 
     def _copied_rings(self) -> Array:
@@ -88,7 +98,7 @@ class _OnItsWay:
 class CudaEngine(GpuEngine[CudaState]):
     """A model made ready for a GPU, or for its emulation; immutable. Implements `base.Engine`.
 
-    dtype   "fp32" (IEEE), "fp16" or "bf16": of weights and of the activations that meet them
+    dtype   "fp32" (IEEE), "fp16", "bf16" or "int8": of weights and of the activations that meet them
     device  "cuda", "cuda:N", "emulated" or "emulated:sm_N", or a `kernels.cuda.device.Device`
     asked   `variant`, `tile`, `blocks` of `kernels.cuda.plan.plan`, where the planner is not to choose
 
@@ -113,11 +123,17 @@ class CudaEngine(GpuEngine[CudaState]):
         self.model = Model(config, weights, dtype, where)
         self.shape = self.model.shape
         self.isa = f"sm_{where.capability}" + ("" if str(device).startswith("cuda") else ", emulated")
+        self.model.plan(1, **asked)  # what fits no block is refused now, not when somebody speaks
 
     @property
     def weight_bytes(self) -> int:
         """Of the packed matrices that every sample passes, padding included."""
-        return self.model.weight_bytes
+        return int(self.model.weight_bytes)
+
+    def explain(self, streams: int, threads: int) -> Plan:
+        """What `kernels.cuda.plan` decides, and why; `details` as its `as_dict` gives them."""
+        plan = self.model.plan(streams, **self.asked)
+        return Plan(f"cuda, {explain(plan)}", as_dict(plan))
 
     def _new_state(self, seeds: NDArray[np.uint64], speakers: NDArray[np.float32]) -> CudaState:
         return CudaState(self, seeds, speakers)
@@ -167,8 +183,15 @@ class CudaEngine(GpuEngine[CudaState]):
             forced = device.upload(np.ascontiguousarray(call.forced[:, window.done : window.done + n]))
         plan = model.plan(state.batch, **self.asked)
         launch = model.generate(
-            layout_of(plan, model.shape), plan.pipelines, streams, window.counts.astype(np.int32), heard, made, call.temperature, forced
-        )  # fmt: skip
+            layout_of(plan, model.shape),
+            plan.pipelines,
+            streams,
+            window.counts.astype(np.int32),
+            heard,
+            made,
+            call.temperature,
+            forced,
+        )
         wanted = {"audio": call.audio, "draws": call.raw, "logits": call.logits}
         copies = {}
         for name, where in wanted.items():

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import runpy
 import shutil
 import subprocess
@@ -25,9 +26,11 @@ MIN_CAPABILITY = (8, 0)
 PROBE_SECONDS = 30.0
 _DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/dxg")
 """One of these is there on Linux where an NVIDIA driver is loaded: a desktop's or server's, a Jetson's, Windows'."""
-_INSTALL_TORCH = 'PyTorch is not installed; `pip install "wavenet-fast[torch]"` adds it'
+INSTALL_TORCH = 'PyTorch is not installed; `pip install "wavenet-fast[torch]"` adds it'
 INSTALL_CUDA = '`pip install "wavenet-fast[cuda]"` adds what the CUDA kernels need'
 _CUDA_TOOLKITS = ("CUDA_PATH", "CUDA_HOME", "CONDA_PREFIX")
+_NVRTC_PACKAGES = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
+_NVRTC_FILES = ("lib64/libnvrtc.so.*", "lib/libnvrtc.so.*", "bin/nvrtc64_*_0.dll")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Gpu:
     name: str
     capability: tuple[int, int]
     memory: int
+    multiprocessors: int
 
     @property
     def too_old(self) -> bool:
@@ -84,7 +88,10 @@ def _asked(visible: str | None) -> Driver | str:
     if isinstance(told, str) or "problem" in told:
         problem = told if isinstance(told, str) else told["problem"]
         return f"the NVIDIA driver does not work here ({problem}); see whether `nvidia-smi` does, and mend the driver"
-    gpus = tuple(Gpu(g["name"], (g["capability"][0], g["capability"][1]), g["memory"]) for g in told["gpus"])
+    gpus = tuple(
+        Gpu(g["name"], (g["capability"][0], g["capability"][1]), g["memory"], g["multiprocessors"])
+        for g in told["gpus"]
+    )
     if not gpus:
         return "the NVIDIA driver finds no GPU; see what `nvidia-smi -L` and CUDA_VISIBLE_DEVICES say"
     release = ""
@@ -154,7 +161,7 @@ def why_not_emulated() -> str | None:
 
 def why_no_kernels() -> str | None:
     """Why the Triton kernels cannot even be imported, with the next step; None where they can."""
-    return _INSTALL_TORCH if torch_build() is None else _why_not_triton()
+    return INSTALL_TORCH if torch_build() is None else _why_not_triton()
 
 
 def why_no_nvrtc() -> str | None:
@@ -168,18 +175,16 @@ def why_no_nvrtc() -> str | None:
 
 
 def nvrtc_version() -> tuple[int, int] | None:
-    """The toolkit of the NVRTC that cuda-bindings would load, which is one of its own major version, from what is
-    written about it; a minor version of 0 where only the library's file tells; None where there is none."""
-    bindings = _version("cuda-bindings")
-    if bindings is None:
-        return None
-    for package in ("nvidia-cuda-nvrtc", f"nvidia-cuda-nvrtc-cu{bindings[0]}"):
-        if (version := _version(package)) is not None and version[0] == bindings[0]:
+    """The toolkit of the NVRTC that cuda-bindings would load, from what is written about it; a minor version of 0 where
+    only the library's name tells; None where there is none."""
+    for package in _NVRTC_PACKAGES:  # as cuda-bindings looks for them
+        if (version := _version(package)) is not None:
             return version
     folders = [Path(os.environ[name]) for name in _CUDA_TOOLKITS if os.environ.get(name)]
-    files = (f"lib64/libnvrtc.so.{bindings[0]}", f"lib/libnvrtc.so.{bindings[0]}", f"bin/nvrtc64_{bindings[0]}0_0.dll")
-    if any((folder / file).exists() for folder in folders for file in files) or ctypes.util.find_library("nvrtc"):
-        return bindings[0], 0
+    files = [file.name for folder in folders for pattern in _NVRTC_FILES for file in folder.glob(pattern)]
+    for name in [*files, ctypes.util.find_library("nvrtc") or ""]:
+        if match := re.match(r"libnvrtc\.so\.(\d+)|nvrtc64_(\d\d)\d?_0\.dll", name):
+            return int(match[1] or match[2]), 0
     return None
 
 
@@ -199,8 +204,8 @@ def _why_not_driver_of(version: tuple[int, int] | None, driver: Driver) -> str |
     old = driver.cuda[0]
     return (
         f"the installed NVRTC makes code for CUDA {version[0]}, and the NVIDIA driver runs CUDA up to "
-        f"{old}.{driver.cuda[1]}; update the driver, or install the compiler for it: "
-        f'`pip install "cuda-bindings=={old}.*" nvidia-cuda-nvrtc-cu{old}`'
+        f"{old}.{driver.cuda[1]}; update the driver, or put the compiler for it in this one's place: "
+        f"`pip uninstall nvidia-cuda-nvrtc` and `pip install nvidia-cuda-nvrtc-cu{old}`"
     )
 
 
@@ -219,7 +224,7 @@ def compiler() -> str | None:
 def _why_not_torch_cuda(driver: Driver) -> str | None:
     build = torch_build()
     if build is None:
-        return _INSTALL_TORCH
+        return INSTALL_TORCH
     version, cuda = build
     if cuda is None:
         return (

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..config import WaveNetConfig
@@ -107,10 +106,10 @@ class GpuEngine(HostEngine[S]):
             part, begin = self._features.rows(mel, begin_mel, first, last)
             parts.append(part)
             first_q[b] = 0 if begin is None else first * hop + c.conditioning.offset - begin * hop
-        rows = torch.zeros(state.batch, max(1, *(len(part) for part in parts)), c.conditioning_channels)
+        rows = np.zeros((state.batch, max(1, *map(len, parts)), c.conditioning_channels), np.float32)
         for b, part in enumerate(parts):
             rows[b, : len(part)] = part
-        return Rows(rows.numpy(), first_q, np.array([max(len(part) - 1, 0) for part in parts], np.int32))
+        return Rows(rows, first_q, np.array([max(len(part) - 1, 0) for part in parts], np.int32))
 
     def _frames(self, state: S, call: Call, b: int, first: int, last: int) -> tuple[NDArray[np.float32], int]:
         """The mel (M, n) that frames first … last − 1 depend on, of what is held and what has come, and its first

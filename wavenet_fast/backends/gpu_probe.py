@@ -5,7 +5,8 @@ import ctypes
 import json
 import sys
 
-_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+# CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR and CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT.
+_MAJOR, _MINOR, _MULTIPROCESSORS = 75, 76, 16
 
 
 class _Refused(Exception):
@@ -33,7 +34,14 @@ def _told() -> dict[str, object]:
         call("cuDeviceGetName", name, len(name), device)
         call("cuDeviceTotalMem_v2", ctypes.byref(memory), device)
         capability = [number("cuDeviceGetAttribute", attribute, device) for attribute in (_MAJOR, _MINOR)]
-        gpus.append({"name": name.value.decode(errors="replace"), "capability": capability, "memory": memory.value})
+        gpus.append(
+            {
+                "name": name.value.decode(errors="replace"),
+                "capability": capability,
+                "memory": memory.value,
+                "multiprocessors": number("cuDeviceGetAttribute", _MULTIPROCESSORS, device),
+            }
+        )
     return {"cuda": number("cuDriverGetVersion"), "gpus": gpus}
 
 

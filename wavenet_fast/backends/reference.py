@@ -23,7 +23,7 @@ from ..reference import State as NetworkState
 from ..rng import uniforms
 from ..sampling import sample
 from ..signal import fed_back, sound_of, to_waveform
-from .base import Progress, as_array, check_beginning, check_identity
+from .base import Plan, Progress, as_array, check_beginning, check_identity
 
 _STATE_VERSION = 1
 
@@ -161,6 +161,9 @@ class ReferenceEngine:
         self.identity = {
             "format": f"wavenet_fast reference {_STATE_VERSION}", "model": digest.hexdigest()[:16], "dtype": dtype,
         }  # fmt: skip
+
+    def explain(self, streams: int, threads: int) -> Plan:
+        return Plan(f"reference, {self.dtype}: one stream after the other, one sample after the other")
 
     def start(self, seeds: NDArray[np.uint64], speakers: NDArray[np.float32] | None = None) -> ReferenceState:
         vectors = [None] * len(seeds) if speakers is None else list(speakers)

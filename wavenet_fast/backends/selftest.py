@@ -31,6 +31,11 @@ from . import gpu
 
 TIME_LIMIT = 180.0
 """Seconds. Loading torch and compiling the kernels of a large model takes a good part of a minute."""
+_PACKAGES = {
+    "cuda": ("cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12", "torch"),
+    "triton": ("triton", "torch"),
+}
+"""Backend → what compiles and launches its kernels, or makes what they hear."""
 _START, _MAKE = "start", "make the model ready"
 
 Key = dict[str, str]
@@ -98,7 +103,7 @@ def _place(backend: str, device: str) -> Key:
     if isinstance(driver, gpu.Driver):
         found = driver.gpus[gpu.cuda_index(device)]
         place |= {"gpu": found.name, "capability": ".".join(map(str, found.capability)), "driver": str(driver)}
-    for package in ("torch", "triton"):
+    for package in _PACKAGES.get(backend, ()):
         with suppress(importlib.metadata.PackageNotFoundError):
             place[package] = importlib.metadata.version(package)
     return {**place, "kernels": sources_hash()}

@@ -7,6 +7,7 @@ to all layers on the device; the sample loop is one launch for each window of fr
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +21,9 @@ from ..config import WaveNetConfig
 from ..errors import BackendError, InputError
 from ..kernels.triton.launch import CudaLauncher, EmulatedLauncher, Launcher
 from ..kernels.triton.model import Heard, Model, trace_shapes
+from ..kernels.triton.tuning import for_generate
 from ..rng import uniforms
+from .base import Plan
 from .gpu import cuda_index
 from .gpu_engine import DTYPES, GpuEngine, Rows, Window
 from .host_engine import Call
@@ -114,6 +117,15 @@ class TritonEngine(GpuEngine[TritonState]):
     def weight_bytes(self) -> int:
         """Of the packed matrices that every sample passes, padding included."""
         return int(self.model.weight_bytes)
+
+    def explain(self, streams: int, threads: int) -> Plan:
+        options = for_generate(self.model.shape, self.dtype, self.model.launcher.capability)
+        blocks = -(-streams // options.tile)
+        return Plan(
+            f"triton, {self.dtype}, {self.isa}: one launch of {blocks} block{'s' * (blocks > 1)} of {options.warps} "
+            f"warps, each with up to {options.tile} streams",
+            {"blocks": blocks} | dataclasses.asdict(options),
+        )
 
     def _new_state(self, seeds: NDArray[np.uint64], speakers: NDArray[np.float32]) -> TritonState:
         return TritonState(self, seeds, speakers)

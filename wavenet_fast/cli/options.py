@@ -59,14 +59,14 @@ engine_options = _decorated(
             "--backend",
             default="auto",
             show_default=True,
-            help="triton (NVIDIA GPU), cpu, reference, or auto: the first of them that works here, triton only after a "
-            "self-test (see doctor).",
+            help="cuda or triton (NVIDIA GPU), cpu, reference, or auto: the first of them that works here, a GPU only "
+            "after a self-test (see doctor).",
         ),
         click.option(
             "--device",
             default="auto",
             show_default=True,
-            help="cuda or cuda:N, or emulated (on the CPU, for proof: very slow), for triton; cpu for the others.",
+            help="For cuda and triton: cuda, cuda:N, or emulated (on the CPU, for proof: very slow); for the others cpu.",
         ),
         click.option(
             "--dtype",
@@ -74,7 +74,7 @@ engine_options = _decorated(
             show_default=True,
             help="Number format: fp32, bf16, fp16, int8, or auto: int8 where the voice records (see check) that this "
             "costs at most 0.02 bits per sample and the code is not portable, else bf16 where the processor has it, "
-            "else fp32; on triton bf16, which has no int8.",
+            "else fp32; on cuda and triton bf16.",
         ),
         click.option(
             "--threads",

@@ -22,7 +22,7 @@ from pathlib import Path
 from wavenet_fast.errors import EmulationError
 
 RUNTIME = Path(__file__).parent / "runtime"
-PARTS = ("switch", "simt", "polls", "report", "sync", "address", "warp")
+PARTS = ("switch", "simt", "polls", "order", "report", "sync", "address", "warp")
 # -ffp-contract=off: a product and a sum are fused where the PTX says so. No strict aliasing: memory has no types.
 COMMON = [
     "-std=c++17",

@@ -163,10 +163,10 @@ class Program:
             cluster: blocks per cluster, along x.
             seed: the order in which threads run; 0 is first come, first served.
             buffers: memory that the kernel reaches by pointers inside of bytes.
-            max_spins: fruitless polls in a row before the launch counts as livelocked, or 128 for each thread where
+            max_spins: fruitless polls in a row before the launch counts as livelocked, or 256 for each thread where
                 that is more; a thread that computes without polling starts the count anew. Where all threads wait, the
                 clock (`%clock64`, `%globaltimer`) goes ahead by twice as much each time that they look: a wait that
-                looks at the clock every other poll or so ends by its own bound before, however long that is.
+                looks at the clock every 100 polls or more often ends by its own bound before, however long that is.
             timeout: seconds, `math.inf` for no limit; ten minutes where nothing is said.
 
         Raises:

@@ -1,4 +1,4 @@
-// Addresses and what is deferred: which memory an address is, copies that land later, the order of relaxed accesses.
+// Addresses and what is deferred: which memory an address is, and copies that land later.
 #include <cstdio>
 #include <algorithm>
 #include <string>
@@ -168,43 +168,6 @@ bool next_copy(Thread& thread, u64 keep, Copy& copy) {
   if (keep != kEvery && copy.group + keep >= me.copy_group) return false;
   me.copies.erase(me.copies.begin());
   return true;
-}
-
-// ---- order of relaxed accesses, for ThreadSanitizer
-
-// What a relaxed load saw is ordered only by a fence after it: the places are kept until then. (What others publish in
-// a place between the load and the fence counts as seen, too.)
-void relaxed_loaded(Thread& thread, const void* place, Scope scope) {
-  Unchecked unchecked;
-  auto& all = self(thread).loaded;
-  auto is_there = [&](const Loaded& one) { return one.at == place && one.scope == scope; };
-  if (std::find_if(all.rbegin(), all.rend(), is_there) == all.rend()) all.push_back({place, scope});
-}
-
-// A relaxed store publishes what the last fence covers, and no more: a fiber that knows nothing else, and never runs
-// code, publishes it. It is a fiber for a moment only, for ThreadSanitizer follows a limited number.
-void relaxed_stored(Thread& thread, const void* place) {
-  Fiber& me = self(thread);
-  if (!me.fenced || !__tsan_create_fiber) return;
-  __tsan_switch_to_fiber(scheduler_tsan, kNoOrder);
-  void* helper = __tsan_create_fiber(0);  // it knows what its creator knows
-  __tsan_switch_to_fiber(helper, kNoOrder);
-  acquire(&me.fence_tag);
-  release(const_cast<void*>(place));
-  __tsan_switch_to_fiber(me.tsan, kNoOrder);
-  __tsan_destroy_fiber(helper);
-}
-
-void fence(Thread& thread, Scope scope, int line) {
-  Fiber& me = self(thread);
-  for (auto& one : me.loaded) {
-    acquire(const_cast<void*>(one.at));
-    acquires(thread, one.at, std::min(scope, one.scope), line);
-  }
-  me.loaded.clear();
-  release(&me.fence_tag);
-  me.fenced = true;
-  me.fence_scope = scope;
 }
 
 }  // namespace simt

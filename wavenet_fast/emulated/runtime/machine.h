@@ -167,6 +167,7 @@ void phase_passed(Fiber&, const void* mbarrier);
 // Wakes them where nobody else can run, and now and then while others do; false where nobody was to be woken.
 bool let_the_parked_look(bool others_run);
 void forget_watchers();
+void forget_releases();  // order.cpp
 
 // The parts of a report: where, why (as printf), and who waits where for what.
 void head_of_report(const Thread&, int line);

@@ -3,7 +3,8 @@
 // A thread that has looked in vain is parked: it runs again when one of the places it looked at last is written by an
 // access that synchronises. Where nobody else can run, time passes: the clock goes ahead, by twice as much each time,
 // and everyone who is parked looks again. So a wait that is bounded by the clock ends by its own bound after some 40
-// looks, however long the bound is, and waits that are not bounded end with a report.
+// looks, however long the bound is, or when it looks at the clock next (up to 100 looks at the place may lie between
+// two at the clock). Waits that are not bounded end with a report.
 #include <unordered_map>
 
 #include "machine.h"
@@ -11,11 +12,11 @@
 namespace simt {
 namespace {
 
-constexpr u64 kLook = 64;                     // what a look at the clock takes, in its own ticks
-constexpr u64 kStalled = u64(1) << 24;        // a jump of the clock that no launch needs where all is well
+constexpr u64 kLook = 64;               // what a look at the clock takes, in its own ticks
+constexpr u64 kStalled = u64(1) << 24;  // a jump of the clock that no launch needs where all is well
 constexpr u64 kLongestJump = u64(1) << 40;
-constexpr u64 kLooksOfEach = 128;             // polls in vain that every thread has, whatever max_spins says
-constexpr u64 kPatience = u64(1) << 17;       // switches after which the parked look, also while others run
+constexpr u64 kLooksOfEach = 256;        // looks in vain that every thread has, whatever max_spins says
+constexpr u64 kPatience = u64(1) << 17;  // switches after which the parked look, also while others run
 
 struct Watcher {
   Fiber* fiber;
@@ -25,14 +26,6 @@ struct Watcher {
 // who runs first.
 std::unordered_map<u64, std::vector<Watcher>> watchers;
 u64 ticks, jump, parked, patience;
-
-// Who has released by a place since it was last stored to: of each block, with the narrowest scope.
-struct Released {
-  u32 block;
-  Scope scope;
-};
-std::unordered_map<const void*, std::vector<Released>> released;
-const char* const kScopes[] = {"the block", "the cluster", "the device"};
 
 u64 word_of(const void* place) { return reinterpret_cast<u64>(place) >> 3; }
 
@@ -163,41 +156,6 @@ void sleep(Thread& thread, int line) {
   in_vain(self(thread), line, "nanosleep", false);
 }
 
-void releases(Thread& thread, const void* place, Scope scope, bool release, bool change) {
-  Unchecked unchecked;
-  if (!release && self(thread).fenced) {
-    release = true;
-    scope = std::min(scope, self(thread).fence_scope);
-  }
-  if (change && !release) return;
-  auto& all = released[place];
-  if (!change) all.clear();
-  if (!release) return;
-  for (auto& one : all)
-    if (one.block == thread.block->index) {
-      one.scope = std::min(one.scope, scope);
-      return;
-    }
-  all.push_back({thread.block->index, scope});
-}
-
-void acquires(Thread& thread, const void* place, Scope scope, int line) {
-  Unchecked unchecked;
-  auto found = released.find(place);
-  if (found == released.end()) return;
-  for (auto& one : found->second) {
-    if (one.block == thread.block->index) continue;
-    Scope needed = one.block / cluster == thread.block->index / cluster ? kCluster : kDevice;
-    if (std::min(scope, one.scope) < needed)
-      fail(thread, line,
-           "block %u has released in %s, and the scope is %s there and %s here: that orders nothing between the blocks",
-           one.block, name_of_place(place).c_str(), kScopes[one.scope], kScopes[scope]);
-  }
-}
-
-void forget_watchers() {
-  watchers.clear();
-  released.clear();
-}
+void forget_watchers() { watchers.clear(); }
 
 }  // namespace simt

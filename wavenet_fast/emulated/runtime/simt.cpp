@@ -250,6 +250,7 @@ void tear_down() {
   ready.clear();
   forget_mbarriers();
   forget_watchers();
+  forget_releases();
 }
 
 }  // namespace

@@ -8,6 +8,9 @@ namespace {
 
 std::unordered_map<const void*, Mbarrier> mbarriers;
 
+// An arrival: relaxed, it carries what the last fence covers.
+void publish(Thread& thread, char* tag, bool ordered) { ordered ? release(tag) : relaxed_stored(thread, tag); }
+
 // ---- barriers of a block
 
 // Threads that have exited do not come any more: can this barrier still fill?
@@ -187,7 +190,7 @@ void cluster_arrive(Thread& thread, bool ordered, int line) {
   me.cluster_arrived = true;
   me.vain = 0;
   me.cluster_phase = mine.generation;
-  if (ordered) release(&mine.tag[mine.generation & 1]);
+  publish(thread, &mine.tag[mine.generation & 1], ordered);
   if (++mine.arrived == mine.live) complete_cluster(mine);
 }
 
@@ -263,7 +266,7 @@ u64 mbarrier_arrive(Thread& thread, const void* place, u32 count, bool drop, boo
   Unchecked unchecked;
   Mbarrier& one = find_mbarrier(thread, place, line);
   u64 phase = one.phase;
-  if (ordered) release(&one.tag[phase & 1]);
+  publish(thread, &one.tag[phase & 1], ordered);
   releases(thread, place, scope, ordered, true);
   if (one.pending < count) fail(thread, line, "mbarrier: %u arrivals, and only %u are pending", count, one.pending);
   one.pending -= count;
@@ -288,7 +291,11 @@ bool mbarrier_test(Thread& thread, const void* place, u64 phase, bool parity, bo
   for (int attempt = 0;; attempt++) {
     Mbarrier& one = find_mbarrier(thread, place, line);
     if (parity ? (one.phase & 1) != (phase & 1) : one.phase != phase) {
-      if (ordered) acquire(&one.tag[(one.phase - 1) & 1]), acquires(thread, place, scope, line);
+      char* tag = &one.tag[(one.phase - 1) & 1];
+      if (ordered)
+        acquire(tag), acquires(thread, place, scope, line);
+      else
+        relaxed_loaded(thread, tag, scope), relaxed_loaded(thread, place, scope);
       phase_passed(self(thread), place);
       return true;
     }

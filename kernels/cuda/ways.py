@@ -4,15 +4,15 @@ The rules of preference; reasoned, not measured:
 
 1. No hop before a cluster's, a cluster's before the grid's: a hop through distributed shared memory stays within a GPC,
    one through global memory goes to L2 and back.
-2. The fewest blocks, so the fewest hops of a sample, that also hold as many tiles in flight as the batch has; never
-   more tiles than blocks, since a block works on one at a time.
-3. The smallest tile that takes the whole batch at once: more streams a tile make every product longer.
-4. Weights of the newest tap and of `residual`, which the chain waits for, in registers where that leaves room; then in
-   shared memory, which takes more layers a block, hence more streams at once.
-5. The head's weights in shared memory; from L2, through a ring, only where they leave no room.
-6. Where a batch does not fit at once, it takes rounds, each as long as the utterance: what comes first by 1 gives way
-   to what needs less than a quarter of its rounds (`ROUNDS_WORTH`). Streaming weights comes last, and fits any batch
-   soonest.
+2. The smallest tile that takes the whole batch at once: more streams a tile make every product longer.
+3. Weights of the newest tap and of `residual`, which the chain waits for, in registers; in shared memory where that is
+   how the batch fits, since registers hold few layers a block.
+4. The head's weights in shared memory; from L2, through a ring, where that is how the batch fits.
+5. The fewest blocks, so the fewest hops of a sample, with which the batch fits at once. Tiles in flight fill a pipeline
+   before there is another; never more of them than blocks, since a block works on one at a time.
+6. Where a batch fits no way at once, the way that takes most of it. The rest waits for rounds, each as long as an
+   utterance: so what comes first by 1 gives way to what needs less than a quarter of its rounds (`ROUNDS_WORTH`).
+   Last comes streaming weights from L2, which takes most at once where a model is large.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Homes:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Way:
     """One way: pipelines of so many blocks, each with so many tiles in flight at most."""
 
     hop: str
@@ -176,9 +176,9 @@ def homes(asked: Asked) -> Iterator[Homes]:
                 yield Homes(asked, tile, in_registers, head_in_l2)
 
 
-def best(asked: Asked, hop: str) -> Layout | None:
-    """The first layout that takes the whole batch at once, or else the one that takes the most of it."""
-    most: Layout | None = None
+def best(asked: Asked, hop: str) -> Way | None:
+    """The first way that takes the whole batch at once, or else the one that takes the most of it."""
+    most: Way | None = None
     for home in homes(asked):
         found = _fewest_blocks(home, hop)
         if found is None:
@@ -212,20 +212,20 @@ def blocks_needed(asked: Asked) -> int | None:
     return min((count for count in counts if count is not None), default=None)
 
 
-def _fewest_blocks(home: Homes, hop: str) -> Layout | None:
+def _fewest_blocks(home: Homes, hop: str) -> Way | None:
+    """The fewest blocks with which the batch fits at once, or else the number that takes the most of it."""
     asked = home.asked
-    tiles = asked.tiles_of(home.tile)
     least = home.fewest_blocks(1)
-    most: Layout | None = None
+    most: Way | None = None
     for blocks in asked.blocks_of(hop):
-        pipelines = asked.pipelines(hop, blocks)
-        if least is None or blocks < least or not pipelines:
+        pipelines, wanted = asked.pipelines(hop, blocks), min(asked.tiles_of(home.tile), blocks)
+        if least is None or blocks < least or pipelines * wanted <= (most.pipelines * most.tiles if most else 0):
             continue
-        layout = Layout(hop, home, blocks, pipelines, _most_tiles(home, blocks, min(tiles, blocks)))
-        if layout.tiles == min(tiles, blocks) or layout.streams >= asked.batch:
-            return layout
-        if most is None or layout.streams > most.streams:
-            most = layout
+        way = Way(hop, home, blocks, pipelines, _most_tiles(home, blocks, wanted))
+        if way.streams >= asked.batch:
+            return way
+        if most is None or way.streams > most.streams:
+            most = way
     return most
 
 
