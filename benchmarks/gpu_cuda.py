@@ -37,7 +37,7 @@ def executed(level: Level) -> Iterator[Finding]:
     chosen = {"full": everything, "usual": turns, "quick": [("tiny", "bf16", ways[-1])]}[level]
     for name, dtype, (cut, capability) in tqdm(chosen, "execute", disable=None):
         config, what = models[name], f"{name} {dtype} sm_{capability} {cut}"
-        if cut.blocks - cut.alone > config.n_layers:
+        if cut.teams - cut.alone > config.n_layers:
             continue
         weights = random_weights(config)
         engine = laid(CudaEngine(config, weights, dtype, HostileDevice(config, capability)), cut)
@@ -109,7 +109,7 @@ def _survivors(level: Level, what: str, name: str, dtype: str, target: int | Non
     cut, capability = FEW_CUTS[name]
     device = Recorder(target or capability)
     say_few(device, cut, dtype)
-    launch = device.launches["resident" if cut.blocks else "streaming_weights"]
+    launch = device.launches["resident" if cut.teams else "streaming_weights"]
     every = mutants(launch.ptx)
     step = {"full": 1, "usual": 7, "quick": len(every)}[level]
     report = survivors(launch.ptx, launch.run, sites=range(0, len(every), step))

@@ -31,10 +31,10 @@ _NONSENSE = 1 << 29
 
 @dataclass(frozen=True)
 class Cut:
-    """How a model is laid over an emulated GPU, whatever the batch. `blocks` of a pipeline, 0 for `streaming_weights`;
-    `alone`: the last one owns the head and no layer. `hop`: "cluster" or "grid"."""
+    """How a model is laid over an emulated GPU, whatever the batch. `teams` of a pipeline, 0 for `streaming_weights`,
+    of `team` blocks each; `alone`: the last one owns the head and no layer. `hop`: "cluster" or "grid"."""
 
-    blocks: int = 0
+    teams: int = 0
     hop: str = "cluster"
     tile: int = 8
     tiles: int = 1
@@ -42,6 +42,7 @@ class Cut:
     in_registers: bool = False
     head_in_l2: bool = False
     alone: bool = False
+    team: int = 1
     chain: int = 8
     skip: int = 4
     stages: int = 8
@@ -49,14 +50,14 @@ class Cut:
     def layout(self, engine: CudaEngine) -> Layout:
         s = engine.model.shape
         chain, skip = min(self.chain, s.HALF // 8), min(self.skip, s.S // 16)
-        if not self.blocks:
+        if not self.teams:
             return Layout(s, engine.dtype, "streaming_weights", self.tile, chain, skip, stages=self.stages)
-        owners = self.blocks - self.alone
+        owners = self.teams - self.alone
         assert owners <= s.LAYERS, "every block has a layer or the head"
         first = [block * s.LAYERS // owners for block in range(owners + 1)] + [s.LAYERS] * self.alone
         return Layout(
-            s, engine.dtype, "resident", self.tile, chain, skip, self.tiles, tuple(first), self.hop == "cluster",
-            self.in_registers, self.head_in_l2,
+            s, engine.dtype, "resident", self.tile, chain, skip, self.tiles, tuple(first), self.team,
+            self.hop == "cluster", self.in_registers, self.in_registers, self.head_in_l2,
         )  # fmt: skip
 
 
@@ -85,6 +86,8 @@ FEW_CUTS = {
     "streaming_weights": (Cut(chain=2, skip=2, stages=4, pipelines=2), 80),
     "cluster": (Cut(4, tiles=2, alone=True, chain=2, skip=2), 90),
     "grid": (Cut(4, "grid", tiles=2, alone=True, chain=2, skip=2), 80),
+    # One tile: between two of them what is exchanged for one orders the rings of the other.
+    "teams": (Cut(4, "grid", pipelines=2, alone=True, chain=2, skip=2, team=2), 80),
 }
 _FEW = 14
 
@@ -193,7 +196,7 @@ def _outputs(call: Mapping[str, Any]) -> list[str]:
 
 
 def _nan(dtype: np.dtype[Any]) -> Any:
-    return np.nan if dtype.kind == "f" else 0xFFFF
+    return np.nan if dtype.kind == "f" else np.iinfo(dtype).max
 
 
 # --- recorded launches ------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def test_a_missing_barrier_is_noticed(name: str) -> None:
     cut, capability = FEW_CUTS[name]
     device = Recorder(capability)
     say_few(device, cut)
-    launch = device.launches["resident" if cut.blocks else "streaming_weights"]
+    launch = device.launches["resident" if cut.teams else "streaming_weights"]
     sites = range(1, len(mutants(launch.ptx)), 17)
     report = survivors(launch.ptx, launch.run, sites=sites, workers=1)
     for caught in report.caught:
