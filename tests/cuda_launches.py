@@ -23,6 +23,7 @@ from wavenet_fast.emulated.program import Stats
 
 SAMPLE_LOOPS = ("streaming_weights", "resident")
 STATE = ("rings", "inputs", "filters")
+ORDERS = 4
 _NONSENSE = 1 << 29
 
 
@@ -217,10 +218,16 @@ class Recorded:
         """On a copy of its arguments, by this program, which was made of `ptx`: what it leaves for the host."""
         return self._run(program, seed)[0]
 
+    def run_orders(self, program: Program) -> list[dict[str, NDArray[Any]]]:
+        """`run` with threads in several orders: of the two copies that a compiler makes of a poll, the one before a
+        loop and the one within, each has to be the one that finds what it waits for."""
+        return [self.run(program, seed) for seed in range(ORDERS)]
+
     def reached(self) -> set[int]:
-        """Lines of the PTX that the launch executes."""
-        counts = self._run(Program(self.ptx, count="lines"), 0)[1].instructions
-        return {int(line) for line, count in counts.items() if count}
+        """Lines of the PTX that `run_orders` executes."""
+        program = Program(self.ptx, count="lines")
+        runs = [self._run(program, seed)[1].instructions for seed in range(ORDERS)]
+        return {int(line) for counts in runs for line, count in counts.items() if count}
 
     def _run(self, program: Program, seed: int) -> tuple[dict[str, NDArray[Any]], Stats]:
         call = _copied(self.call)
