@@ -153,7 +153,7 @@ class Layout:
             "mail": self.tiles * self.mailbox["skips"] if self.cluster else 0, "hearing": self.tile * _HEARING,
             "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF), "x_in": 0 if self.cluster else self.rows(s.R),
             "numbers": self.numbers(s.R, s.HALF), "skip_numbers": self.numbers(s.S),
-            "weights": own * self.layer_weights, "past": own * (s.K - 1) * self.rows(s.R),
+            "weights": own * self.layer_weights, "past": own * (s.K - 1) * self.rows(s.R) * (2 if self.tiles > 1 else 1),
         }  # fmt: skip
 
     def head_parts(self) -> dict[str, int]:

@@ -26,6 +26,7 @@ constexpr int kPanelsH = shape::H / 16, kPanelsA = shape::A / 16;
 constexpr int kStepsR = steps_of(shape::R), kStepsG = steps_of(shape::HALF);
 constexpr int kPastTaps = shape::K - 1;
 constexpr int kPastBytes = kPastTaps * Rows<shape::R>::kBytes;
+constexpr int kPasts = plan::TILES > 1 ? 2 : 1;  // of the tile at hand and of the next one
 
 // --- who does what ------------------------------------------------------------------------------------------------
 
@@ -69,7 +70,7 @@ constexpr int kOutWords = kPanelsA * steps_of(shape::H) * kFragmentWords;
 static_assert(!plan::CLUSTER, "clusters begin with sm_90");
 #endif
 static_assert(plan::TEAM == 1 || !plan::CLUSTER, "the blocks of a team reach each other through global memory");
-static_assert(at::weights + plan::OWN * (kLayerWords * 16 + kPastBytes) <= at::total, "layout.py has room for layers");
+static_assert(at::weights + plan::OWN * (kLayerWords * 16 + kPasts * kPastBytes) <= at::total, "layout.py has room for layers");
 static_assert(
     plan::HEAD_IN_L2 || at::head_weights + (kHiddenWords + kOutWords) * 16 <= at::total,
     "layout.py has room for the head");
@@ -169,8 +170,26 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   const auto weights = [&](int o) {
     return LayerWeights{reinterpret_cast<uint4*>(shared + at::weights) + o * kLayerWords};
   };
-  const auto past_rows = [&](int o, int tap) {
-    return Rows<shape::R>(past + o * kPastBytes + tap * Rows<shape::R>::kBytes);
+  int turn = 0;  // which of the places for the past is this tile's
+  bool fetched = false;
+  const auto past_of_layer = [&](int o) { return past + (turn * own + o) * kPastBytes; };
+  const auto fetch_pasts = [&](int i, int tile) {
+    if (plan::TEAM > 1) post.receive(kRing, i * plan::TEAM * plan::SKIP, tile, i, watch);
+    for (int o = 0; o < own; ++o) {
+      fetch_past(call, all_streams + tile * plan::N, i, first + o, past_of_layer(o), thread, kChainThreads);
+    }
+    commit_copies();
+  };
+  // What the next tile needs of its past comes while this one is worked on, unless it is this tile again, whose newest
+  // inputs are not in the rings yet.
+  const auto fetch_next = [&](int i, int tile) {
+    turn = (turn + 1) % kPasts;
+    fetched = false;
+    for (int ahead = 1; ahead < plan::TILES && !fetched; ++ahead) {
+      const int next = (tile + ahead) % plan::TILES, sample = i + (tile + ahead) / plan::TILES;
+      fetched = sample < steps[next];
+      if (fetched) fetch_pasts(sample, next);
+    }
   };
   const auto own_x = [&](int o) { return Rows<shape::R>(shared + at::x + o % 2 * Rows<shape::R>::kBytes); };
   const auto gates = [&](int o) { return Rows<shape::HALF>(shared + at::gates + o % 2 * Rows<shape::HALF>::kBytes); };
@@ -266,11 +285,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
 
       if (own > 0 && chain) {
         // What this sample does not change: conditioning, biases, older taps.
-        if (plan::TEAM > 1) post.receive(kRing, i * plan::TEAM * plan::SKIP, tile, i, watch);
-        for (int o = 0; o < own; ++o) {
-          fetch_past(call, streams, i, first + o, past + o * kPastBytes, thread, kChainThreads);
-        }
-        commit_copies();
+        if (!fetched) fetch_pasts(i, tile);
         for (int n = thread; n < plan::N; n += kChainThreads) hearing[n] = column_of_sample(call, streams[n], i);
         named_barrier(kChainMeets, kChainThreads);
         Sums z[plan::OWN][kOwnD];
@@ -289,16 +304,19 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
           for_panels<kOwnD, plan::CHAIN>(dilated_share, warp, [&](int k, int m) {
             FromMemory source = {weights(o).past(m - dilated_share.first)};
             for (int tap = 0; tap < kPastTaps; ++tap) {
-              add_product(z[o][k], source, past_rows(o, tap), dilated_units(call, first + o, m, tap));
+              const Rows<shape::R> then(past_of_layer(o) + tap * Rows<shape::R>::kBytes);
+              add_product(z[o][k], source, then, dilated_units(call, first + o, m, tap));
             }
           });
         }
+        if (plan::CLUSTER) fetch_next(i, tile);
 
         // x arrives.
         post.receive(kX, (i + 1) * (team == 0 ? kWarps : kTeamChain), tile, i, watch);
         Sums x[kOwnR];
         for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) { x[k] = load_sums(mine.x_sums(), m); });
         post.take(x_in, mine.arrived_x(x_in), warp, thread);
+        if (!plan::CLUSTER) fetch_next(i, tile);  // now, so that x does not wait for these copies
 
 #pragma unroll
         for (int o = 0; o < plan::OWN; ++o) {

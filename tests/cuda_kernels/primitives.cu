@@ -309,7 +309,8 @@ extern "C" __global__ void clusters(const u32* x, u32* y) {
   const u32 mine = x[blockIdx.x * blockDim.x + threadIdx.x];
   in_block(one, next)[threadIdx.x] = mine;
   u32 there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(two + threadIdx.x)), "r"(next));
+  const u32 here = shared_address(two + threadIdx.x);
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(next));
   asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(there), "r"(mine + 1) : "memory");
   __syncwarp();
 #if VARIANT == 0

@@ -49,7 +49,8 @@ extern "C" __global__ void ring_of_cluster(u32* out, u64* abort, u32 rounds, lon
     __syncwarp();
     if (lane() == 0) barrier_arrive(&full, next);
   }
-  if (rank == 0 && going && wait_for([&] { return barrier_passed(&full, (rounds - 1) & 1); }, abort, limit, rounds * size))
+  const auto done = [&] { return barrier_passed(&full, (rounds - 1) & 1); };
+  if (rank == 0 && going && wait_for(done, abort, limit, rounds * size))
     out[threadIdx.x] = box[threadIdx.x];
   // No block leaves while another may still write to its shared memory.
   cluster_barrier();

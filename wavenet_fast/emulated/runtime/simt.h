@@ -157,7 +157,7 @@ void mbarrier_init(Thread&, const void*, u32 count, int line);
 void mbarrier_invalidate(Thread&, const void*, int line);
 u64 mbarrier_arrive(Thread&, const void*, u32 count, bool drop, bool release, Scope, int line);
 void mbarrier_increment(Thread&, const void*, int line);
-// fence.mbarrier_init: of all that a thread wrote, the next barrier of the cluster orders these mbarriers, even relaxed.
+// fence.mbarrier_init: of all that a thread wrote, the cluster's next barrier orders these mbarriers, even relaxed.
 void fence_mbarriers(Thread&);
 bool mbarrier_known(Thread&, const void*);  // whether its initialisation came to this thread in that way
 bool mbarrier_test(Thread&, const void*, u64 phase, bool parity, bool acquire, Scope, int line);

@@ -1,0 +1,107 @@
+"""How fast are the GPU kernels? Samples a second of one stream, and of as many streams as the GPU takes at once, for the
+named cases.
+
+    pip install ".[torch,cuda]"
+    python benchmarks/gpu_speed.py --json FILE
+
+The gate runs before the stopwatch: each engine must give the reference's logits under forced history. Then all engines
+of a case make sound in turn, once a round, and medians over the rounds are reported. What is timed is a call of the
+engine: uploading mels, conditioning, all launches, and the samples back in the host's memory. `--device emulated` shows
+that everything runs, and times nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import common
+
+from wavenet_fast.backends import BACKENDS
+from wavenet_fast.backends.base import Engine
+from wavenet_fast.backends.gpu import look
+from wavenet_fast.bench_gate import Gate
+from wavenet_fast.cases import CASES
+from wavenet_fast.errors import BackendError
+
+SECONDS = 2.0
+"""Of sound in one call of one stream."""
+MOST_STREAMS = 4096
+
+
+def engines(case: str, dtype: str, device: str) -> Iterator[tuple[str, Engine]]:
+    """The GPU backends that work here and hold the case, in this number format."""
+    for name, backend in BACKENDS.items():
+        if "emulated" not in backend.devices or dtype not in backend.dtypes:
+            continue
+        if (why := backend.why_not(device)) is not None:
+            print(f"{name}: {why}", file=sys.stderr)
+            continue
+        try:
+            yield name, backend.make(*common.model_of(case), dtype, device)
+        except BackendError as error:
+            print(f"{case} in {dtype}, {name}: {error}", file=sys.stderr)
+
+
+def most_streams(engine: Engine) -> int:
+    """How many streams the plan of this engine takes in one round; for backends without plans, a tile of 16 on each
+    multiprocessor of an H100."""
+    batch = MOST_STREAMS
+    while batch > 1 and (plan := engine.explain(batch, 1).details).get("rounds", 1) > 1:
+        batch = min(batch - 1, plan["streams_at_once"])
+    return batch if engine.name == "cuda" else 16 * 132
+
+
+def measure(case: str, dtype: str, device: str, rounds: int) -> list[dict[str, Any]]:
+    """One row for each engine and number of streams."""
+    config, weights = common.model_of(case)
+    frames = max(1, round(SECONDS * config.sample_rate / config.hop_length)) if device != "emulated" else 1
+    gate, runs, rows = Gate(config, weights), {}, []
+    for name, engine in engines(case, dtype, device):
+        gated = gate.check(engine)
+        for streams in sorted({1, most_streams(engine) if device != "emulated" else 2}):
+            mel = common.standard_mel(config, weights, frames, streams)
+            key = f"{name} {streams}"
+            runs[key] = partial(common.generate, engine, mel)
+            plan = engine.explain(streams, 1).details
+            rows.append({"case": case, "dtype": dtype, "backend": name, "streams": streams, "gate": gated, "plan": plan})
+            runs[key]()
+    if device == "emulated":
+        return rows
+    speeds = common.interleaved(runs, rounds, f"{case} {dtype}")
+    for row, (key, typical) in zip(rows, common.medians(speeds).items(), strict=True):
+        row |= {"samples_per_second": typical, "rounds": speeds[key], "times_real_time": typical / config.sample_rate}
+        told = f"{row['backend']:8s}{row['streams']:6d} streams {typical:14,.0f} samples/s"
+        print(f"{case:14s}{dtype:6s}{told}{typical / row['streams'] / config.sample_rate:10.2f} × real time each")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("cases", nargs="*", default=list(CASES), help="all named cases where none is given")
+    parser.add_argument("--dtypes", nargs="+", default=["bf16", "int8"])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, default=None)
+    args = parser.parse_args()
+    if args.device != "emulated" and isinstance(told := look(), str):
+        raise SystemExit(f"gpu_speed.py: {told}")
+    rows = [row for case in args.cases for dtype in args.dtypes for row in measure(case, dtype, args.device, args.rounds)]
+    if not rows:
+        raise SystemExit("gpu_speed.py: no GPU backend works here; `wavenet-fast doctor` tells why")
+    if args.json:
+        packages = ("numpy", "torch", "triton", "cuda-bindings", "nvidia-cuda-nvrtc", "wavenet-fast")
+        about = {
+            "gpu": str(look()), "device": args.device, "machine": common.machine(), "seconds": SECONDS,
+            "versions": common.versions(*packages),
+        }  # fmt: skip
+        args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
