@@ -24,6 +24,7 @@ from .device import Device, Kernel, Pending
 from .layout import FORMATS, Layout, header_text
 from .packing import STREAMED, pack, tapes
 from .plan import Plan, plan
+from .planned import layout_of
 from .shapes import PANEL, Shape, padded
 
 OPERANDS = {"fp32": np.dtype(np.float32), "bf16": np.dtype(np.uint16), "fp16": np.dtype(np.float16)}
@@ -143,8 +144,21 @@ class Model:
         """How so many streams are laid over the device; `asked` as in `plan.plan`."""
         key = batch, tuple(sorted(asked.items()))
         if key not in self._plans:
-            self._plans[key] = plan(self.shape, batch, self.dtype, self.device.properties, **asked)
+            self._plans[key] = self._planned(batch, asked)
         return self._plans[key]
+
+    def _planned(self, batch: int, asked: Mapping[str, Any]) -> Plan:
+        """How many clusters of a size fit is an assumption until a plan wants that size: then the device is asked."""
+        device = self.device.properties
+        assumed = {size: device.clusters_at_once(size) for size in range(2, device.max_cluster + 1)}
+        answers: dict[int, int] = {}
+        while True:
+            found = plan(self.shape, batch, self.dtype, device, clusters=assumed | answers, **asked)
+            if found.hop != "cluster" or found.blocks in answers:
+                return found
+            layout = layout_of(found, self.shape)
+            kernel = self._kernel(layout, forced=False, logits=False, trace=False)
+            answers[found.blocks] = self.device.clusters(kernel, (layout.threads,), layout.shared, found.blocks)
 
     def generate(
         self,
