@@ -5,7 +5,9 @@ It is as lazy as a driver may be: work waits in its stream until somebody waits 
 streams and events allow. So what is read or freed too early is seen. Freed memory is overwritten.
 
 It writes every call into the file FAKE_CUDA_LOG, `WAITS` behind those that wait for work, and refuses those that
-FAKE_CUDA_FAIL names ("cuMemAllocFromPoolAsync=2 cuLaunchKernelEx=700"). FAKE_CUDA_POOLS=0: it has no memory pools."""
+FAKE_CUDA_FAIL names ("cuMemAllocFromPoolAsync=2 cuLaunchKernelEx=700"). Further variables, where they
+are there: FAKE_CUDA_NO_POOLS, it has no memory pools; FAKE_CUDA_IDLE, kernels do nothing; FAKE_CUDA_CAPTURED, the stream
+0xCA, which is otherwise in a capture, is not any more."""
 
 from __future__ import annotations
 
@@ -127,7 +129,7 @@ int cuDeviceGetAttribute(int* v, int what, int) {
   switch (what) {
     case 75: *v = 9; break;  case 76: *v = 0; break;
     case 16: *v = 132; break;  case 97: *v = 232448; break;  case 81: *v = 233472; break;
-    case 13: *v = 1755000; break;  case 115: *v = std::getenv("FAKE_CUDA_POOLS") ? 0 : 1; break;
+    case 13: *v = 1755000; break;  case 115: *v = std::getenv("FAKE_CUDA_NO_POOLS") ? 0 : 1; break;
     case 82: *v = 65536; break;  case 39: *v = 2048; break;  case 106: *v = 32; break;
     default: *v = -1;
   }
