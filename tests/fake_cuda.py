@@ -226,7 +226,10 @@ int cuLaunchKernelEx(const Config* c, void*, void** arguments, void**) {
   if (std::getenv("FAKE_CUDA_IDLE")) call.n = 0, call.far = 0;
   say("cuLaunchKernelEx %u,%u,%u %u,%u,%u %u %p far %lld%s", c->grid[0], c->grid[1], c->grid[2], c->block[0],
       c->block[1], c->block[2], c->shared, c->stream, call.far, told.c_str());
-  DO(cuLaunchKernelEx, queue(c->stream, [call] { for (int i = 0; i < call.n; ++i) call.x[i] += call.y; }))
+  DO(cuLaunchKernelEx, queue(c->stream, [call] {
+    say("a kernel runs");
+    for (int i = 0; i < call.n; ++i) call.x[i] += call.y;
+  }))
 }
 }
 """

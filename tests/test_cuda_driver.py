@@ -117,12 +117,13 @@ first = x.pointer
 del x
 said()
 y = d.upload(np.full(3, 5, np.float32))
-assert y.pointer == first and [line for line in said() if line.startswith("cuMem")] == ["cuMemHostAlloc 4096 WAITS",
+assert y.pointer == first and [line for line in said() if line.startswith("cuMem")] == ["cuMemHostAlloc 1048576 WAITS",
     f"cuMemcpyHtoDAsync 12 {d._queue.own:#x}"]
 assert d.download(y).tolist() == [5, 5, 5] and d.empty((4,), np.float32).pointer != first
-cuda_memory.KEPT_BYTES = 20
-del y
-assert any(line == "cuMemFree 12 WAITS" for line in said())
+z = d.empty((4,), np.float32)
+cuda_memory.KEPT_BYTES = 1000
+del y, z
+assert any(line == "cuMemFree 512 WAITS" for line in said())
 """,
         FAKE_CUDA_NO_POOLS="1",
     )
@@ -145,7 +146,8 @@ for turn in range(4):
     if turn == 0:
         kept, ending = host, pending
     del x, host, pending
-assert not [line for line in said() if "WAITS" in line and not line.startswith("cuMemHostAlloc")]
+# Memory is taken for the first time, or, without pools, while all of it is in use; a driver may wait for that.
+assert not [line for line in said() if "WAITS" in line and not line.startswith(("cuMemHostAlloc", "cuMemAlloc "))]
 assert ending.wait() is kept and (kept == 1).all()
 assert d.download(total)[:5].tolist() == [1, 2, 3, 4, 0]
 """,
@@ -162,7 +164,7 @@ there = [d.upload(array) for array in given]
 for array in given:
     array[:] = -1
 copies = said()
-assert {line for line in copies if "WAITS" in line} == {"cuMemHostAlloc 4096 WAITS"}
+assert {line for line in copies if "WAITS" in line} == {"cuMemHostAlloc 1048576 WAITS"}
 for turn, array in enumerate(there):
     assert (d.download(array) == turn).all()
 said()
@@ -186,33 +188,35 @@ def test_pinned_memory_serves_again_and_is_freed_where_much_is_idle(run):
     run("""
 from wavenet_fast.kernels.cuda import cuda_memory
 d = device()
-host = d.pinned((5000,), np.float32)
+host = d.pinned((50000,), np.float32)
 row = host[1:]
 host[:] = 3
 del host
 row[:] = 4
 del row
 said()
-again = d.pinned((8000,), np.float32)
+again = d.pinned((40000,), np.float32)
 assert (again == 0).all() and said() == []
 del again
 d._pinned.trim(1 << 20)
 assert said() == []
-d._pinned.trim(1 << 10)
-assert said() == ["cuMemFreeHost 32768 WAITS"]
+d._pinned.trim(1 << 17)
+assert said() == ["cuMemFreeHost 262144 WAITS"]
 """)
 
 
 def test_a_device_leaves_nothing_behind(run):
     run("""
 d = device()
-x = d.upload(np.arange(3))
+x, kept, host = d.upload(np.arange(3)), d.pinned((3,), np.int8), d.pinned((100000,), np.int8)
 said()
-del d
+del d, host
 assert said() == []
 del x
 lines = said()
-assert lines[1:] and {line.split()[0] for line in lines} >= {
+kept[:] = 3  # in the slab that the upload went through, so that this is not freed
+assert "cuMemFreeHost 131072 WAITS" in lines
+assert sum(line.startswith("cuMemFreeHost") for line in lines) == 1 and {line.split()[0] for line in lines} >= {
     "cuMemFreeAsync", "cuStreamDestroy", "cuMemPoolDestroy", "cuMemFreeHost"}
 """)
 
@@ -227,7 +231,7 @@ copied = d.start_download(x, host)
 d.launch(k, (1,), (32,), dict(x=None, n=0, y=1, far=0))
 d.hold(copied)
 assert copied.wait() is host and host.tolist() == [1, 1, 1]
-lines = [line.split() for line in said()]
+lines = [line.split() for line in said() if line != "a kernel runs"]
 made, recorded, held, copy, ended = lines[:5]
 work, copies, event = recorded[2], held[1], recorded[1]
 assert recorded[0] == "cuEventRecord" and held == ["cuStreamWaitEvent", copies, event] and work != copies
@@ -367,7 +371,7 @@ assert "array of the emulated device was given to Fake H100" in refused(
 ERRORS = [
     ("cuMemAllocFromPoolAsync=2", "d.empty((1 << 20,), np.float32)",
      "taking 4.0 MiB on Fake H100: the GPU's memory is full (CUDA_ERROR_OUT_OF_MEMORY); use fewer streams"),
-    ("cuMemHostAlloc=2", "d.pinned((5000,), np.float32)", "taking 32,768 bytes of pinned memory: the GPU's memory is full"),
+    ("cuMemHostAlloc=2", "d.pinned((5000,), np.float32)", "taking 1,048,576 bytes of pinned memory: the GPU's memory is full"),
     ("cuCtxSynchronize=700", "d.synchronize()",
      "waiting for the GPU: a kernel failed (CUDA_ERROR_ILLEGAL_ADDRESS), this one or an earlier one, and this process "
      "cannot use the GPU any more; restart it"),

@@ -305,7 +305,7 @@ def _close(
             for stream in streams:
                 driver("cuStreamDestroy", driver.api.CUstream(stream), doing=doing)
             pool.close()
-            pinned.trim(0)
+            pinned.close()
         finally:
             driver("cuCtxPopCurrent", doing=doing)
 

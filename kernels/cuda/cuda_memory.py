@@ -26,7 +26,8 @@ STAGED_BYTES = 64 << 20
 """Of pinned memory in which uploads wait for their turn; whoever uploads more waits for the first of them."""
 PIECE = 4 << 20
 """Bytes of one copy of an upload."""
-_PAGE, _LARGE = 4096, 1 << 20
+_PAGE, _SMALL, _LARGE = 4096, 64 << 10, 1 << 20
+_ALIGNMENT = 512
 
 
 class DriverPool:
@@ -68,12 +69,13 @@ class KeptBlocks:
         self._idle: dict[int, list[int]] = {}
 
     def take(self, size: int, _stream: Any, doing: str) -> int:
-        idle = self._idle.get(size)
-        return idle.pop() if idle else int(self._driver("cuMemAlloc", size, doing=doing))
+        room = _rounded(size, _ALIGNMENT)
+        idle = self._idle.get(room)
+        return idle.pop() if idle else int(self._driver("cuMemAlloc", room, doing=doing))
 
     def give(self, pointer: int, size: int, _stream: Any) -> None:
-        self._idle.setdefault(size, []).append(pointer)
-        if sum(size * len(blocks) for size, blocks in self._idle.items()) > KEPT_BYTES:
+        self._idle.setdefault(_rounded(size, _ALIGNMENT), []).append(pointer)
+        if sum(room * len(blocks) for room, blocks in self._idle.items()) > KEPT_BYTES:
             self.trim()
 
     def trim(self) -> None:
@@ -85,39 +87,56 @@ class KeptBlocks:
 
 
 class PinnedBlocks:
-    """Pinned memory that serves again when the arrays in it are gone."""
+    """Pinned memory that serves again when the arrays in it are gone. Small blocks are parts of a slab, so that few
+    calls of the driver bring enough of them for all that is under way at once."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._idle: dict[int, list[int]] = {}
+        self._slabs: list[int] = []
         self._lock = threading.Lock()
 
     def bytes(self, size: int) -> NDArray[np.uint8]:
         """Of any contents; to be called within the device's context."""
-        room = max(_PAGE, 1 << (size - 1).bit_length()) if size <= _LARGE else -(-size // _LARGE) * _LARGE
+        room = max(_PAGE, 1 << (size - 1).bit_length()) if size <= _LARGE else _rounded(size, _LARGE)
         try:
             pointer = self._idle[room].pop()
         except (KeyError, IndexError):
-            doing = f"taking {room:,} bytes of pinned memory"
             with self._lock:
-                pointer = int(self._driver("cuMemHostAlloc", room, 0, doing=doing))
+                pointer = self._new(room)
         buffer = (ctypes.c_char * size).from_address(pointer)
         weakref.finalize(buffer, self._give, pointer, room).atexit = False
         array: NDArray[np.uint8] = np.ctypeslib.as_array(buffer).view(np.uint8)
         return array
+
+    def _new(self, room: int) -> int:
+        whole = _LARGE if room <= _SMALL else room
+        pointer = int(self._driver("cuMemHostAlloc", whole, 0, doing=f"taking {whole:,} bytes of pinned memory"))
+        if whole > room:
+            self._slabs.append(pointer)
+            self._idle.setdefault(room, []).extend(range(pointer + room, pointer + whole, room))
+        return pointer
 
     def _give(self, pointer: int, room: int) -> None:
         # No call of the driver: this may happen anywhere, in the middle of a CUDA graph too.
         self._idle.setdefault(room, []).append(pointer)
 
     def trim(self, most: int = PINNED_BYTES) -> None:
-        """Frees what lies idle where it is more than so many bytes."""
+        """Frees large blocks that lie idle where these are more than so many bytes."""
         with self._lock:
-            if sum(room * len(blocks) for room, blocks in list(self._idle.items())) <= most:
-                return
-            for blocks in list(self._idle.values()):
-                while blocks:
-                    self._driver("cuMemFreeHost", blocks.pop(), doing="freeing memory")
+            large = [(room, blocks) for room, blocks in list(self._idle.items()) if room > _SMALL]
+            if sum(room * len(blocks) for room, blocks in large) > most:
+                for _, blocks in large:
+                    while blocks:
+                        self._driver("cuMemFreeHost", blocks.pop(), doing="freeing memory")
+
+    def close(self) -> None:
+        """Frees all but what somebody still has."""
+        self.trim(0)
+        small = [(block, room) for room, blocks in self._idle.items() for block in blocks]
+        for slab in self._slabs:
+            if sum(room for block, room in small if slab <= block < slab + _LARGE) == _LARGE:
+                self._driver("cuMemFreeHost", slab, doing="freeing memory")
 
 
 class InFlight:
@@ -144,3 +163,7 @@ class InFlight:
                     event.wait()
                 self._kept.popleft()
                 self._bytes -= held
+
+
+def _rounded(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
