@@ -5,9 +5,9 @@
     python benchmarks/gpu_compile_cuda.py --json benchmarks/results/cuda-compiled.json
 
 No GPU is needed. Every kernel is compiled as the planner lays the model over one device of each architecture, for one
-stream and for many: by NVRTC, as on a user's machine, and for one stream in bf16 by nvcc as well. A row that the planner
-finds no room for does not exist. Compiling is deterministic: tests/test_cuda_compiled.py compares a part of the table
-exactly, where the compiler is the one that wrote it.
+stream and for many: by NVRTC, as on a user's machine, and for one stream in bf16 by nvcc as well. There is no row where
+the planner finds no room. Compiling is deterministic: tests/test_cuda_compiled.py compares a part of the table exactly,
+where the compiler is the one that wrote it.
 
 `instructions` are those that stand in the machine code, whether or not they are executed.
 """
@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import product
@@ -71,7 +71,7 @@ class Case:
 # --- what is compiled -------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def plan_of(form: str, shape: str, dtype: str, target: int, streams: int) -> Plan | None:
     """None where the device has no room for that form, or the form would be another one's."""
     asked: dict[str, Any] = {"variant": form.split(",")[0]}
@@ -93,7 +93,7 @@ def cut_of(case: Case) -> Layout:
     return layout_of(found, Shape.of(config_of(case.shape), case.dtype))
 
 
-@lru_cache(maxsize=1)
+@cache
 def cases() -> list[Case]:
     """All of the table. Conditioning is projected in fp32 or bf16; fp16 differs from bf16 in
     a few instructions, so it is there for one shape only."""
@@ -225,7 +225,7 @@ def faults(row: Mapping[str, Any]) -> list[str]:
 
 
 def sample_of_cases() -> list[Case]:
-    """What a test has time for: resident for one stream of nv-medium in bf16 for every target, and by turns the rest."""
+    """What a test has time for: `resident` of nv-medium in bf16 for one stream and every target, of the rest some."""
     everything = cases()
     chosen = [
         c for c in everything if (c.shape, c.dtype, c.streams) == ("nv-medium", "bf16", 1) and "resident" in c.form
