@@ -31,6 +31,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import gpu_cuda
 import gpu_parts
 import gpu_races
 from gpu_parts import Finding, Level
@@ -45,6 +46,7 @@ PARTS: dict[str, Callable[[Level], Iterator[Finding]]] = {
     "executor": gpu_parts.emulated,
     "sanitizers": gpu_races.sanitized,
     "mutants": gpu_races.mutated,
+    **gpu_cuda.PARTS,
     "device": gpu_parts.on_device,
 }
 PACKAGES = ("wavenet-fast", "torch", "triton", "numpy")

@@ -19,9 +19,11 @@ from wavenet_fast.kernels.cuda.layout import Layout
 from wavenet_fast.backends.cuda import CudaEngine
 from wavenet_fast.config import CategoricalHead, Conditioning, Linear, OneHotInput, WaveNetConfig
 from wavenet_fast.emulated import Program
+from wavenet_fast.emulated.program import Stats
 
 SAMPLE_LOOPS = ("streaming_weights", "resident")
 STATE = ("rings", "inputs", "filters")
+ORDERS = 4
 _NONSENSE = 1 << 29
 
 
@@ -30,10 +32,10 @@ _NONSENSE = 1 << 29
 
 @dataclass(frozen=True)
 class Cut:
-    """How a model is laid over an emulated GPU, whatever the batch. `blocks` of a pipeline, 0 for `streaming_weights`;
-    `alone`: the last one owns the head and no layer. `hop`: "cluster" or "grid"."""
+    """How a model is laid over an emulated GPU, whatever the batch. `teams` of a pipeline, 0 for `streaming_weights`,
+    of `team` blocks each; `alone`: the last one owns the head and no layer. `hop`: "cluster" or "grid"."""
 
-    blocks: int = 0
+    teams: int = 0
     hop: str = "cluster"
     tile: int = 8
     tiles: int = 1
@@ -41,6 +43,7 @@ class Cut:
     in_registers: bool = False
     head_in_l2: bool = False
     alone: bool = False
+    team: int = 1
     chain: int = 8
     skip: int = 4
     stages: int = 8
@@ -48,14 +51,14 @@ class Cut:
     def layout(self, engine: CudaEngine) -> Layout:
         s = engine.model.shape
         chain, skip = min(self.chain, s.HALF // 8), min(self.skip, s.S // 16)
-        if not self.blocks:
+        if not self.teams:
             return Layout(s, engine.dtype, "streaming_weights", self.tile, chain, skip, stages=self.stages)
-        owners = self.blocks - self.alone
+        owners = self.teams - self.alone
         assert owners <= s.LAYERS, "every block has a layer or the head"
         first = [block * s.LAYERS // owners for block in range(owners + 1)] + [s.LAYERS] * self.alone
         return Layout(
-            s, engine.dtype, "resident", self.tile, chain, skip, self.tiles, tuple(first), self.hop == "cluster",
-            self.in_registers, self.head_in_l2,
+            s, engine.dtype, "resident", self.tile, chain, skip, self.tiles, tuple(first), self.team,
+            self.hop == "cluster", self.in_registers, self.in_registers, self.head_in_l2,
         )  # fmt: skip
 
 
@@ -72,29 +75,32 @@ def laid(engine: CudaEngine, cut: Cut, **options: Any) -> CudaEngine:
 
 # --- a few samples ------------------------------------------------------------------------------------------------
 
-# The last samples hear the first ones through a ring, and two columns of conditioning are interpolated. Two warps and
-# two panels for every product.
+# The last samples hear the first ones through a ring, and two columns of conditioning are interpolated. Of two chain
+# warps each has a share of every product of a layer and of the past that is fetched, but only one of the first product
+# of the head.
 FEW = small(
-    hop_length=3, dilations=(1, 2, 1), kernel_size=2, residual_channels=20, gate_channels=36, skip_channels=24,
-    head_channels=24, input=OneHotInput(kernel_size=2), head=CategoricalHead(classes=21),
-    conditioning=Conditioning(upsampling=Linear()),
+    hop_length=3, dilations=(1, 2, 1, 1, 2), residual_channels=20, gate_channels=36, skip_channels=24, head_channels=12,
+    input=OneHotInput(kernel_size=2), head=CategoricalHead(classes=21), conditioning=Conditioning(upsampling=Linear()),
 )  # fmt: skip
-# Nine streams are two tiles.
+# Two tiles of streams at once. Blocks with one and with two layers before others, and the head alone.
 FEW_CUTS = {
-    "streaming_weights": (Cut(chain=2, skip=2, stages=4), 80),
-    "cluster": (Cut(3, tiles=2, alone=True, chain=2, skip=2), 90),
-    "grid": (Cut(3, "grid", tiles=2, alone=True, chain=2, skip=2), 80),
+    "streaming_weights": (Cut(chain=2, skip=2, stages=4, pipelines=2), 80),
+    "cluster": (Cut(4, tiles=2, alone=True, chain=2, skip=2), 90),
+    "grid": (Cut(4, "grid", tiles=2, alone=True, chain=2, skip=2), 80),
+    # One tile: between two of them what is exchanged for one orders the rings of the other.
+    "teams": (Cut(4, "grid", pipelines=2, alone=True, chain=2, skip=2, team=2), 80),
 }
+_FEW = 14
 
 
 def say_few(device: EmulatedDevice, cut: Cut, dtype: str = "bf16", frames: int = 2, **options: Any) -> Any:
-    """Nine streams of `FEW`, of which one ends early: draws, logits and the state after."""
+    """Fourteen streams of `FEW`, of which one ends early: draws, logits and the state after."""
     engine = laid(CudaEngine(FEW, random_weights(FEW), dtype, device), cut, **options)
-    state = engine.start(np.arange(9, dtype=np.uint64), None)
-    logits = np.full((9, frames * FEW.hop_length, FEW.out_channels), np.nan, np.float32)
-    counts = np.array([frames - (b == 3) for b in range(9)])
-    mel = random_mel(FEW, frames, 9)
-    draws, _ = engine.advance(state, mel, counts, np.ones(9, bool), 1.0, logits=logits, raw=True)
+    state = engine.start(np.arange(_FEW, dtype=np.uint64), None)
+    logits = np.full((_FEW, frames * FEW.hop_length, FEW.out_channels), np.nan, np.float32)
+    counts = np.array([frames - (b == 3) for b in range(_FEW)])
+    mel = random_mel(FEW, frames, _FEW)
+    draws, _ = engine.advance(state, mel, counts, np.ones(_FEW, bool), 1.0, logits=logits, raw=True)
     return draws, logits, state
 
 
@@ -191,7 +197,7 @@ def _outputs(call: Mapping[str, Any]) -> list[str]:
 
 
 def _nan(dtype: np.dtype[Any]) -> Any:
-    return np.nan if dtype.kind == "f" else 0xFFFF
+    return np.nan if dtype.kind == "f" else np.iinfo(dtype).max
 
 
 # --- recorded launches ------------------------------------------------------------------------------------------
@@ -210,11 +216,25 @@ class Recorded:
 
     def run(self, program: Program, seed: int = 0) -> dict[str, NDArray[Any]]:
         """On a copy of its arguments, by this program, which was made of `ptx`: what it leaves for the host."""
+        return self._run(program, seed)[0]
+
+    def run_orders(self, program: Program) -> list[dict[str, NDArray[Any]]]:
+        """`run` with threads in several orders: of the two copies that a compiler makes of a poll, the one before a
+        loop and the one within, each has to be the one that finds what it waits for."""
+        return [self.run(program, seed) for seed in range(ORDERS)]
+
+    def reached(self) -> set[int]:
+        """Lines of the PTX that `run_orders` executes."""
+        program = Program(self.ptx, count="lines")
+        runs = [self._run(program, seed)[1].instructions for seed in range(ORDERS)]
+        return {int(line) for counts in runs for line, count in counts.items() if count}
+
+    def _run(self, program: Program, seed: int) -> tuple[dict[str, NDArray[Any]], Stats]:
         call = _copied(self.call)
-        program.launch(
+        stats = program.launch(
             self.kernel.name, self.grid, self.block, [self.kernel.call.for_emulator(call)], seed=seed, **self.options
         )
-        return {name: np.asarray(call[name]) for name in (*STATE, *_outputs(call), "abort")}
+        return {name: np.asarray(call[name]) for name in (*STATE, *_outputs(call), "abort")}, stats
 
 
 class Recorder(EmulatedDevice):

@@ -136,7 +136,8 @@ def same_states(one: HostState, other: HostState, filters: float = 0.0) -> None:
         else:
             np.testing.assert_array_equal(value, b[name], err_msg=name)
     for state in (one, other):
-        assert not rings_of(state)[..., state.engine.config.residual_channels :].any()
+        engine: Any = state.engine
+        assert not rings_of(state)[..., engine.config.residual_channels : engine.shape.R].any()
 
 
 def rings_of(state: Any) -> Any:

@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 import pytest
 from children import python
-from engine_models import MODELS, random_mel, random_weights, small, speaker_vectors
+from engine_models import MODELS, case, random_mel, random_weights, small, speaker_vectors
 
 from wavenet_fast import Vocoder
 from wavenet_fast.backends import gpu, prepare
@@ -79,15 +79,17 @@ def test_a_block_with_too_little_room_gives_another_plan_and_the_same_sound():
 
     config, roomy = PLAIN["standardised, speakers"], emulated_properties(90)
     weights, plans, sounds = random_weights(config), [], []
-    for size, multiprocessors in ((roomy.shared_per_block, 16), (24_000, 16), (24_000, 1)):
-        properties = dataclasses.replace(roomy, shared_per_block=size, multiprocessors=multiprocessors)
+    for size, multiprocessors, gpcs in (
+        (roomy.shared_per_block, 16, (16,)), (24_000, 16, (16,)), (24_000, 16, ()), (24_000, 1, (1,)),
+    ):  # fmt: skip
+        properties = dataclasses.replace(roomy, shared_per_block=size, multiprocessors=multiprocessors, gpcs=gpcs)
         device = EmulatedDevice(90, properties=properties)
         engine = CudaEngine(config, weights, "fp32", device)
         plans.append(engine.explain(2, 1).details)
         assert plans[-1]["shared_bytes"] <= size
         sounds.append(spoken(config, engine))
     assert [(plan["variant"], plan["hop"]) for plan in plans] == [
-        ("resident", "none"), ("resident", "grid"), ("streaming_weights", "none"),
+        ("resident", "none"), ("resident", "cluster"), ("resident", "grid"), ("streaming_weights", "none"),
     ]  # fmt: skip
     for sound in sounds[1:]:
         np.testing.assert_array_equal(sound, sounds[0])
@@ -96,6 +98,37 @@ def test_a_block_with_too_little_room_gives_another_plan_and_the_same_sound():
         BackendError, match=r"needs 17 KiB of shared memory in fp32 .* possible are a smaller number fo"
     ):
         CudaEngine(config, weights, "fp32", tight)
+
+
+# --- clusters ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("capability, most", [(90, 16), (120, 8)])
+def test_how_many_clusters_fit_is_asked_of_the_device(capability, most):
+    from wavenet_fast.kernels.cuda.emulated_device import EmulatedDevice, emulated_properties
+    from wavenet_fast.kernels.cuda.model import Model
+
+    class Device(EmulatedDevice):
+        def load(self, name, headers):
+            return name
+
+        def clusters(self, kernel, block, shared, cluster):
+            assert kernel == "resident" and shared <= self.properties.shared_per_block
+            self.asked.append(cluster)
+            return self.answers.get(cluster, 0)
+
+    config = case("nv-small")
+    properties = dataclasses.replace(emulated_properties(capability), multiprocessors=132, gpcs=(most,) * 8)
+    weights, plans = random_weights(config), []
+    for answers in ({size: 3 for size in range(most + 1)}, {most: 2}, {}):
+        device = Device(capability, properties=properties)
+        device.answers, device.asked = answers, []
+        model = Model(config, weights, "bf16", device)
+        plans.append(model.plan(8))
+        assert device.asked and len(device.asked) == len(set(device.asked)) and model.plan(8) is plans[-1]
+        assert plans[-1].hop == "grid" or plans[-1].blocks == device.asked[-1]
+    assert [plan.hop for plan in plans] == ["cluster", "cluster", "grid"]
+    assert plans[0].blocks < plans[1].blocks == most
 
 
 # --- a cache folder that cannot be written ----------------------------------------------------------------------

@@ -111,13 +111,16 @@ def spoken(name: str, dtype: str, cut: Cut, capability: int = 90) -> Any:
         ("many-classes", "bf16", Cut(2, tile=16), 90), ("two-classes", "fp32", Cut(2, "grid", alone=True), 90),
         ("ten-logistics", "fp16", Cut(3, alone=True), 90), ("deep", "bf16", Cut(16, alone=True), 90),
         ("deep", "fp16", Cut(5, "grid"), 80), ("panels", "bf16", Cut(2, head_in_l2=True), 90),
+        ("odd", "int8", STREAMED, 80), ("panels", "int8", Cut(2, alone=True, tile=16), 90),
+        ("ten-logistics", "int8", Cut(2, "grid", alone=True, team=2), 80),
+        ("panels", "fp16", Cut(3, "grid", alone=True, team=3, in_registers=True), 90),
     ],
-    ids=lambda value: None if not isinstance(value, Cut) else f"{value.blocks}-{value.hop}",
+    ids=lambda value: None if not isinstance(value, Cut) else f"{value.teams}-{value.hop}",
 )  # fmt: skip
 def test_every_stage_equals_the_reference(name: str, dtype: str, cut: Cut, capability: int) -> None:
     engine = engine_of(name, dtype, cut, capability)
     print(check_stages(engine, random_weights(engine.config), frames_of(name)))
-    assert engine.model.device.launched.keys() == {"project", "resident" if cut.blocks else "streaming_weights"}
+    assert engine.model.device.launched.keys() == {"project", "resident" if cut.teams else "streaming_weights"}
 
 
 # --- the laws ---------------------------------------------------------------------------------------------------
@@ -127,7 +130,7 @@ def test_every_stage_equals_the_reference(name: str, dtype: str, cut: Cut, capab
 VOICES = [
     ("wide-input", "fp32", STREAMED, 80), ("logistic", "fp16", CLUSTER, 90), ("gaussian", "bf16", GRID, 120),
     ("panels", "bf16", Cut(2, alone=True, in_registers=True), 90), ("two-classes", "fp32", Cut(2, "grid", tiles=2), 80),
-    ("ten-logistics", "bf16", Cut(1, pipelines=2), 100),
+    ("ten-logistics", "int8", Cut(2, pipelines=2), 100), ("panels", "bf16", Cut(3, "grid", alone=True, team=2), 80),
 ]  # fmt: skip
 voices = pytest.mark.parametrize("voice", VOICES, ids=lambda voice: "{}-{}".format(*voice))
 
@@ -200,7 +203,7 @@ CUTS = [
     (Cut(tile=16), 80), (Cut(tile=32, chain=3, skip=1, stages=2), 120), (Cut(chain=1, skip=2, stages=4), 90),
     (Cut(1), 90), (Cut(1, "grid", tile=16, in_registers=True), 80), (Cut(2, alone=True, tiles=3), 90),
     (Cut(3, in_registers=True, tile=32, head_in_l2=True), 90), (Cut(4, alone=True, chain=2, skip=3, pipelines=2), 100),
-    (Cut(2, "grid", tiles=2), 86), (Cut(4, "grid", alone=True, in_registers=True, pipelines=2), 90),
+    (Cut(2, "grid", tiles=2), 86), (Cut(2, "grid", alone=True, team=3, tiles=2, chain=2), 89), (Cut(4, "grid", alone=True, in_registers=True, pipelines=2), 90),
 ]  # fmt: skip
 
 
@@ -226,13 +229,18 @@ def of_many(name: str, dtype: str) -> Any:
 
 @pytest.mark.parametrize("cut, capability", CUTS, ids=str)
 def test_no_cut_of_a_model_changes_a_bit(cut: Cut, capability: int) -> None:
-    same_as(of_many("panels", "bf16"), "panels", "bf16", cut, capability, seed=cut.tile + cut.blocks)
+    same_as(of_many("panels", "bf16"), "panels", "bf16", cut, capability, seed=cut.tile + cut.teams)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-@pytest.mark.parametrize("cut, capability", [CUTS[1], CUTS[5], CUTS[8]], ids=str)
+@pytest.mark.parametrize("cut, capability", [CUTS[1], CUTS[5], CUTS[9]], ids=str)
 def test_no_cut_changes_a_bit_in_other_formats(dtype: str, cut: Cut, capability: int) -> None:
     same_as(of_many("two-classes", dtype), "two-classes", dtype, cut, capability)
+
+
+@pytest.mark.parametrize("cut, capability", [CUTS[1], CUTS[5], CUTS[8], CUTS[9]], ids=str)
+def test_no_cut_changes_a_bit_in_int8(cut: Cut, capability: int) -> None:
+    same_as(of_many("panels", "int8"), "panels", "int8", cut, capability)
 
 
 @pytest.mark.parametrize("cut, capability", [(Cut(16, alone=True, tiles=2), 90), (Cut(5, "grid"), 80)], ids=str)

@@ -17,6 +17,7 @@ pytest.importorskip("cuda.bindings", reason='cuda-bindings is not installed: pip
 
 from cuda_launches import FEW, FEW_CUTS, Recorder, laid, say_few
 from engine_models import random_mel, random_weights
+from gpu_cuda import why_unnoticed
 from gpu_checks import same_states
 from wavenet_fast.kernels.cuda.compile import SOURCES, why_not_kernels
 from wavenet_fast.kernels.cuda.emulated_device import EmulatedDevice
@@ -53,49 +54,69 @@ def test_no_race_in_fp32(name: str) -> None:
 
 # --- waiting in vain --------------------------------------------------------------------------------------------
 
-NEXT_X = "post.send(block + 1, kX, tile);"
-SKIPS = "post.send(last ? plan::BLOCKS - 1 : block + 1, last ? kHead : kSkip, tile);"
+PATIENCE = 3_000_000
+NEXT_X = "post.send(team + 1, kX, tile);"
+SKIPS = "post.send(to, last ? kHead : kSkip, tile);"
 DRAWN = "if (more) post.send(0, kX, tile);"
 LOOP = "i < longest && !stopped; ++i"
 # What is done to the kernel; the blocks that then wait in vain, any of which may be the first to give up, and the tile.
 STUCK = {
-    "x is not handed on": (NEXT_X, "if (block != 0 || tile != 1 || i != 2) " + NEXT_X, "012", 1, "cluster"),
-    "skip sums are not": (SKIPS, "if (block != 0 || tile != 0 || i != 1) " + SKIPS, "012", 0, "grid"),
-    "nor the last ones": (SKIPS, "if (!last || tile != 1) " + SKIPS, "012", 1, "grid"),
-    "by one warp": (SKIPS, "if (!last || warp != 3) " + SKIPS, "012", 0, "cluster"),
-    "the head is silent": (DRAWN, "if (more && tile != 0) post.send(0, kX, tile);", "012", 0, "grid"),
-    "the first block does not begin": (LOOP, LOOP.replace("longest", "(block == 0 ? 0 : longest)"), "12", 0, "grid"),
-    "a block does not begin": (LOOP, LOOP.replace("longest", "(block == 1 ? 0 : longest)"), "02", 0, "cluster"),
-    "the head does not begin": (LOOP, LOOP.replace("longest", "(head ? 0 : longest)"), "01", 0, "cluster"),
+    "x is not handed on": (NEXT_X, "if (team != 0 || tile != 1 || i != 2) " + NEXT_X, "0123", 1, "cluster"),
+    "skip sums are not": (SKIPS, "if (team != 0 || tile != 0 || i != 1) " + SKIPS, "0123", 0, "grid"),
+    "nor the last ones": (SKIPS, "if (!last || tile != 1) " + SKIPS, "0123", 1, "grid"),
+    "by one warp": (SKIPS, "if (!last || warp != 3) " + SKIPS, "0123", 0, "cluster"),
+    "the head is silent": (DRAWN, "if (more && tile != 0) post.send(0, kX, tile);", "0123", 0, "grid"),
+    "the first block does not begin": (LOOP, LOOP.replace("longest", "(team == 0 ? 0 : longest)"), "123", 0, "grid"),
+    "a block does not begin": (LOOP, LOOP.replace("longest", "(team == 1 ? 0 : longest)"), "023", 0, "cluster"),
+    "the head does not begin": (LOOP, LOOP.replace("longest", "(head ? 0 : longest)"), "012", 0, "cluster"),
 }  # fmt: skip
-WAITED_FOR = {"0": "x", "1": "x|the skip sums", "2": "the skip sums of all layers"}
+WAITED_FOR = {"0": "x", "1": "x|the skip sums", "2": "x|the skip sums", "3": "the skip sums of all layers"}
+
+
+def spoilt(fault: str, folder: Path) -> Path:
+    """The kernels' sources with this fault."""
+    right, wrong, *_ = STUCK[fault]
+    text = (SOURCES / "resident.cuh").read_text(encoding="utf-8")
+    assert text.count(right) == 1
+    for path in SOURCES.glob("*.cuh"):
+        shutil.copy(path, folder)
+    (folder / "resident.cuh").write_text(text.replace(right, wrong), encoding="utf-8")
+    return folder
 
 
 @pytest.mark.parametrize("fault", STUCK)
 def test_who_waits_in_vain_gives_up_and_says_for_what(fault: str, tmp_path: Path) -> None:
     """The launch ends, with all its blocks, and the streams are where they were."""
-    right, wrong, waiting, tile, name = STUCK[fault]
-    text = (SOURCES / "resident.cuh").read_text(encoding="utf-8")
-    assert text.count(right) == 1
-    for path in SOURCES.glob("*.cuh"):
-        shutil.copy(path, tmp_path)
-    (tmp_path / "resident.cuh").write_text(text.replace(right, wrong), encoding="utf-8")
+    _, _, waiting, tile, name = STUCK[fault]
     cut, capability = FEW_CUTS[name]
-    device = EmulatedDevice(capability, sources=tmp_path)
-    engine = laid(CudaEngine(FEW, random_weights(FEW), "bf16", device), cut, patience=3_000_000)
-    state, before = (engine.start(np.arange(9, dtype=np.uint64), None) for _ in range(2))
+    device = EmulatedDevice(capability, sources=spoilt(fault, tmp_path))
+    engine = laid(CudaEngine(FEW, random_weights(FEW), "bf16", device), cut, patience=PATIENCE)
+    state, before = (engine.start(np.arange(10, dtype=np.uint64), None) for _ in range(2))
     for seed in (0, 1, 2):
         device.seed = seed
         with pytest.raises(BackendError) as told:
-            engine.advance(state, random_mel(FEW, 2, 9), np.full(9, 2), np.ones(9, bool), 1.0)
+            engine.advance(state, random_mel(FEW, 2, 10), np.full(10, 2), np.ones(10, bool), 1.0)
         said = re.search(
-            r"gave up: block (\d) of pipeline 0 waited more than 3,000,000 clock cycles for (.+) of tile (\d)\.",
+            rf"gave up: block (\d) of pipeline 0 waited more than {PATIENCE:,} clock cycles for (.+) of tile (\d)\.",
             str(told.value),
         )
         print(told.value)
         assert said is not None and said[1] in waiting and said[3] == str(tile)
         assert re.fullmatch(WAITED_FOR[said[1]], said[2])
         same_states(state, before)
+
+
+def test_a_block_that_gives_up_stays_until_nobody_writes_into_its_memory(tmp_path: Path) -> None:
+    """Without the barrier at the end of a cluster it would leave while others do."""
+    cut, capability = FEW_CUTS["cluster"]
+    device = Recorder(capability, sources=spoilt("a block does not begin", tmp_path))
+    with pytest.raises(BackendError, match="gave up"):
+        say_few(device, cut, patience=PATIENCE)
+    launch = device.launches["resident"]
+    last = [m for m in mutants(launch.ptx) if m.description == "cluster barrier deleted"][-1]
+    report = survivors(launch.ptx, launch.run, modes=["plain"], sites=[last.site], workers=1)
+    (caught,) = report.caught
+    assert "block" in caught.by and caught.by != "the results differ", caught.by
 
 
 @pytest.mark.parametrize("name", ["cluster", "grid"])
@@ -109,15 +130,16 @@ def test_who_waits_long_enough_is_served(name: str) -> None:
 # --- mutants ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FEW_CUTS)
+@pytest.mark.parametrize("name", ["streaming_weights", "cluster", "grid"])
 def test_a_missing_barrier_is_noticed(name: str) -> None:
-    """Of the sites every some; gpu_check.py runs all."""
+    """Of the sites every some; gpu_check.py runs all, in several orders of threads."""
     cut, capability = FEW_CUTS[name]
     device = Recorder(capability)
     say_few(device, cut)
-    launch = device.launches["resident" if cut.blocks else "streaming_weights"]
-    sites = range(1, len(mutants(launch.ptx)), 17)
-    report = survivors(launch.ptx, launch.run, sites=sites, workers=1)
+    launch = device.launches["resident" if cut.teams else "streaming_weights"]
+    reached = launch.reached()
+    chosen = [m.site for m in mutants(launch.ptx) if m.line in reached and why_unnoticed(launch.ptx, m.line) is None]
+    report = survivors(launch.ptx, launch.run_orders, sites=chosen[1::9], workers=1)
     for caught in report.caught:
         print(caught.mutant.line, caught.mutant.description, caught.mode, caught.by)
-    assert len(report.caught) > 1 and not report.survived
+    assert len(report.caught) > 3 and not report.survived

@@ -22,7 +22,7 @@ from .compile import SOURCES, compile_kernel
 from .cuda_driver import CudaError, Driver
 from .cuda_streams import CudaPending, Event, Queue
 from .device import Kernel, check_launch, largest_cluster, sizes
-from .devices import DeviceProperties
+from .devices import DeviceProperties, properties_of
 from .foreign import cuda_view, shape_of
 from .transfers import check_same_bytes, checked_out
 
@@ -277,14 +277,17 @@ def _properties(driver: Driver, device: Any) -> DeviceProperties:
 
     name = driver("cuDeviceGetName", 256, device, doing="asking about the GPU").split(b"\0")[0].decode(errors="replace")
     capability = 10 * number("COMPUTE_CAPABILITY_MAJOR") + number("COMPUTE_CAPABILITY_MINOR")
+    multiprocessors = number("MULTIPROCESSOR_COUNT")
     return DeviceProperties(
         name,
         capability,
-        number("MULTIPROCESSOR_COUNT"),
+        multiprocessors,
         number("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"),
         number("MAX_SHARED_MEMORY_PER_MULTIPROCESSOR"),
         number("MAX_REGISTERS_PER_MULTIPROCESSOR"),
         number("MAX_THREADS_PER_MULTIPROCESSOR"),
         number("MAX_BLOCKS_PER_MULTIPROCESSOR"),
         largest_cluster(capability),
+        # Which no driver tells: what a plan begins with, before it asks how many clusters fit.
+        properties_of(capability, multiprocessors).gpcs,
     )

@@ -38,11 +38,12 @@ class DeviceProperties:
     """Most blocks of a cluster, with the opt-in above 8; 1 where there are no clusters."""
     gpcs: tuple[int, ...] = ()
     """Multiprocessors of each GPC, which no cluster crosses: an assumption [A]; chips of one product differ in it.
-    Empty where there are no clusters."""
+    Empty where there are no clusters, or nothing is assumed because a driver is at hand."""
 
     def clusters_at_once(self, blocks: int) -> int:
-        """Clusters of so many blocks, one block a multiprocessor, that the assumed GPCs take together."""
-        return sum(size // blocks for size in self.gpcs) if blocks <= self.max_cluster else 0
+        """Clusters of so many blocks, one block a multiprocessor, that the assumed GPCs take together; without such an
+        assumption as many as there are multiprocessors for."""
+        return sum(size // blocks for size in self.gpcs or (self.multiprocessors,)) if blocks <= self.max_cluster else 0
 
 
 @dataclass(frozen=True)

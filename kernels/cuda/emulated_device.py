@@ -43,7 +43,7 @@ def emulated_properties(capability: int) -> DeviceProperties:
     block, whole, threads, blocks = _LIMITS[capability]
     return DeviceProperties(
         f"an emulated sm_{capability}", capability, _MULTIPROCESSORS, block << 10, whole << 10, 65_536, threads, blocks,
-        largest_cluster(capability),
+        largest_cluster(capability), (_MULTIPROCESSORS,) if largest_cluster(capability) > 1 else (),
     )  # fmt: skip
 
 

@@ -130,11 +130,13 @@ struct Post {
 #endif
   }
 
-  // By all threads, before the first mail: nobody writes into a mailbox before its barriers are there.
+  // By all threads, a barrier of the block, before the first mail: nobody writes into a mailbox before its barriers are
+  // there.
   DEVICE void opened() const {
 #if __CUDA_ARCH__ >= 900
-    if (plan::CLUSTER) cluster_barrier();
+    if (plan::CLUSTER) return cluster_barrier();
 #endif
+    block_barrier();
   }
 
   // By all threads at the end: nobody leaves while others may write into its shared memory.
@@ -177,6 +179,12 @@ struct Post {
   }
 
   // --- taking: from a mailbox in global memory to where products can read it ---
+
+  // By all chain warps, which have yet to meet.
+  template <int CHANNELS>
+  DEVICE void take_alone(const Rows<CHANNELS>& to, const Target<CHANNELS>& from, int warp, int thread) const {
+    take_part(to, from, warp, plan::CHAIN, thread, kChainThreads);
+  }
 
   // By all chain warps, which meet at the end.
   template <int CHANNELS>

@@ -17,8 +17,10 @@ _STREAM, _HEARING, _BARRIERS = 32, 24, 3 * 8  # see stages.cuh and handover.cuh
 _ALIGNMENT = 128
 MOST_LOGITS = 48 << 10
 """Of a tile's logits that stay in shared memory; more (thousands of classes) go through global memory."""
-MOST_CARRIED = 64
-"""Registers of a thread that hold x between layers, and as many for the skip sums; more lie in global memory."""
+MOST_CARRIED = 16
+"""Registers of a thread that hold x between layers in `streaming_weights`, and as many for the skip sums; more lie in
+global memory, where only the warp that needs them reads and writes, and neither product nor barrier waits for them. More
+in registers, and the products of wide tiles spill."""
 
 
 @dataclass(frozen=True)
@@ -97,19 +99,37 @@ class Layout:
         return dilated, residual, skip
 
     @property
-    def layer_weights(self) -> int:
-        """Of a layer, in the shared memory of a block: all but what registers hold."""
+    def layer_fragments(self) -> dict[str, int]:
+        """Fragments of each matrix of a layer, in the block that has most of it."""
         s, (dilated, residual, skip) = self.shape, self.panels
         of_x, of_gates = steps(s.R, self.dtype), steps(s.HALF, self.dtype)
-        fragments = dilated * (s.K - 1) * of_x + skip * of_gates
-        fragments += 0 if self.newest_in_registers else dilated * of_x
-        fragments += 0 if self.residual_in_registers else residual * of_gates
-        return FRAGMENT_BYTES * fragments
+        return {
+            "past": dilated * (s.K - 1) * of_x, "newest": dilated * of_x, "residual": residual * of_gates,
+            "skip": skip * of_gates,
+        }  # fmt: skip
+
+    @property
+    def layer_weights(self) -> int:
+        """Of a layer, in the shared memory of a block: all but what registers hold."""
+        fragments = self.layer_fragments
+        return FRAGMENT_BYTES * (fragments["past"] + fragments["skip"]) + self.chain_bytes
+
+    @property
+    def chain_bytes(self) -> int:
+        """Of a layer's weights, what the chain reads from shared memory between a layer's x and the next."""
+        fragments = self.layer_fragments
+        newest = 0 if self.newest_in_registers else fragments["newest"]
+        return FRAGMENT_BYTES * (newest + (0 if self.residual_in_registers else fragments["residual"]))
 
     @property
     def head_weights(self) -> int:
         s = self.shape
         return FRAGMENT_BYTES * (s.H // PANEL * steps(s.S, self.dtype) + s.A // PANEL * steps(s.H, self.dtype))
+
+    @property
+    def model_weights(self) -> int:
+        """All that a sample passes, wherever it lies; in a block's share of it, where a team has several."""
+        return self.shape.LAYERS * FRAGMENT_BYTES * sum(self.layer_fragments.values()) + self.head_weights
 
     def chain_registers(self, own: int) -> int:
         """Registers of a chain thread that hold weights, in a block of so many layers."""
@@ -148,12 +168,12 @@ class Layout:
 
     def layer_parts(self, own: int) -> dict[str, int]:
         """Of a block with so many layers, beside what is common."""
-        s = self.shape
+        s, pasts = self.shape, 2 if self.tiles > 1 else 1  # of the tile at hand, and of the next
         return {
             "mail": self.tiles * self.mailbox["skips"] if self.cluster else 0, "hearing": self.tile * _HEARING,
             "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF), "x_in": 0 if self.cluster else self.rows(s.R),
             "numbers": self.numbers(s.R, s.HALF), "skip_numbers": self.numbers(s.S),
-            "weights": own * self.layer_weights, "past": own * (s.K - 1) * self.rows(s.R) * (2 if self.tiles > 1 else 1),
+            "weights": own * self.layer_weights, "past": pasts * own * (s.K - 1) * self.rows(s.R),
         }  # fmt: skip
 
     def head_parts(self) -> dict[str, int]:
@@ -174,9 +194,9 @@ class Layout:
         return {name: _aligned(size) for name, size in parts.items() if size}
 
     def streaming_parts(self) -> dict[str, int]:
-        """Of a block of `streaming_weights`."""
+        """All shared memory of a block of `streaming_weights` by name, each aligned."""
         s, tile = self.shape, self.tile
-        return {
+        parts = {
             "streams": tile * _STREAM, "hearing": tile * _HEARING, "inputs": tile * s.IN_DEPTH * 4,
             "filters": tile * 4, "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF),
             "past": 2 * (s.K - 1) * self.rows(s.R), "head_in": self.rows(s.S), "hidden": self.rows(s.H),
@@ -184,6 +204,7 @@ class Layout:
             "numbers": self.numbers(s.R, s.HALF), "skip_numbers": self.numbers(s.S, s.H),
             "rings": (self.chain + self.skip) * self.stages * FRAGMENT_BYTES,
         }  # fmt: skip
+        return {name: _aligned(size) for name, size in parts.items()}
 
     @functools.cached_property
     def mailbox(self) -> dict[str, int]:

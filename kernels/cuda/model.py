@@ -20,7 +20,7 @@ from wavenet_fast.packing import hearing_format
 
 from ..tables import tables
 from .arrays import Array
-from .device import Device, Kernel, Pending
+from .device import Device, Kernel, Pending, not_resident
 from .layout import FORMATS, Layout, header_text
 from .packing import STREAMED, pack, tapes
 from .plan import Plan, plan
@@ -83,8 +83,21 @@ class Made:
     trace: Mapping[str, Array] | None = None
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What a kernel does besides: it takes samples that are given, and writes logits and stages. Each is compiled in
+    only where it is asked for."""
+
+    forced: bool = False
+    logits: bool = False
+    trace: bool = False
+
+
+NO_EXTRAS = Extras()
+
+
 class Model:
-    """Immutable, but for what it remembers of plans. `dtype` is the number format, "fp32", "bf16", "fp16" or "int8".
+    """Immutable, but for what it remembers of plans and of the device's answers. `dtype` is the number format, "fp32", "bf16", "fp16" or "int8".
 
     Raises `BackendError` where a weight is too large for fp16, or the model for 32-bit indices."""
 
@@ -95,6 +108,7 @@ class Model:
         self.config, self.dtype, self.device, self.shape = config, dtype, device, Shape.of(config, dtype)
         self.operand = OPERANDS[dtype]
         self._plans: dict[Any, Plan] = {}
+        self._clusters: dict[int, int] = {}
         packed = pack(config, weights, dtype)
         self._speaker = {name: packed.pop(name) for name in ("speaker", "b_speaker") if name in packed}
         self._b_project = packed.pop("b_project")
@@ -143,12 +157,35 @@ class Model:
 
     # --- sample by sample ---------------------------------------------------------------------------------------
 
-    def plan(self, batch: int, **asked: Any) -> Plan:
-        """How so many streams are laid over the device; `asked` as in `plan.plan`."""
+    def assumed_plan(self, batch: int, **asked: Any) -> Plan:
+        """How so many streams are laid over the device, as far as is known without a compiled kernel; `asked` as in
+        `plan.plan`, whose errors it raises."""
+        return plan(self.shape, batch, self.dtype, self.device.properties, clusters=self._clusters, **asked)
+
+    def plan(self, batch: int, extras: Extras = NO_EXTRAS, **asked: Any) -> Plan:
+        """The same where the device has said, of the kernel with these extras, how many clusters fit and whether a grid
+        is resident at once. Answers are kept.
+
+        Raises `BackendError` where the device has no room, `InputError` for what cannot be asked."""
         key = batch, tuple(sorted(asked.items()))
         if key not in self._plans:
-            self._plans[key] = plan(self.shape, batch, self.dtype, self.device.properties, **asked)
+            self._plans[key] = self._asked_plan(batch, extras, asked)
         return self._plans[key]
+
+    def _asked_plan(self, batch: int, extras: Extras, asked: Mapping[str, Any]) -> Plan:
+        device = self.device
+        while (found := self.assumed_plan(batch, **asked)).clusters_assumed:  # each time of a size not asked before
+            layout = found.layout(self.shape)
+            kernel = self._kernel(layout, extras)
+            fit = device.clusters(kernel, (layout.threads,), layout.shared, layout.blocks)
+            self._clusters[layout.blocks] = fit
+        layout = found.layout(self.shape)
+        if layout.resident and not layout.cluster:
+            kernel = self._kernel(layout, extras)
+            possible = device.largest_grid(kernel, (layout.threads,), layout.shared)
+            if found.grid > possible:
+                raise not_resident(kernel, found.grid, possible, device.properties)
+        return found
 
     def generate(
         self,
@@ -167,7 +204,7 @@ class Model:
         have fewer places than there are streams, some streams follow after others. `Launch.check` tells whether all
         went well."""
         c, s, device = self.config, self.shape, self.device
-        kernel = self._kernel(layout, forced is not None, made.logits is not None, made.trace is not None)
+        kernel = self._kernel(layout, Extras(forced is not None, made.logits is not None, made.trace is not None))
         abort = device.zeros((1,), np.uint64)
         rounds = places(layout, pipelines, counts)
         call = {
@@ -194,8 +231,10 @@ class Model:
         told = device.start_download(abort, device.pinned((1,), np.uint64))
         return Launch(layout, told, patience)
 
-    def _kernel(self, layout: Layout, forced: bool, logits: bool, trace: bool) -> Kernel:
-        return self.device.load(layout.variant, {"shape.cuh": layout.header(forced, logits, trace)})
+    def _kernel(self, layout: Layout, extras: Extras) -> Kernel:
+        return self.device.load(
+            layout.variant, {"shape.cuh": layout.header(extras.forced, extras.logits, extras.trace)}
+        )
 
     def _matrices(self, layout: Layout) -> dict[str, Array | None]:
         """Fragments by matrix, or as tapes, whichever the variant reads."""

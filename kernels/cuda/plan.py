@@ -1,7 +1,8 @@
 """How a model runs on a device: kernel, tile, blocks, homes of the weights. Decided from sizes and counts alone, the
 same every time, and with reasons. No plan changes a sample: every variant and tile adds in the same order.
 
-The rules stand in `ways` (order of preference) and `budget` (what a block needs); nothing in them was measured.
+The rules stand in `ways` (order of preference) and `budget` (limits), what a choice takes in `layout`. No speed behind
+them was measured; registers were, on compiled kernels.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Any
 from wavenet_fast.errors import BackendError, InputError
 
 from . import budget, reasons, ways
-from .budget import FORMATS, TILES, Sizes
 from .devices import DeviceProperties
+from .layout import FORMATS, Layout
 from .occupancy import WARP, most_registers
+from .shapes import FRAGMENT_BYTES, Shape, padded
 from .ways import HOPS, PORTABLE_CLUSTER, Asked, Streamed, Way
 
 VARIANTS = ("resident", "streaming_weights")
@@ -25,13 +27,20 @@ _OLDEST = 80
 
 @dataclass(frozen=True)
 class Plan:
-    """A decision, of plain data. `hop`: how activations get from block to block, "cluster", "grid" or "none".
-    `tiles_in_flight` of `tile` streams in each of `pipelines`; a pipeline is `blocks` blocks, of which block b owns the
-    layers from `first_layers[b]` on and the last, `head_block`, the head too. `rounds`: launches until the batch is
-    through. `homes` of newest, past, residual, skip and head: "registers", "shared" or "l2". `stages` of the cp.async
-    ring, of `stage_bytes` each; 0 without a ring. `shared`: bytes by name, for each block of a pipeline. `registers`:
-    estimate for a thread, of which `weight_registers` hold weights. `clusters_assumed`: that so many clusters fit is
-    the table's assumption, and the driver is to be asked."""
+    """A decision, of plain data.
+
+    hop               how activations get from block to block: "cluster", "grid" or "none"
+    tiles_in_flight   of `tile` streams, in each of `pipelines`
+    rounds            launches until the batch is through
+    blocks            of a pipeline: `teams` of `team` blocks each; of several blocks a team, the last team has one
+    first_layers      of each team, which owns the layers from there on; the last, `head_block`, has the head too
+    homes             of newest, past, residual, skip and head: "registers", "shared" or "l2"
+    stages            fragments of each warp's ring; 0 without a ring
+    shared            bytes by name, in a block of each team
+    registers         that a thread needs; the compiler takes up to `register_limit` where that is of use
+    weight_registers  of these, what holds weights
+    clusters_assumed  that so many clusters fit is the table's assumption, and the driver is to be asked
+    """
 
     variant: str
     hop: str
@@ -44,6 +53,8 @@ class Plan:
     pipelines: int
     rounds: int
     blocks: int
+    teams: int
+    team: int
     first_layers: tuple[int, ...]
     layers: int
     head_block: int
@@ -51,7 +62,6 @@ class Plan:
     skip_warps: int
     homes: dict[str, str]
     stages: int
-    stage_bytes: int
     shared: tuple[dict[str, int], ...]
     registers: int
     register_limit: int
@@ -83,13 +93,25 @@ class Plan:
         """Whether the cluster needs no opt-in."""
         return self.hop != "cluster" or self.blocks <= PORTABLE_CLUSTER
 
-    def layers_of(self, block: int) -> range:
+    def layers_of(self, team: int) -> range:
         ends = (*self.first_layers[1:], self.layers)
-        return range(self.first_layers[block], ends[block])
+        return range(self.first_layers[team], ends[team])
+
+    def layout(self, shape: Shape) -> Layout:
+        """For the shape that was planned."""
+        if self.variant == "streaming_weights":
+            return Layout(
+                shape, self.dtype, self.variant, self.tile, self.chain_warps, self.skip_warps, stages=self.stages
+            )
+        return Layout(
+            shape, self.dtype, self.variant, self.tile, self.chain_warps, self.skip_warps, self.tiles_in_flight,
+            (*self.first_layers, self.layers), self.team, self.hop != "grid" and self.capability >= 90,
+            self.homes["newest"] == "registers", self.homes["residual"] == "registers", self.homes["head"] == "l2",
+        )  # fmt: skip
 
 
 def plan(
-    shape: Sizes,
+    shape: Shape,
     batch: int,
     dtype: str,
     properties: DeviceProperties,
@@ -100,11 +122,11 @@ def plan(
     clusters: Mapping[int, int] | None = None,
 ) -> Plan:
     """The plan for `batch` streams. `variant`, `tile` (streams) and `blocks` (of a pipeline) force a choice.
-    `clusters`: what the driver answered, blocks of a cluster → clusters at once; it goes before the table's assumption,
-    and 0 rules a size out.
+    `clusters`: what the driver answered so far, blocks of a cluster → clusters at once; it goes before the table's
+    assumption, and 0 rules a size out. Where it is given, though empty, other sizes are assumed to fit until asked.
 
     Raises `InputError` for an argument without meaning, `BackendError` where the device has no room."""
-    asked = _asked(shape, batch, dtype, properties, tile, blocks, clusters or {})
+    asked = _asked(shape, batch, dtype, properties, tile, blocks, clusters)
     if variant not in ("auto", *VARIANTS):
         raise InputError(f"variant is {variant!r}; possible are auto, {' and '.join(VARIANTS)}")
     if variant == "streaming_weights" and asked.blocks is not None:
@@ -126,9 +148,12 @@ def plan(
         if way is not None and not taken:
             why.append(reasons.too_many_rounds(hop, way, fewest, rounds[fewest]))
             continue
+        if way is not None and streams is not None and way.waits > streams.waits:
+            why.append(reasons.hops_take_longer(way, streams))
+            continue
         why.append(reasons.verdict(asked, hop, way))
         if way is not None:
-            return _resident(asked, way, why)
+            return _resident(asked, way, streams, why)
     if streams is not None:
         return _streaming(asked, streams, why)
     if variant == "auto" and asked.blocks is None:
@@ -155,123 +180,120 @@ def as_dict(plan: Plan) -> dict[str, Any]:
 
 def explain(plan: Plan) -> str:
     """A few lines: what runs where, what it takes, and why."""
-    fullest = max(range(plan.blocks), key=lambda block: sum(plan.shared[block].values()))
+    fullest = max(range(plan.teams), key=lambda team: sum(plan.shared[team].values()))
     memory = ", ".join(f"{name} {size:,}" for name, size in plan.shared[fullest].items())
     homes = ", ".join(f"{name} {home}" for name, home in plan.homes.items())
+    cut = "blocks" if plan.team == 1 else f"{plan.team} blocks each"
+    ring = f"; a ring of {plan.stages} × {FRAGMENT_BYTES} bytes for each warp" if plan.stages else ""
     lines = [
         f"{plan.variant} on {plan.device} (sm_{plan.capability}), {plan.dtype}, {plan.batch} streams",
         f"  grid: {plan.grid} blocks = {plan.pipelines} pipelines × {plan.blocks}, hop {plan.hop}; "
         f"{plan.chain_warps} chain and {plan.skip_warps} skip warps a block",
         f"  streams: {plan.streams_at_once} at once = {plan.pipelines} × {plan.tiles_in_flight} tiles of {plan.tile}; "
         f"rounds: {plan.rounds}",
-        f"  layers: {_spans(plan)}; the head in block {plan.head_block}",
-        f"  weights: {homes}" + (f"; ring of {plan.stages} × {plan.stage_bytes:,} bytes" if plan.stages else ""),
-        f"  shared memory: {plan.shared_bytes:,} bytes in block {fullest}: {memory}",
-        f"  registers: about {plan.registers} of {plan.register_limit} a thread, {plan.weight_registers} of weights",
+        f"  layers, {cut}: {_spans(plan)}; the head in block {plan.head_block}",
+        f"  weights: {homes}{ring}",
+        f"  shared memory: {plan.shared_bytes:,} bytes in a block of team {fullest}: {memory}",
+        f"  registers: {plan.registers} of {plan.register_limit} a thread, {plan.weight_registers} of weights",
     ]
     return "\n".join([*lines, *(f"  {sentence}" for sentence in plan.why)])
 
 
 def _asked(
-    shape: Sizes,
+    shape: Shape,
     batch: int,
     dtype: str,
     device: DeviceProperties,
     tile: int | str,
     blocks: int | str,
-    clusters: Mapping[int, int],
+    clusters: Mapping[int, int] | None,
 ) -> Asked:
     if dtype not in FORMATS:
         raise InputError(f"dtype is {dtype!r}; possible are {', '.join(FORMATS)}")
+    for name in ("R", "HALF", "S", "H"):
+        if (size := getattr(shape, name)) != padded(size, dtype):
+            raise InputError(f"{name} is {size}, and {dtype} pads it to {padded(size, dtype)}; use Shape.of for {dtype}")
     if batch < 1:
         raise InputError(f"a plan is for at least one stream, not for {batch}")
     if device.capability < _OLDEST:
         raise BackendError(f"{device.name} is sm_{device.capability}; the kernels need sm_{_OLDEST} or newer")
-    if tile != "auto" and tile not in TILES:
-        raise InputError(f"tile is {tile!r}; possible are auto, {', '.join(map(str, TILES))}")
+    if tile != "auto" and tile not in budget.TILES:
+        raise InputError(f"tile is {tile!r}; possible are auto, {', '.join(map(str, budget.TILES))}")
     if blocks != "auto" and (not isinstance(blocks, int) or blocks < 1):
         raise InputError(f"blocks is {blocks!r}; possible are auto and numbers from 1")
-    tiles = TILES if tile == "auto" else (int(tile),)
-    return Asked(shape, FORMATS[dtype], batch, device, tiles, None if blocks == "auto" else int(blocks), clusters)
+    tiles = budget.TILES if tile == "auto" else (int(tile),)
+    return Asked(shape, dtype, batch, device, tiles, None if blocks == "auto" else int(blocks), clusters)
 
 
-def _resident(asked: Asked, way: Way, why: list[str]) -> Plan:
-    s, home, device = asked.sizes, way.homes, asked.device
+def _resident(asked: Asked, way: Way, streams: Streamed | None, why: list[str]) -> Plan:
     # Even rounds over as few pipelines as take one, with as few tiles in flight in each.
-    tiles = -(-asked.tiles_of(home.tile) // way.rounds)
+    tiles = -(-asked.tiles_of(way.homes.layout.tile) // way.rounds)
     pipelines = -(-tiles // way.tiles)
     in_flight = -(-tiles // pipelines)
-    first = home.first_layers(way.blocks, in_flight)
-    ends = (*first[1:], s.LAYERS)
-    head = way.blocks - 1
-    shared = tuple(home.shared(ends[b] - first[b], b == head, in_flight) for b in range(way.blocks))
-    chain = "registers" if home.in_registers else "shared"
-    weights = home.weight_registers(max(end - begin for begin, end in zip(first, ends, strict=True)))
-    assumed = way.hop == "cluster" and way.blocks not in asked.clusters
-    why += reasons.taken(asked, way, weights, assumed)
-    return Plan(
-        variant="resident",
-        hop=way.hop,
-        dtype=asked.fmt.name,
-        device=device.name,
-        capability=device.capability,
-        batch=asked.batch,
-        tile=home.tile,
-        tiles_in_flight=in_flight,
-        pipelines=pipelines,
-        rounds=way.rounds,
-        blocks=way.blocks,
-        first_layers=first,
-        layers=s.LAYERS,
-        head_block=head,
-        chain_warps=budget.chain_warps(s),
-        skip_warps=budget.skip_warps(s),
-        homes={"newest": chain, "past": "shared", "residual": chain, "skip": "shared"}
-        | {"head": "l2" if home.head_in_l2 else "shared"},
-        stages=budget.STAGES[0] if home.head_in_l2 else 0,
-        stage_bytes=budget.ring(s, 1) if home.head_in_l2 else 0,
-        shared=shared,
-        registers=budget.registers(s, home.tile, weights),
-        register_limit=most_registers(device, asked.threads),
-        weight_registers=weights,
-        clusters_assumed=assumed,
-        why=tuple(why),
-    )
+    first = way.homes.first_layers(way.teams, in_flight)
+    layout = dataclasses.replace(way.homes.layout, tiles=in_flight, first_layers=(*first, asked.shape.LAYERS))
+    assumed = way.hop == "cluster" and way.blocks not in (asked.clusters or {})
+    why += reasons.taken(asked, way, layout, streams, assumed)
+    homes = {
+        "newest": "registers" if layout.newest_in_registers else "shared", "past": "shared",
+        "residual": "registers" if layout.residual_in_registers else "shared", "skip": "shared",
+        "head": "l2" if layout.head_in_l2 else "shared",
+    }  # fmt: skip
+    shared = tuple(layout.block_parts(own, team + 1 == way.teams) for team, own in enumerate(layout.own))
+    return _plan(asked, layout, way.hop, pipelines, way.rounds, homes, shared, why, assumed)
 
 
 def _streaming(asked: Asked, found: Streamed, why: list[str]) -> Plan:
-    s, device, tile, stages = asked.sizes, asked.device, found.tile, found.stages
+    layout = found.layout
     why += reasons.streaming(found)
+    homes = dict.fromkeys(("newest", "past", "residual", "skip", "head"), "l2")
+    pipelines = -(-asked.tiles_of(layout.tile) // found.rounds)
+    return _plan(asked, layout, "none", pipelines, found.rounds, homes, (layout.streaming_parts(),), why)
+
+
+def _plan(
+    asked: Asked,
+    layout: Layout,
+    hop: str,
+    pipelines: int,
+    rounds: int,
+    homes: dict[str, str],
+    shared: tuple[dict[str, int], ...],
+    why: list[str],
+    clusters_assumed: bool = False,
+) -> Plan:
+    own = max(layout.own, default=0)
     return Plan(
-        variant="streaming_weights",
-        hop="none",
-        dtype=asked.fmt.name,
-        device=device.name,
-        capability=device.capability,
+        variant=layout.variant,
+        hop=hop,
+        dtype=asked.dtype,
+        device=asked.device.name,
+        capability=asked.device.capability,
         batch=asked.batch,
-        tile=tile,
-        tiles_in_flight=1,
-        pipelines=-(-asked.tiles_of(tile) // found.rounds),
-        rounds=found.rounds,
-        blocks=1,
-        first_layers=(0,),
-        layers=s.LAYERS,
-        head_block=0,
-        chain_warps=budget.chain_warps(s),
-        skip_warps=budget.skip_warps(s),
-        homes=dict.fromkeys(("newest", "past", "residual", "skip", "head"), "l2"),
-        stages=stages,
-        stage_bytes=budget.ring(s, 1),
-        shared=({"ring": budget.ring(s, stages)} | budget.streaming_shared(s, asked.fmt, tile),),
-        registers=budget.registers(s, tile, 0),
-        register_limit=most_registers(device, asked.threads),
-        weight_registers=0,
-        clusters_assumed=False,
+        tile=layout.tile,
+        tiles_in_flight=layout.tiles,
+        pipelines=pipelines,
+        rounds=rounds,
+        blocks=layout.blocks,
+        teams=layout.teams,
+        team=layout.team,
+        first_layers=layout.first_layers[:-1] or (0,),
+        layers=asked.shape.LAYERS,
+        head_block=layout.blocks - 1,
+        chain_warps=layout.chain,
+        skip_warps=layout.skip,
+        homes=homes,
+        stages=layout.stages,
+        shared=shared,
+        registers=budget.registers(layout, own),
+        register_limit=most_registers(asked.device, layout.threads),
+        weight_registers=layout.chain_registers(own),
+        clusters_assumed=clusters_assumed,
         why=tuple(why),
     )
 
 
 def _spans(plan: Plan) -> str:
-    """Layers of each block: "0–2 | 3–5 | –"."""
-    owned = [plan.layers_of(block) for block in range(plan.blocks)]
+    """Layers of each team: "0–2 | 3–5 | –"."""
+    owned = [plan.layers_of(team) for team in range(plan.teams)]
     return " | ".join("–" if not span else f"{span[0]}–{span[-1]}" if len(span) > 1 else f"{span[0]}" for span in owned)

@@ -121,6 +121,8 @@ struct Target {
 };
 
 // --- where weights come from --------------------------------------------------------------------------------------
+//
+// Each has next(), the next fragment, and kHeld: whether they are in registers.
 
 // What a product receives for one step: in 16 bit a lane's own words, in fp32 the whole fragment, of which lanes read
 // each other's part.
@@ -142,6 +144,7 @@ constexpr int kFragmentWords = kFragmentBytes / sizeof(uint4);
 
 // Fragments that lie one behind the other, in shared or global memory.
 struct FromMemory {
+  static constexpr bool kHeld = false;
   const uint4* next_fragment;
 
   DEVICE Fragment next() {
@@ -154,6 +157,7 @@ struct FromMemory {
 // Fragments that a warp holds in its registers.
 template <int COUNT>
 struct FromRegisters {
+  static constexpr bool kHeld = true;
   const uint4 (&fragments)[COUNT];
   int at = 0;
 
@@ -164,6 +168,7 @@ struct FromRegisters {
 // lane's copies are its own words, so that only fp32, where lanes read each other's, needs the warp to meet.
 template <int DEPTH>
 struct FromTape {
+  static constexpr bool kHeld = false;
   static_assert((DEPTH & (DEPTH - 1)) == 0 && DEPTH >= 2, "slots are counted with a mask");
 
   const uint4* tape;
@@ -243,10 +248,12 @@ DEVICE void multiply_pair(Total& even, Total& odd, Weights& weights, const Rows<
   }
 }
 
+// What is unrolled is loaded ahead, into registers that wide tiles and fp32 do not have. Those that hold weights have no
+// index.
 template <class Total, class Weights, int CHANNELS>
 DEVICE void multiply(Total& even, Total& odd, Weights& weights, const Rows<CHANNELS>& x) {
   constexpr int kSteps = steps_of(CHANNELS);
-  constexpr int kUnroll = kSteps > 16 ? 4 : 8;
+  constexpr int kUnroll = Weights::kHeld ? kSteps : !kTensorCores ? 1 : kEights > 1 ? 4 / kEights : kSteps > 16 ? 4 : 8;
 #pragma unroll kUnroll
   for (int step = 0; step + 1 < kSteps; step += 2) multiply_pair<true, Numbers>(even, odd, weights, x, step);
   if constexpr (kSteps % 2) multiply_pair<false, Numbers>(even, odd, weights, x, kSteps - 1);

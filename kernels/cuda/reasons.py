@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from . import budget
-from .ways import CLUSTERED, PORTABLE_CLUSTER, Asked, Streamed, Way, blocks_needed, homes
+from .layout import Layout
+from .ways import CLUSTERED, PORTABLE_CLUSTER, Asked, Homes, Streamed, Way, blocks_needed, homes, streaming_layouts
 
 NAMES = {"none": "one block", "cluster": "a cluster", "grid": "a co-resident grid"}
 """What a pipeline of the resident kernel runs on, by its hop."""
@@ -11,7 +12,7 @@ NAMES = {"none": "one block", "cluster": "a cluster", "grid": "a co-resident gri
 
 def verdict(asked: Asked, hop: str, way: Way | None) -> str:
     """On the resident kernel over that kind of hop."""
-    return f"resident on {NAMES[hop]}: " + (f"taken, {_taken(hop, way)}" if way else f"passed over, {_not(asked, hop)}")
+    return f"resident on {NAMES[hop]}: " + (f"taken, {_taken(way)}" if way else f"passed over, {_not(asked, hop)}")
 
 
 def too_many_rounds(hop: str, way: Way, other: str, rounds: int) -> str:
@@ -22,9 +23,14 @@ def too_many_rounds(hop: str, way: Way, other: str, rounds: int) -> str:
     )
 
 
-def taken(asked: Asked, way: Way, weights: int, assumed: bool) -> list[str]:
-    """On what was chosen within the resident kernel: homes, tile, pipelines. `weights`: registers of a thread."""
-    sentences = [_chain_home(asked, way, weights), *_head_home(asked, way), *_tile(asked, way)]
+def hops_take_longer(way: Way, streams: Streamed) -> str:
+    """On the resident kernel where reading all weights for every sample is quicker."""
+    return f"resident on {NAMES[way.hop]}: passed over, {_compared(way, streams)}."
+
+
+def taken(asked: Asked, way: Way, layout: Layout, streams: Streamed | None, assumed: bool) -> list[str]:
+    """On what was chosen within the resident kernel: homes, tile, pipelines."""
+    sentences = [*_team(way), _chain_home(way, layout), *_head_home(layout), *_warps(asked, layout), *_tile(asked, way)]
     if assumed:
         sentences.append(
             f"clusters: that {way.pipelines} of {way.blocks} blocks fit at once is an assumption about "
@@ -36,21 +42,20 @@ def taken(asked: Asked, way: Way, weights: int, assumed: bool) -> list[str]:
         sentences.append("resident on a cluster: not needed, its hops take longer than none.")
     if way.hop != "grid":
         sentences.append("resident on a co-resident grid: not needed, its hops go through global memory.")
-    sentences.append("streaming_weights: not needed, it reads all weights from L2 for every sample.")
+    if streams is not None:
+        sentences.append(f"streaming_weights: not needed, {_compared(way, streams)}.")
     return sentences
 
 
 def streaming(found: Streamed) -> list[str]:
     """On streaming_weights, where it is taken."""
-    asked, tile = found.asked, found.tile
-    weights = kib(budget.model_weights(asked.sizes, asked.fmt))
-    at_once = tile * found.blocks
+    asked, layout = found.asked, found.layout
+    at_once = layout.tile * found.blocks
     return [
-        f"streaming_weights: taken, a block needs room for one tile and {found.stages} stages of weights only, and "
-        f"reads all {weights} of weights from L2 for every sample.",
-        f"tile of {tile}: {'asked for' if len(asked.tiles) == 1 else 'taken'}, "
-        f"{_count(found.a_multiprocessor, 'block')} on each of {asked.device.multiprocessors} multiprocessors take "
-        f"{at_once} streams at once; the batch has {asked.batch}.",
+        "streaming_weights: taken, a block needs room for one tile and its rings only, and reads all "
+        f"{kib(layout.model_weights)} of weights from L2 for every sample.",
+        f"tile of {layout.tile}: {'asked for' if len(asked.tiles) == 1 else 'taken'}, a block on each of "
+        f"{asked.device.multiprocessors} multiprocessors take {at_once} streams at once; the batch has {asked.batch}.",
         *_waiting(asked, at_once),
     ]
 
@@ -58,13 +63,12 @@ def streaming(found: Streamed) -> list[str]:
 def no_room(asked: Asked) -> str:
     """An error's sentence: not even streaming_weights fits."""
     tile = min(asked.tiles)
-    fixed = budget.streaming_shared(asked.sizes, asked.fmt, tile)
-    least = sum(fixed.values()) + budget.ring(asked.sizes, budget.STAGES[0])
+    *_, layout = streaming_layouts(asked, tile)
+    parts = ", ".join(f"{name} {size:,}" for name, size in layout.streaming_parts().items() if size)
     return (
-        f"a tile of {tile} streams of this model needs {kib(least)} of shared memory in {asked.fmt.name} "
-        f"({', '.join(f'{name} {size:,}' for name, size in fixed.items())} bytes and two stages of weights), and a "
-        f"block of {asked.device.name} has {kib(asked.device.shared_per_block)}; possible are a smaller "
-        "number format, a smaller tile (8 is the smallest), or another backend"
+        f"a tile of {tile} streams of this model needs {kib(layout.shared)} of shared memory in {asked.dtype} "
+        f"({parts} bytes), and a block of {asked.device.name} has {kib(asked.device.shared_per_block)}; possible are a "
+        "smaller number format, a smaller tile (8 is the smallest), or another backend"
     )
 
 
@@ -76,75 +80,116 @@ def kib(size: int) -> str:
     return f"{size / 1024:,.0f} KiB"
 
 
-def _taken(hop: str, way: Way) -> str:
-    if hop == "none":
+def _taken(way: Way) -> str:
+    in_flight = f"{_count(way.tiles, 'tile')} in flight"
+    if way.hop == "none":
         return "the whole model fits it, so nothing is handed on."
     if way.homes.asked.blocks is not None:
-        return f"{way.blocks} blocks a pipeline were asked for; they hold {_count(way.tiles, 'tile')} in flight."
+        return f"{way.blocks} blocks a pipeline were asked for; they hold {in_flight}."
+    if way.homes.layout.team > 1:
+        return f"{way.teams - 1} teams of {way.homes.layout.team} blocks and one with the head hold {in_flight}."
     return (
-        f"{way.blocks} blocks a pipeline hold the weights where they live here and {_count(way.tiles, 'tile')} "
-        "in flight; no fewer take as much of the batch."
+        f"{way.blocks} blocks a pipeline hold the weights where they live here and {in_flight}; no fewer take as much "
+        "of the batch."
     )
 
 
 def _not(asked: Asked, hop: str) -> str:
-    device, needed = asked.device, blocks_needed(asked)
+    device, needed = asked.device, blocks_needed(asked, hop)
     if hop == "cluster" and device.max_cluster == 1:
         return f"{device.name} has no clusters."
     if needed is None:
-        return _too_large(asked)
-    if not asked.blocks_of(hop) and asked.blocks is not None:
-        return f"{asked.blocks} blocks were asked for."
+        return _too_large(asked, hop)
     if asked.blocks is not None and asked.blocks < needed:
         return f"{asked.blocks} blocks were asked for and the weights need {needed}."
-    weights = kib(budget.model_weights(asked.sizes, asked.fmt))
+    if asked.blocks is not None and not asked.teams(hop, 1):
+        return f"{asked.blocks} blocks were asked for."
+    weights = kib(_whole(asked).model_weights)
     has = f"a block has {kib(device.shared_per_block)}"
     if hop == "none":
         return f"{weights} of weights need {needed} blocks; {has}."
     if hop == "cluster":
         if needed > device.max_cluster:
             return f"{weights} of weights need {needed} blocks and a cluster has at most {device.max_cluster}; {has}."
-        if device.capability not in CLUSTERED and not asked.clusters:
+        if device.capability not in CLUSTERED and asked.clusters is None:
             return f"how many clusters fit sm_{device.capability} only the driver knows, and it was not asked."
         return f"no cluster of {needed} or more blocks fits."
     return f"{weights} of weights need {needed} blocks and there are {device.multiprocessors} multiprocessors; {has}."
 
 
-def _too_large(asked: Asked) -> str:
+def _all_homes(asked: Asked, hop: str) -> list[Homes]:
+    return [home for tile in asked.tiles for some in homes(asked, hop, tile, 1) for home in some]
+
+
+def _whole(asked: Asked) -> Layout:
+    return _all_homes(asked, "none")[0].layout
+
+
+def _too_large(asked: Asked, hop: str) -> str:
     """Why one stage alone is too much for a block: the layer, or the head."""
-    layer = min(sum(home.shared(1, False, 1).values()) for home in homes(asked))
-    has = kib(asked.device.shared_per_block)
-    if any(home.holds(1, False, 1) for home in homes(asked)):
+    every, has = _all_homes(asked, hop), kib(asked.device.shared_per_block)
+    if any(home.holds(1, False, 1) for home in every):
         return f"the head with its buffers is more than the {has} of a block."
-    return f"a single layer needs {kib(layer)} and a block has {has}, and layers are not cut by rows."
+    layer = min(home.shared(1, False, 1) for home in every)
+    if layer <= asked.device.shared_per_block:
+        return f"a single layer fits the {has} of a block only with more weights in registers than a thread has."
+    said = f"a single layer needs {kib(layer)} and a block has {has}"
+    if hop != "grid":
+        return f"{said}."
+    return f"{said}, and {asked.device.multiprocessors} multiprocessors are too few to share each among several."
 
 
-def _chain_home(asked: Asked, way: Way, weights: int) -> str:
-    s, home = asked.sizes, way.homes
-    what = "weights of the newest tap and of residual: "
-    if home.in_registers:
-        return f"{what}in registers, {weights} a thread, so that the chain reads none from memory."
-    if asked.fmt.name == "fp32":
-        return f"{what}in shared memory, fp32 is multiplied without tensor cores and would take twice the registers."
-    one = budget.weight_registers(s, asked.fmt, 1)
-    return (
-        f"{what}in shared memory; a layer would take {one} registers a thread, and with at most "
-        f"{budget.MOST_UNROLLED_LAYERS} layers a block that takes more blocks, leaves too few registers or takes fewer "
-        "streams at once."
-    )
-
-
-def _head_home(asked: Asked, way: Way) -> list[str]:
-    if not way.homes.head_in_l2:
+def _team(way: Way) -> list[str]:
+    layout = way.homes.layout
+    if layout.team == 1:
         return []
+    whole = _whole(way.homes.asked)
     return [
-        f"weights of the head: {kib(budget.head_weights(asked.sizes, asked.fmt))}, read from L2 for every sample; in "
-        "shared memory they would leave too little of their block."
+        f"teams of {layout.team}: a layer has {kib(whole.layer_weights)} of weights, more than a block holds; no fewer "
+        "blocks hold one and leave enough multiprocessors for all layers."
     ]
 
 
+def _compared(way: Way, streams: Streamed) -> str:
+    return (
+        f"{_count(way.hops, 'hop')} a sample here, about {way.hops * budget.HOP_CYCLES[way.hop]:,} clock cycles, "
+        f"and {kib(streams.layout.model_weights)} of weights from L2 there, about {streams.waits:,}"
+    )
+
+
+def _chain_home(way: Way, layout: Layout) -> str:
+    what = "weights of the newest tap and of residual: "
+    held = layout.chain_registers(max(layout.own))
+    if layout.dtype == "fp32":
+        return f"{what}in shared memory, fp32 is multiplied without tensor cores and would take twice the registers."
+    if layout.newest_in_registers and layout.residual_in_registers:
+        return f"{what}in registers, {held} a thread, so that the chain reads none from memory."
+    which = {(True, False): "the newest tap's in registers", (False, True): "residual's in registers"}
+    lie = which.get((layout.newest_in_registers, layout.residual_in_registers), "in shared memory")
+    return (
+        f"{what}{lie}{f', {held} a thread' if held else ''}; the chain waits about {way.waits:,} clock cycles a sample "
+        "for weights and hops, and more registers for weights leave too few, or make it more, or take fewer streams at "
+        "once."
+    )
+
+
+def _head_home(layout: Layout) -> list[str]:
+    if not layout.head_in_l2:
+        return []
+    return [
+        f"weights of the head: {kib(layout.head_weights)}, read from L2 for every sample; in shared memory they would "
+        "leave too little of their block."
+    ]
+
+
+def _warps(asked: Asked, layout: Layout) -> list[str]:
+    if (layout.chain, layout.skip) == budget.warps(asked.shape, layout.team):
+        return []
+    return [f"chain warps: {layout.chain}, so that each has the registers for sums and weights of its tile."]
+
+
 def _tile(asked: Asked, way: Way) -> list[str]:
-    tile = way.homes.tile
+    tile = way.homes.layout.tile
     at_once = (
         f"{_count(way.pipelines, 'pipeline')} × {_count(way.tiles, 'tile')} in flight take {way.streams} "
         "streams at once"

@@ -256,7 +256,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       load_memories(call, all_streams + tile * plan::N, memories(tile), thread, kThreads);
     }
   }
-  block_barrier();
   post.opened();
   int longest = 0;
   for (int tile = 0; tile < plan::TILES; ++tile) longest = max(longest, steps[tile]);
@@ -331,7 +330,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
           });
           if (plan::TEAM > 1) {
             post.exchange(kGates, (i * own + o + 1) * kTeamChain, tile, i, watch);
-            post.take(gates(o), gated, warp, thread);
+            post.take_alone(gates(o), gated, warp, thread);
           } else if (kInt) {
             named_barrier(kChainMeets, kChainThreads);
             gated.finish(warp, plan::CHAIN);
@@ -339,7 +338,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
           named_barrier(kGatesReady, kThreads);
           if (layer + 1 == shape::LAYERS) break;  // nothing follows
 
-          const bool leaves = o + 1 == own;
+          const bool leaves = o + 1 == plan::OWN || o + 1 == own;
           const Mailbox next = leaves ? post.mailbox(team + 1, tile) : mine;
           const Target<shape::R> to = leaves ? next.x_target(next.x(), numbers) : mine.x_target(own_x(o + 1), numbers);
           for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) {

@@ -25,18 +25,16 @@ constexpr int kPollsPerLook = 64;  // looks at the clock and at the abort word c
 
 template <class Ready>
 DEVICE void wait_until(Ready ready, Watch& watch, int what, int tile) {
-  if (watch.given_up || ready()) return;
-  const long long begin = clock_now();
+  if (watch.given_up) return;
+  long long begin = 0;  // of the wait, as the first look finds it
   for (int poll = 1; !ready(); ++poll) {
     if (poll % kPollsPerLook) continue;
-    if (load_relaxed(watch.abort)) {
-      watch.given_up = true;
-      return;
-    }
-    if (clock_now() - begin > watch.patience) {
-      claim(watch.abort, abort_word(what, tile));
-      watch.given_up = true;
-      return;
-    }
+    const long long now = clock_now();
+    if (begin == 0) begin = now;
+    const bool others = load_relaxed(watch.abort) != 0;
+    if (!others && now - begin <= watch.patience) continue;
+    if (!others) claim(watch.abort, abort_word(what, tile));
+    watch.given_up = true;
+    return;
   }
 }

@@ -3,56 +3,58 @@
 The rules of preference; reasoned, not measured:
 
 1. No hop before a cluster's, a cluster's before the grid's: a hop through distributed shared memory stays within a GPC,
-   one through global memory goes to L2 and back.
+   one through global memory goes to L2 and back. Where single layers do not fit a block, as few blocks as possible
+   share one (a team): each more takes a share of every product from the others and none of the two hops a layer.
 2. The smallest tile that takes the whole batch at once: more streams a tile make every product longer.
-3. Weights of the newest tap and of `residual`, which the chain waits for, in registers; in shared memory where that is
-   how the batch fits, since registers hold few layers a block.
-4. The head's weights in shared memory; from L2, through a ring, where that is how the batch fits.
-5. The fewest blocks, so the fewest hops of a sample, with which the batch fits at once. Tiles in flight fill a pipeline
-   before there is another; never more of them than blocks, since a block works on one at a time.
+3. Within a tile the way whose chain waits least for a sample, counted from hops and from the bytes of weights that it
+   reads from shared memory or L2 (`Way.waits`). So the weights of the newest tap and of `residual`, which the chain
+   waits for, live in registers, unless that takes more hops than it saves reading. Of equals both come first, then
+   the newest tap, then `residual`, then neither; and the head in shared memory before L2.
+4. The fewest blocks, so the fewest hops of a sample, with which the batch fits at once. Tiles in flight fill a pipeline
+   before there is another; never more of them than teams, since a team works on one at a time.
+5. Fewer warps with more registers each (4 chain warps for 8) where sums or weights would spill to memory otherwise.
 6. Where a batch fits no way at once, the way that takes most of it. The rest waits for rounds, each as long as an
    utterance: so what comes first by 1 gives way to what needs less than a quarter of its rounds (`ROUNDS_WORTH`).
-   Last comes streaming weights from L2, which takes most at once where a model is large.
+   Last comes streaming weights from L2, which takes most at once where a model is large, and where a grid's hops take
+   longer than to read all weights.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from . import budget
-from .budget import Format, Sizes
 from .cut import cut, fewest_pieces
 from .devices import DeviceProperties
-from .occupancy import most_registers, occupancy
+from .layout import Layout
+from .occupancy import most_registers
+from .shapes import FRAGMENT_BYTES, Shape
 
 HOPS = ("none", "cluster", "grid")
 CLUSTERED = (90, 100, 103)
 """Capabilities whose clusters are taken on the table's word. On others (12.x: small blocks and small clusters, 11.0)
-only where the driver has said how many fit."""
+only where the driver says how many fit."""
 ROUNDS_WORTH = 4
 """Rounds of a better choice that are taken for one of a worse: a guess."""
-BARRIERS = 4
-"""Named barriers of a block, at most: all warps, the chain's, the skip warps', and one between the two."""
 PORTABLE_CLUSTER = 8
 """A larger cluster is an opt-in of the kernel and of the device."""
+_IN_REGISTERS = ((True, True), (True, False), (False, True), (False, False))
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be planned. `clusters`: the driver's answers, blocks of a cluster → clusters at once."""
+    """What is to be planned. `clusters`: the driver's answers, blocks of a cluster → clusters at once; None where there
+    is no driver to be asked."""
 
-    sizes: Sizes
-    fmt: Format
+    shape: Shape
+    dtype: str
     batch: int
     device: DeviceProperties
     tiles: tuple[int, ...]
     blocks: int | None
-    clusters: Mapping[int, int]
-
-    @property
-    def threads(self) -> int:
-        return budget.threads(self.sizes)
+    clusters: Mapping[int, int] | None
 
     def tiles_of(self, tile: int) -> int:
         """Tiles of so many streams in the batch."""
@@ -61,167 +63,247 @@ class Asked:
     def pipelines(self, hop: str, blocks: int) -> int:
         """Pipelines of so many blocks that run at once, each block with a multiprocessor of its own: two persistent
         blocks on one would slow each other's chain."""
-        if hop == "cluster":
-            assumed = self.device.clusters_at_once(blocks) if self.device.capability in CLUSTERED else 0
-            return self.clusters.get(blocks, assumed)
-        return self.device.multiprocessors // blocks
+        most = self.device.multiprocessors // blocks
+        if hop != "cluster":
+            return most
+        known = self.clusters or {}
+        trusted = self.clusters is not None or self.device.capability in CLUSTERED
+        return min(most, known.get(blocks, self.device.clusters_at_once(blocks) if trusted else 0))
 
-    def blocks_of(self, hop: str) -> range:
-        """How many blocks a pipeline may have: each of them owns a layer or the head."""
+    def most_of_a_team(self, hop: str) -> int:
+        return budget.most_of_a_team(self.shape) if hop == "grid" else 1
+
+    def teams(self, hop: str, team: int) -> range:
+        """How many teams a pipeline may have: each of them owns a layer or the head."""
         least, most = {
             "none": (1, 1),
-            "cluster": (2, self.device.max_cluster),
-            "grid": (2, self.device.multiprocessors),
+            "cluster": (2, self.device.max_cluster if self.device.capability >= 90 else 1),
+            "grid": (2, teams_of(self.device.multiprocessors, team)),
         }[hop]
-        most = min(most, self.sizes.LAYERS + 1)
+        most = min(most, self.shape.LAYERS + 1)
         if self.blocks is None:
             return range(least, most + 1)
-        return range(self.blocks, self.blocks + 1) if least <= self.blocks <= most else range(0)
+        forced = teams_of(self.blocks, team)
+        fits = blocks_of(forced, team) == self.blocks and least <= forced <= most
+        return range(forced, forced + 1) if fits else range(0)
 
 
 @dataclass(frozen=True)
 class Homes:
-    """Where weights live, for one tile size: what fits a block follows from it."""
+    """Where weights live, for one tile, hop, team and number of warps: what fits a block follows from it. `layout` is a
+    kernel's but for what is decided last: tiles in flight, and which layers are whose."""
 
     asked: Asked
-    tile: int
-    in_registers: bool
-    head_in_l2: bool
+    hop: str
+    layout: Layout
     _known: dict[tuple[int, bool, int], bool] = field(default_factory=dict, compare=False, repr=False)
 
     @property
-    def most_layers(self) -> int:
-        return budget.MOST_UNROLLED_LAYERS if self.in_registers else self.asked.sizes.LAYERS
+    def in_registers(self) -> bool:
+        """Whether any weights are."""
+        return self.layout.newest_in_registers or self.layout.residual_in_registers
 
-    def weight_registers(self, layers: int) -> int:
-        return budget.weight_registers(self.asked.sizes, self.asked.fmt, layers) if self.in_registers else 0
+    def with_tiles(self, tiles: int) -> Layout:
+        return dataclasses.replace(self.layout, tiles=tiles)
 
-    def shared(self, layers: int, head: bool, tiles: int) -> dict[str, int]:
-        a = self.asked
-        return budget.block_shared(a.sizes, a.fmt, self.tile, tiles, layers, head, self.in_registers, self.head_in_l2)
+    def shared(self, layers: int, head: bool, tiles: int) -> int:
+        return sum(self.with_tiles(tiles).block_parts(layers, head).values())
 
     def holds(self, layers: int, head: bool, tiles: int) -> bool:
-        """Whether one block has room for so many layers, perhaps the head, and tiles in flight."""
+        """Whether one block has room for its share of so many layers, perhaps the head, and tiles in flight. What the
+        compiler would have no registers for is refused: it would lie in memory, where the chain waits for it."""
         key = (layers, head, tiles)
         if key not in self._known:
-            a, weights = self.asked, self.weight_registers(layers)
+            device, layout = self.asked.device, self.layout
             self._known[key] = (
-                layers <= self.most_layers
-                and weights <= budget.MOST_WEIGHT_REGISTERS
-                and budget.registers(a.sizes, self.tile, weights) <= most_registers(a.device, a.threads)
-                and sum(self.shared(*key).values()) <= a.device.shared_per_block
+                not (self.in_registers and layers > budget.MOST_UNROLLED_LAYERS)
+                and not (layout.team > 1 and layers and head)
+                and budget.registers(layout, layers) <= most_registers(device, layout.threads)
+                and self.shared(*key) <= device.shared_per_block
             )
         return self._known[key]
 
     def fits(self, tiles: int, first: int, end: int) -> bool:
-        """Whether a block holds the stages first … end − 1, of which the last is the head."""
-        head = end > self.asked.sizes.LAYERS
+        """Whether a team holds the stages first … end − 1, of which the last is the head."""
+        head = end > self.asked.shape.LAYERS
         return self.holds(end - first - head, head, tiles)
 
-    def fewest_blocks(self, tiles: int) -> int | None:
-        return fewest_pieces(self.asked.sizes.LAYERS + 1, lambda first, end: self.fits(tiles, first, end))
+    def fewest_teams(self, tiles: int) -> int | None:
+        return fewest_pieces(self.asked.shape.LAYERS + 1, lambda first, end: self.fits(tiles, first, end))
 
-    def first_layers(self, blocks: int, tiles: int) -> tuple[int, ...]:
-        found = cut(budget.stage_costs(self.asked.sizes), blocks, lambda first, end: self.fits(tiles, first, end))
+    def first_layers(self, teams: int, tiles: int) -> tuple[int, ...]:
+        costs = stage_costs(self.layout)
+        found = cut(costs, teams, lambda first, end: self.fits(tiles, first, end))
         assert found is not None
         return found
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way: pipelines of so many blocks, each with so many tiles in flight at most."""
+    """One way: pipelines of so many teams, each with so many tiles in flight at most."""
 
-    hop: str
     homes: Homes
-    blocks: int
+    teams: int
     pipelines: int
     tiles: int
 
     @property
+    def hop(self) -> str:
+        return self.homes.hop
+
+    @property
+    def blocks(self) -> int:
+        """Of a pipeline."""
+        return blocks_of(self.teams, self.homes.layout.team)
+
+    @property
     def streams(self) -> int:
         """At once."""
-        return self.pipelines * self.tiles * self.homes.tile
+        return self.pipelines * self.tiles * self.homes.layout.tile
 
     @property
     def rounds(self) -> int:
         """Launches until the batch is through."""
-        return -(-self.homes.asked.tiles_of(self.homes.tile) // (self.pipelines * self.tiles))
+        return -(-self.homes.asked.tiles_of(self.homes.layout.tile) // (self.pipelines * self.tiles))
+
+    @property
+    def hops(self) -> int:
+        """Of a sample, one after another. Between teams: x, and after the last layer the skip sums or, from the head,
+        the next input. Within a team gates and, but where it hands on x to the next, x."""
+        layers = self.homes.asked.shape.LAYERS
+        return 0 if self.hop == "none" else self.teams if self.homes.layout.team == 1 else 2 * layers + 1
+
+    @property
+    def waits(self) -> int:
+        """Clock cycles that the chain of a sample waits for hops and for weights from memory: a count for comparing
+        ways of one model, tile and device, to which everything else adds much the same."""
+        layout, shape = self.homes.layout, self.homes.asked.shape
+        layers = shape.LAYERS * layout.chain_bytes // budget.SHARED_PER_CYCLE
+        head = layout.head_weights // (budget.L2_PER_CYCLE if layout.head_in_l2 else budget.SHARED_PER_CYCLE)
+        return layers + head + self.hops * budget.HOP_CYCLES[self.hop]
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """The kernel streaming_weights: its tile, stages of its ring, and blocks of it on a multiprocessor."""
+    """The kernel streaming_weights. A multiprocessor has one block of it: registers, for which it is compiled, leave no
+    room for another."""
 
     asked: Asked
-    tile: int
-    stages: int
-    a_multiprocessor: int
+    layout: Layout
 
     @property
     def blocks(self) -> int:
         """At once, each with one tile."""
-        return self.a_multiprocessor * self.asked.device.multiprocessors
+        return self.asked.device.multiprocessors
 
     @property
     def rounds(self) -> int:
-        return -(-self.asked.tiles_of(self.tile) // self.blocks)
+        return -(-self.asked.tiles_of(self.layout.tile) // self.blocks)
+
+    @property
+    def waits(self) -> int:
+        """Clock cycles that a block needs to read all weights from L2, once a sample."""
+        return self.layout.model_weights // budget.L2_PER_CYCLE
 
 
-def homes(asked: Asked) -> Iterator[Homes]:
-    """In order of preference. fp32 weights take two registers where 16-bit ones take one, and no tensor core reads
-    them, so they stay in shared memory."""
-    for tile in asked.tiles:
-        for in_registers in (True, False) if asked.fmt.name != "fp32" else (False,):
-            for head_in_l2 in (False, True):
-                yield Homes(asked, tile, in_registers, head_in_l2)
+def blocks_of(teams: int, team: int) -> int:
+    """Of a pipeline of so many teams; where teams have several blocks the last, the head's, has one."""
+    return teams if team == 1 else (teams - 1) * team + 1
+
+
+def teams_of(blocks: int, team: int) -> int:
+    """Most teams that so many blocks make."""
+    return blocks if team == 1 else (blocks - 1) // team + 1
+
+
+def stage_costs(layout: Layout) -> list[int]:
+    """Fragments that a block multiplies: for each layer, and for the head. What takes longest holds up the tiles in
+    flight."""
+    whole = dataclasses.replace(layout, newest_in_registers=False, residual_in_registers=False)
+    return [whole.layer_weights // FRAGMENT_BYTES] * layout.shape.LAYERS + [layout.head_weights // FRAGMENT_BYTES]
+
+
+def homes(asked: Asked, hop: str, tile: int, team: int) -> Iterator[list[Homes]]:
+    """Those with as many warps as are useful, then those with fewer, each in order of preference. fp32 weights take two
+    registers where 16-bit ones take one, and no tensor core reads them, so they stay in shared memory."""
+    chain, skip = budget.warps(asked.shape, team)
+    cluster = hop != "grid" and asked.device.capability >= 90
+    for warps in dict.fromkeys(((chain, skip), (min(chain, budget.FEWER_CHAIN_WARPS), skip))):
+        yield [
+            Homes(asked, hop, Layout(
+                asked.shape, asked.dtype, "resident", tile, *warps, team=team, cluster=cluster,
+                newest_in_registers=newest, residual_in_registers=residual, head_in_l2=head_in_l2,
+            ))
+            for newest, residual in (_IN_REGISTERS if asked.dtype != "fp32" else _IN_REGISTERS[-1:])
+            for head_in_l2 in (False, True)
+        ]  # fmt: skip
 
 
 def best(asked: Asked, hop: str) -> Way | None:
     """The first way that takes the whole batch at once, or else the one that takes the most of it."""
-    most: Way | None = None
-    for home in homes(asked):
-        found = _fewest_blocks(home, hop)
-        if found is None:
-            continue
-        if found.streams >= asked.batch:
+    for team in range(1, asked.most_of_a_team(hop) + 1):
+        if team > 1 and asked.device.multiprocessors <= team:
+            return None
+        found = _best_of_team(asked, hop, team)
+        if found is not None:
             return found
-        if most is None or found.streams > most.streams:
-            most = found
-    return most
+    return None
 
 
 def streamed(asked: Asked) -> Streamed | None:
     """The smallest tile with which one block a multiprocessor takes the batch, so that weights are read for as many
     streams together as possible; or else the tile that takes the most of it. The ring is as deep as there is room."""
-    s, device = asked.sizes, asked.device
     fitting = []
     for tile in asked.tiles:
-        fixed = sum(budget.streaming_shared(s, asked.fmt, tile).values())
-        stages = min(budget.STAGES[1], (device.shared_per_block - fixed) // budget.ring(s, 1))
-        if stages >= budget.STAGES[0]:
-            shared, registers = fixed + budget.ring(s, stages), budget.registers(s, tile, 0)
-            at_once = occupancy(device, asked.threads, registers, shared, BARRIERS).blocks
-            fitting.append(Streamed(asked, tile, stages, at_once))
-    enough = [found for found in fitting if asked.tiles_of(found.tile) <= device.multiprocessors]
-    return enough[0] if enough else max(fitting, key=lambda found: found.tile * found.blocks, default=None)
+        for layout in streaming_layouts(asked, tile):
+            registers, limit = budget.registers(layout, 0), most_registers(asked.device, layout.threads)
+            if layout.shared <= asked.device.shared_per_block and registers <= limit:
+                fitting.append(Streamed(asked, layout))
+                break
+    enough = [found for found in fitting if asked.tiles_of(found.layout.tile) <= found.blocks]
+    return enough[0] if enough else max(fitting, key=lambda found: found.layout.tile, default=None)
 
 
-def blocks_needed(asked: Asked) -> int | None:
-    """Fewest blocks that hold the model's weights with one tile in flight; None where no number does."""
-    counts = [home.fewest_blocks(1) for home in homes(asked)]
+def streaming_layouts(asked: Asked, tile: int) -> Iterator[Layout]:
+    """In order of preference."""
+    chain, skip = budget.warps(asked.shape)
+    for stages in budget.STAGES:
+        yield Layout(asked.shape, asked.dtype, "streaming_weights", tile, chain, skip, stages=stages)
+
+
+def blocks_needed(asked: Asked, hop: str) -> int | None:
+    """Fewest blocks that hold the model's weights with one tile in flight, whole layers in each; None where no number
+    does."""
+    counts = [home.fewest_teams(1) for tile in asked.tiles for some in homes(asked, hop, tile, 1) for home in some]
     return min((count for count in counts if count is not None), default=None)
 
 
-def _fewest_blocks(home: Homes, hop: str) -> Way | None:
-    """The fewest blocks with which the batch fits at once, or else the number that takes the most of it."""
-    asked = home.asked
-    least = home.fewest_blocks(1)
+def _best_of_team(asked: Asked, hop: str, team: int) -> Way | None:
     most: Way | None = None
-    for blocks in asked.blocks_of(hop):
-        pipelines, wanted = asked.pipelines(hop, blocks), min(asked.tiles_of(home.tile), blocks)
-        if least is None or blocks < least or pipelines * wanted <= (most.pipelines * most.tiles if most else 0):
+    for tile in asked.tiles:
+        for some in homes(asked, hop, tile, team):
+            found = [way for home in some if (way := _fewest_teams(home)) is not None]
+            whole = [way for way in found if way.streams >= asked.batch]
+            if whole:
+                return min(whole, key=lambda way: way.waits)
+            most = max([*([most] if most else []), *found], key=lambda way: way.streams, default=None)
+    return most
+
+
+def _fewest_teams(home: Homes) -> Way | None:
+    """The fewest teams with which the batch fits at once, or else the number that takes the most of it."""
+    asked = home.asked
+    allowed = asked.teams(home.hop, home.layout.team)
+    least = home.fewest_teams(1) if allowed else None
+    most: Way | None = None
+    for teams in allowed:
+        if least is None or teams < least:
             continue
-        way = Way(hop, home, blocks, pipelines, _most_tiles(home, blocks, wanted))
+        pipelines = asked.pipelines(home.hop, blocks_of(teams, home.layout.team))
+        wanted = min(asked.tiles_of(home.layout.tile), teams)
+        if pipelines * wanted <= (most.pipelines * most.tiles if most else 0):
+            continue
+        way = Way(home, teams, pipelines, _most_tiles(home, teams, wanted))
         if way.streams >= asked.batch:
             return way
         if most is None or way.streams > most.streams:
@@ -229,11 +311,11 @@ def _fewest_blocks(home: Homes, hop: str) -> Way | None:
     return most
 
 
-def _most_tiles(home: Homes, blocks: int, wanted: int) -> int:
-    """Tiles in flight, at most so many, for which the model still fits the blocks; one always does."""
+def _most_tiles(home: Homes, teams: int, wanted: int) -> int:
+    """Tiles in flight, at most so many, for which the model still fits the teams; one always does."""
     low, high = 1, wanted
     while low < high:
         middle = (low + high + 1) // 2
-        needed = home.fewest_blocks(middle)
-        low, high = (middle, high) if needed is not None and needed <= blocks else (low, middle - 1)
+        needed = home.fewest_teams(middle)
+        low, high = (middle, high) if needed is not None and needed <= teams else (low, middle - 1)
     return low

@@ -20,9 +20,8 @@ from ..config import WaveNetConfig
 from ..errors import BackendError
 from ..kernels.cuda.arrays import Array
 from ..kernels.cuda.device import Device, Pending
-from ..kernels.cuda.model import Heard, Launch, Made, Model, Streams, trace_shapes
+from ..kernels.cuda.model import Extras, Heard, Launch, Made, Model, Streams, trace_shapes
 from ..kernels.cuda.plan import as_dict, explain
-from ..kernels.cuda.planned import layout_of
 from ..packing import DTYPES
 from .base import Plan
 from .gpu import cuda_index
@@ -123,7 +122,7 @@ class CudaEngine(GpuEngine[CudaState]):
         self.model = Model(config, weights, dtype, where)
         self.shape = self.model.shape
         self.isa = f"sm_{where.capability}" + ("" if str(device).startswith("cuda") else ", emulated")
-        self.model.plan(1, **asked)  # what fits no block is refused now, not when somebody speaks
+        self.model.assumed_plan(1, **asked)  # what fits no block is refused now, not when somebody speaks
 
     @property
     def weight_bytes(self) -> int:
@@ -132,7 +131,7 @@ class CudaEngine(GpuEngine[CudaState]):
 
     def explain(self, streams: int, threads: int) -> Plan:
         """What `kernels.cuda.plan` decides, and why; `details` as its `as_dict` gives them."""
-        plan = self.model.plan(streams, **self.asked)
+        plan = self.model.assumed_plan(streams, **self.asked)
         return Plan(f"cuda, {explain(plan)}", as_dict(plan))
 
     def _new_state(self, seeds: NDArray[np.uint64], speakers: NDArray[np.float32]) -> CudaState:
@@ -181,9 +180,10 @@ class CudaEngine(GpuEngine[CudaState]):
         forced = None
         if call.forced is not None:
             forced = device.upload(np.ascontiguousarray(call.forced[:, window.done : window.done + n]))
-        plan = model.plan(state.batch, **self.asked)
+        extras = Extras(forced is not None, logits is not None, trace is not None)
+        plan = model.plan(state.batch, extras, **self.asked)
         launch = model.generate(
-            layout_of(plan, model.shape),
+            plan.layout(model.shape),
             plan.pipelines,
             streams,
             window.counts.astype(np.int32),

@@ -66,7 +66,7 @@ engine_options = _decorated(
             "--device",
             default="auto",
             show_default=True,
-            help="For cuda and triton: cuda, cuda:N, or emulated (on the CPU, for proof: very slow); for the others cpu.",
+            help="For cuda and triton: cuda, cuda:N or emulated (on the CPU, for proof: very slow); else cpu.",
         ),
         click.option(
             "--dtype",

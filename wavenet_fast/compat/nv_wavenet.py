@@ -35,7 +35,6 @@ from ..backends.cuda import device_for
 from ..errors import BackendError, InputError, ShapeError
 from ..kernels.cuda.device import Device
 from ..kernels.cuda.model import OPERANDS, Heard, Launch, Made, Model, Streams
-from ..kernels.cuda.planned import layout_of
 from ..rng import utterance_seeds
 from ..sampling import check_temperature
 from .nv_tensors import LISTS, doubling, network_of
@@ -261,7 +260,7 @@ class Stream:
         self.positions += count
         plan = _plan(model, batch, self._implementation)
         return model.generate(
-            layout_of(plan, model.shape), plan.pipelines, streams, per_stream, heard, made, self._temperature
+            plan.layout(model.shape), plan.pipelines, streams, per_stream, heard, made, self._temperature
         )
 
     def _window(self, model: Model, batch: int, T: int) -> int:
