@@ -36,7 +36,6 @@ from wavenet_fast.kernels.cuda.layout import Layout
 from wavenet_fast.kernels.cuda.model import project_header
 from wavenet_fast.kernels.cuda.occupancy import most_registers
 from wavenet_fast.kernels.cuda.plan import Plan, plan
-from wavenet_fast.kernels.cuda.planned import layout_of
 from wavenet_fast.kernels.cuda.shapes import Shape
 
 from wavenet_fast.backends import usable_cores
@@ -90,7 +89,7 @@ def cut_of(case: Case) -> Layout:
     found = plan_of(case.form, case.shape, case.dtype, case.target, case.streams)
     if found is None:
         raise KeyError(str(case))
-    return layout_of(found, Shape.of(config_of(case.shape), case.dtype))
+    return found.layout(Shape.of(config_of(case.shape), case.dtype))
 
 
 @cache
