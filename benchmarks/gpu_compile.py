@@ -13,24 +13,19 @@ tests/test_triton_compiled.py compares a part of the table exactly, where the co
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import re
-import subprocess
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import triton
+from compile_table import TARGETS, Table, code_counts, code_faults, told_by
 from tqdm import tqdm
 from triton import knobs
 from wavenet_fast.kernels.triton.calls import TYPES
@@ -38,22 +33,15 @@ from wavenet_fast.kernels.triton.launch import KERNELS, compile_for
 from wavenet_fast.kernels.triton.tuning import Options, shared_limit
 
 from wavenet_fast.backends import usable_cores
-from wavenet_fast.backends.selftest import sources_hash
 from wavenet_fast.backends.triton import DTYPES, TritonEngine
 from wavenet_fast.bench_gate import forced_history
 from wavenet_fast.cases import case, random_weights
 from wavenet_fast.errors import WavenetFastError
 
-TABLE = Path(__file__).parent / "results" / "triton-compiled.json"
-TARGETS = (80, 86, 89, 90, 100, 120)
 SHAPES = ("tiny", "voice", "nv-medium", "r9y9-mol")
 FRAMES = 2
 
 PRODUCTS = ("generate", "residual_block", "dense")
-
-# Families of SASS mnemonics. HMMA: mma.sync; the others are the units of sm_90 and sm_100 that take larger tiles.
-TENSOR = ("HMMA", "IMMA", "HGMMA", "IGMMA", "UTCHMMA", "UTCQMMA")
-INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -142,25 +130,15 @@ def compiled(case: Case) -> dict[str, Any]:
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise SystemExit(f"cuobjdump tells no registers of {case}; it wrote:\n{usage}")
-    counts = Counter(INSTRUCTION.findall(code))
     return {
         **asdict(case),
         "options": asdict(launch.options),
         "registers": int(found[1]),
         "stack": int(found[2]),
-        "spill_stores": counts["STL"],
-        "spill_loads": counts["LDL"],
         "shared_bytes": int(kernel.metadata.shared),
         "shared_limit": shared_limit(case.target),
-        "tensor": {name: counts[name] for name in TENSOR if counts[name]},
-        "barriers": counts["BAR"],
-        "copies_ahead": counts["LDGSTS"],
-        "instructions": counts.total() - counts["NOP"],
+        **code_counts(code),
     }
-
-
-def told_by(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def compiler() -> dict[str, str]:
@@ -177,29 +155,10 @@ def compiler() -> dict[str, str]:
 
 def faults(row: Mapping[str, Any]) -> list[str]:
     """What of a row no version of the compiler may do."""
-    found = []
-    if row["shared_bytes"] > row["shared_limit"]:
-        found.append(f"{row['shared_bytes']} bytes of shared memory; the target has {row['shared_limit']}")
-    if spills := row["spill_stores"] + row["spill_loads"]:
-        found.append(f"{spills} loads and stores of spilled registers")
-    tensor = sum(row["tensor"].values())
-    if row["dtype"] == "fp32" and tensor:
-        found.append(f"{tensor} tensor-core instructions, which round fp32")
+    found = code_faults(row)
     if row["dtype"] != "fp32" and row["kernel"] in PRODUCTS and not row["tensor"].get("HMMA"):
         found.append("no tensor-core instructions (HMMA)")
     return found
-
-
-def differences(row: Mapping[str, Any], recorded: Mapping[str, Any]) -> list[str]:
-    """Where a row is not the recorded one."""
-    return [f"{key} {row[key]}, recorded {recorded[key]}" for key in row if row[key] != recorded[key]]
-
-
-def recorded_table(path: Path = TABLE) -> tuple[dict[str, str], dict[Case, dict[str, Any]]]:
-    """The compiler that the table was made with, and its rows. Raises `FileNotFoundError`."""
-    told = json.loads(path.read_text(encoding="utf-8"))
-    names = [field.name for field in fields(Case)]
-    return told["compiler"], {Case(**{name: row[name] for name in names}): row for row in told["kernels"]}
 
 
 def sample_of_cases() -> list[Case]:
@@ -213,35 +172,7 @@ def sample_of_cases() -> list[Case]:
     return list(dict.fromkeys(chosen))
 
 
-def rows_of(chosen: list[Case], path: Path | None, jobs: int) -> Iterator[dict[str, Any]]:
-    """Compiled by so many processes. Rows that the file holds of these very kernels and compilers are taken from it,
-    and it is whole after every row, so that a run may be ended and begun again."""
-    known: dict[Case, dict[str, Any]] = {}
-    if path is not None and path.exists():
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if (told["compiler"], told.get("sources")) == (compiler(), sources_hash()):
-            known = recorded_table(path)[1]
-    # Begun afresh, not forked: torch has threads.
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        pending = {case: pool.submit(compiled, case) for case in chosen if case not in known}
-        try:
-            for case in tqdm(chosen, "compile", disable=None, unit=" kernels"):
-                known[case] = known[case] if case in known else pending[case].result()
-                if path is not None and case in pending:
-                    write(path, known)
-                yield known[case]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def write(path: Path, rows: Mapping[Case, dict[str, Any]]) -> None:
-    """The table in place of what was there, all at once, a line a row."""
-    lines = ",\n".join(json.dumps(rows[case]) for case in cases() if case in rows)
-    head = f'"compiler": {json.dumps(compiler())},\n"sources": "{sources_hash()}"'
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(f'{{{head},\n"kernels": [\n{lines}\n]}}\n', encoding="utf-8")
-    os.replace(beside, path)
+TABLE = Table(Path(__file__).parent / "results" / "triton-compiled.json", Case, cases, compiled, compiler)
 
 
 def main() -> None:
@@ -258,7 +189,7 @@ def main() -> None:
         if c.shape in args.shapes and c.dtype in args.dtypes and c.kernel in args.kernels and c.target in args.targets
     ]  # fmt: skip
     wrong = 0
-    for row in rows_of(chosen, args.json, args.jobs):
+    for row in TABLE.rows(chosen, args.json, args.jobs):
         for fault in faults(row):
             wrong += 1
             tqdm.write(f"{row['kernel']} {row['shape']} {row['dtype']} sm_{row['target']}: {fault}")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 from gpu_compile import Recorded, compiler, launches_of
+from ptx_counts import FAMILIES, bytes_of, family, instructions_of
 from tqdm import tqdm
 from wavenet_fast.kernels.triton.launch import EmulatedLauncher, compile_for
 from wavenet_fast.kernels.triton.shapes import Shape
@@ -31,8 +31,6 @@ from wavenet_fast.bench_gate import macs_per_sample
 from wavenet_fast.cases import case
 from wavenet_fast.config import WaveNetConfig
 from wavenet_fast.emulated import Program, Stats
-from wavenet_fast.emulated.parse import parse
-from wavenet_fast.emulated.ptx import SIZES, Instruction
 from wavenet_fast.errors import WavenetFastError
 
 CASES = [(shape, dtype) for dtype in ("bf16", "fp32") for shape in ("voice", "nv-medium", "r9y9-mol")]
@@ -50,21 +48,6 @@ LANES, SCHEDULERS, BANK_BYTES = 128, 4, 128
 """Of one multiprocessor: fp32 multiply-adds, instructions of warps, and bytes of shared memory per clock."""
 CLOCK = H100["fp32_flop_per_s"] / (2 * LANES * H100["multiprocessors"])
 """Hz at which the published peak in fp32 is reached."""
-
-FAMILIES = {
-    "products": r"mma",
-    "global memory": r"(ld|st)\.global|cp\.async\.c[ag]",
-    "shared memory": r"(ld|st)\.shared|ldmatrix|stmatrix",
-    "barriers and waits": r"bar|barrier|cp\.async\.(commit|wait)",
-    "exchange in a warp": r"shfl|vote|redux",
-    "special functions": r"(ex2|lg2|rcp|sqrt|rsqrt|sin|cos|tanh|div)\b",
-    "conversions": r"cvt",
-    "multiply-adds": r"fma",
-    "other arithmetic in fp32": r"\w+\.(\w+\.)*f(32|16|16x2)\b|\w+\.(\w+\.)*bf16(x2)?\b",
-    "moves and choices": r"mov|selp|prmt|ld\.param|cvta",
-    "addresses, integers, branches": r".",
-}
-"""Family → what its opcodes begin with; an instruction belongs to the first that it fits."""
 
 
 # --- counting ---------------------------------------------------------------------------------------------------
@@ -85,10 +68,7 @@ class Subject:
     def __init__(self, launch: Recorded) -> None:
         self.launch = launch
         ptx = compile_for("generate", launch.arguments, launch.options, TARGET).asm["ptx"]
-        body = [item for item in parse(ptx).functions["generate"].body if isinstance(item, Instruction)]
-        self.instructions = {str(i.line): i for i in body}
-        if len(self.instructions) != len(body):
-            raise SystemExit("the PTX has several instructions on a line; they cannot be counted apart")
+        self.instructions = instructions_of(ptx, "generate")
         self.program = CountedProgram(ptx, count="lines")
         self.launcher = EmulatedLauncher(TARGET)
         self.launcher._programs[ptx] = self.program
@@ -130,25 +110,6 @@ class Subject:
             "bytes_moved": dict(moved),
             "barriers": barriers // threads,
         }
-
-
-def family(instruction: Instruction) -> str:
-    return next(name for name, pattern in FAMILIES.items() if re.match(pattern, instruction.opcode))
-
-
-def bytes_of(instruction: Instruction) -> dict[str, int]:
-    """Bytes that one thread moves with one instruction, by where from or where to."""
-    parts, name = instruction.parts, instruction.parts[0]
-    if name in ("ldmatrix", "stmatrix"):
-        count = 4 * int(next(part[1:] for part in parts if re.fullmatch(r"x[124]", part)))
-        return {"shared loads" if name == "ldmatrix" else "shared stores": count}
-    if name == "cp" and parts[1] == "async" and len(instruction.operands) >= 3:
-        size = int(instruction.operands[2], 0)
-        return {"global loads": size, "shared stores": size}
-    if name in ("ld", "st") and (space := next((p for p in parts if p.split("::")[0] in ("global", "shared")), None)):
-        size = SIZES[parts[-1]] * int(next((part[1:] for part in parts if re.fullmatch(r"v\d", part)), 1))
-        return {f"{space.split('::')[0]} {'loads' if name == 'ld' else 'stores'}": size}
-    return {}
 
 
 # --- what must be done at least ---------------------------------------------------------------------------------

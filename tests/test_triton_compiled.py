@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("torch", reason="the kernels are launched with tensors of PyTorch")
 pytest.importorskip("triton", reason="its compiler is what is looked at")
 
-from gpu_compile import Case, cases, compiled, compiler, differences, faults, recorded_table, sample_of_cases
+from compile_table import differences
+from gpu_compile import TABLE, Case, cases, compiled, compiler, faults, sample_of_cases
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="TRITON_INTERPRET=1: nothing compiles"
@@ -33,14 +34,14 @@ def test_the_kernel_fits_does_not_spill_and_multiplies_where_it_should(case: Cas
 
 @each
 def test_the_kernel_is_the_recorded_one(case: Case) -> None:
-    by, rows = recorded_table()
+    by, rows = TABLE.recorded()
     if by != compiler():
         pytest.skip(f"the table was made with {by}; here is {compiler()}")
     assert not differences(row_of(case), rows[case]), "see CONTRIBUTING.md for how the table is made anew"
 
 
 def test_the_table_is_complete_and_within_the_limits() -> None:
-    by, rows = recorded_table()
+    by, rows = TABLE.recorded()
     assert list(rows) == cases() and by["triton"] and by["ptxas"]
     for case, row in rows.items():
         assert not faults(row), case
@@ -48,7 +49,7 @@ def test_the_table_is_complete_and_within_the_limits() -> None:
 
 
 def test_faults_are_found() -> None:
-    rows = recorded_table()[1]
+    rows = TABLE.recorded()[1]
     row = next(r for c, r in rows.items() if c == Case("generate", "voice", "bf16", 90))
     assert "shared memory" in faults(row | {"shared_bytes": row["shared_limit"] + 1})[0]
     for spilled in ({"spill_stores": 1}, {"spill_loads": 1}):

@@ -94,18 +94,10 @@ class Model:
 
     def project(self, features: NDArray[np.float32], starts: NDArray[np.float32]) -> Array:
         """(B, F, C) → (B, F, LAYERS, HALF, 2), rounded to bf16 where the kernels interpolate in bf16."""
-        s, hearing = self.shape, hearing_format(self.dtype)
+        s = self.shape
         batch, n, channels = features.shape
         outputs = s.LAYERS * s.HALF * 2
-        inputs = padded(channels)
-        chunk = inputs if inputs <= _PROJECT_CHUNK else PANEL
-        header = header_text({
-            "plan": {"FORMAT": FORMATS[hearing], "N": _PROJECT_ROWS},
-            "project_plan": {
-                "WARPS": _PROJECT_WARPS, "INPUTS": inputs, "CHUNK": chunk,
-                "ROUND": s.UPSAMPLING == 1 and hearing == "bf16",
-            },
-        })  # fmt: skip
+        header = project_header(self.config, self.dtype, channels)
         out = self.device.empty((batch, n, s.LAYERS, s.HALF, 2), np.float32)
         self.device.launch(
             self.device.load("project", {"shape.cuh": header}),
@@ -257,6 +249,19 @@ class Model:
         head = self.config.head
         floor = None if isinstance(head, CategoricalHead) else head.log_scale_min
         return -float("inf") if floor is None else floor
+
+
+def project_header(config: WaveNetConfig, dtype: str, channels: int) -> str:
+    """The text of "shape.cuh" for `project`, of a model that hears so many channels."""
+    s, hearing = Shape.of(config, dtype), hearing_format(dtype)
+    inputs = padded(channels)
+    return header_text({
+        "plan": {"FORMAT": FORMATS[hearing], "N": _PROJECT_ROWS},
+        "project_plan": {
+            "WARPS": _PROJECT_WARPS, "INPUTS": inputs, "CHUNK": inputs if inputs <= _PROJECT_CHUNK else PANEL,
+            "ROUND": s.UPSAMPLING == 1 and hearing == "bf16",
+        },
+    })  # fmt: skip
 
 
 def check_size(config: WaveNetConfig) -> None:
