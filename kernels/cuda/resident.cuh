@@ -474,6 +474,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       stopped = block_barrier_any(watch.given_up);
     }
   }
+  wait_copies<0>();  // of a block that has stopped, the next tile's past is on its way yet
 
   if (head) {
     for (int tile = 0; tile < plan::TILES; ++tile) {
