@@ -3,7 +3,7 @@ sanitizers, and with every barrier, flag, fence and wait broken in turn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 

@@ -66,6 +66,9 @@ def laid(engine: CudaEngine, cut: Cut, **options: Any) -> CudaEngine:
     """The engine, from now on cut like this; `options` as for `Model.generate`."""
     generate = type(engine.model).generate
 
+    if "patience" in options:
+        engine.patience = options.pop("patience")
+
     def cut_like_this(_layout: Layout, _pipelines: int, *rest: Any, **more: Any) -> Any:
         return generate(engine.model, cut.layout(engine), cut.pipelines, *rest, **more, **options)
 

@@ -1,6 +1,13 @@
 """A `libcuda.so.1` that stands in for the NVIDIA driver: memory is the machine's, and a launch of any kernel does what
-`SOURCE` says. It writes every call into the file FAKE_CUDA_LOG, and refuses those that FAKE_CUDA_FAIL names
-("cuMemAlloc=2 cuLaunchKernelEx=700")."""
+`SOURCE` says, or nothing where its arguments are others.
+
+It is as lazy as a driver may be: work waits in its stream until somebody waits for it, and is then done in an order that
+streams and events allow. So what is read or freed too early is seen. Freed memory is overwritten.
+
+It writes every call into the file FAKE_CUDA_LOG, `WAITS` behind those that wait for work, and refuses those that
+FAKE_CUDA_FAIL names ("cuMemAllocFromPoolAsync=2 cuLaunchKernelEx=700"). Further variables, where they
+are there: FAKE_CUDA_NO_POOLS, it has no memory pools; FAKE_CUDA_IDLE, kernels do nothing; FAKE_CUDA_CAPTURED, the stream
+0xCA, which is otherwise in a capture, is not any more."""
 
 from __future__ import annotations
 
@@ -37,7 +44,10 @@ _DRIVER = r"""
 #include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
+#include <functional>
+#include <map>
 #include <string>
+#include <vector>
 
 namespace {
 void say(const char* format, ...) {
@@ -58,6 +68,43 @@ std::uintptr_t next = 0x1000;
 struct Attribute { int id, pad; union { unsigned cluster[3]; int cooperative; char room[64]; } value; };
 struct Config { unsigned grid[3], block[3], shared; void* stream; Attribute* attributes; unsigned n; };
 struct Call { float* x; int n; float y; long long far; };
+
+// Work that waits. An event is a number of pieces of its stream that must have been done; a piece may wait for others.
+struct Place { void* stream; std::size_t pieces; };
+struct Piece { std::function<void()> work; bool waits; Place place; };
+struct Stream { std::vector<Piece> pieces; std::size_t done = 0; };
+std::map<void*, Stream> streams;
+std::map<void*, Place> events;
+std::map<char*, std::size_t> pinned;
+std::map<void*, std::size_t> sizes;
+void finish(Place place) {
+  Stream& stream = streams[place.stream];
+  while (stream.done < place.pieces) {
+    const std::size_t now = stream.done++;
+    if (stream.pieces[now].waits) finish(stream.pieces[now].place);
+    else stream.pieces[now].work();
+    stream.pieces[now].work = {};
+  }
+}
+bool finished(Place place) { return streams[place.stream].done >= place.pieces; }
+void finish_all() {
+  for (auto& [name, stream] : streams) finish({name, stream.pieces.size()});
+}
+void queue(void* stream, std::function<void()> work) { streams[stream].pieces.push_back({std::move(work), false, {}}); }
+Place here(void* stream) { return {stream, streams[stream].pieces.size()}; }
+bool is_pinned(const void* at) {
+  auto after = pinned.upper_bound((char*)at);
+  return after != pinned.begin() && (--after, (char*)at < after->first + after->second);
+}
+void* taken(std::size_t n) {
+  void* at = std::malloc(n);
+  std::memset(at, 0xFF, n);
+  sizes[at] = n;
+  return at;
+}
+void freed(void* at) {
+  std::memset(at, 0xEE, sizes[at]);  // and never taken again, so that late use shows
+}
 }
 
 #define DO(name, ...) if (int code = answer(#name)) return code; __VA_ARGS__; return 0;
@@ -82,6 +129,7 @@ int cuDeviceGetAttribute(int* v, int what, int) {
   switch (what) {
     case 75: *v = 9; break;  case 76: *v = 0; break;
     case 16: *v = 132; break;  case 97: *v = 232448; break;  case 81: *v = 233472; break;
+    case 13: *v = 1755000; break;  case 115: *v = std::getenv("FAKE_CUDA_NO_POOLS") ? 0 : 1; break;
     case 82: *v = 65536; break;  case 39: *v = 2048; break;  case 106: *v = 32; break;
     default: *v = -1;
   }
@@ -90,32 +138,65 @@ int cuDeviceGetAttribute(int* v, int what, int) {
 int cuDevicePrimaryCtxRetain(void** context, int) { *context = (void*)0x77; DO(cuDevicePrimaryCtxRetain) }
 int cuCtxPushCurrent_v2(void*) { DO(cuCtxPushCurrent) }
 int cuCtxPopCurrent_v2(void** context) { *context = (void*)0x77; return 0; }
-int cuCtxSynchronize() { DO(cuCtxSynchronize) }
+int cuCtxSynchronize() { say("cuCtxSynchronize WAITS"); finish_all(); DO(cuCtxSynchronize) }
 int cuStreamCreate(void** stream, unsigned flags) { *stream = (void*)(next += 0x10); TOLD(cuStreamCreate, "%u", flags) }
-int cuStreamIsCapturing(void* stream, int* status) { *status = stream == (void*)0xCA; return 0; }
-int cuStreamSynchronize(void* s) { TOLD(cuStreamSynchronize, "%p", s) }
-int cuStreamWaitEvent(void* s, void* e, unsigned) { TOLD(cuStreamWaitEvent, "%p %p", s, e) }
-int cuEventCreate(void** event, unsigned flags) { *event = (void*)(next += 0x10); TOLD(cuEventCreate, "%u", flags) }
+int cuStreamDestroy_v2(void* s) { TOLD(cuStreamDestroy, "%p", s) }
+int cuStreamIsCapturing(void* stream, int* status) {
+  *status = stream == (void*)0xCA && !std::getenv("FAKE_CUDA_CAPTURED"); return 0; }
+int cuStreamSynchronize(void* s) { say("cuStreamSynchronize %p WAITS", s); finish(here(s)); DO(cuStreamSynchronize) }
+int cuStreamWaitEvent(void* s, void* e, unsigned) {
+  if (s == (void*)0xCA && !std::getenv("FAKE_CUDA_CAPTURED")) return 905;
+  streams[s].pieces.push_back({{}, true, events[e]}); TOLD(cuStreamWaitEvent, "%p %p", s, e) }
+int cuEventCreate(void** event, unsigned flags) {
+  events[*event = (void*)(next += 0x10)] = {nullptr, 0}; TOLD(cuEventCreate, "%u", flags) }
 int cuEventDestroy_v2(void*) { return 0; }
-int cuEventRecord(void* e, void* s) { TOLD(cuEventRecord, "%p %p", e, s) }
-int cuEventSynchronize(void* e) { TOLD(cuEventSynchronize, "%p", e) }
+int cuEventRecord(void* e, void* s) { events[e] = here(s); TOLD(cuEventRecord, "%p %p", e, s) }
+int cuEventQuery(void* e) { DO(cuEventQuery, if (!finished(events[e])) return 600) }
+int cuEventSynchronize(void* e) { say("cuEventSynchronize %p WAITS", e); finish(events[e]); DO(cuEventSynchronize) }
 int cuMemAlloc_v2(Ptr* p, size_t n) {
-  if (int code = answer("cuMemAlloc")) return code;
-  *p = (Ptr)std::malloc(n);
-  std::memset((void*)*p, 0xFF, n);
-  TOLD(cuMemAlloc, "%zu", n)
+  say("cuMemAlloc %zu WAITS", n);
+  DO(cuMemAlloc, finish_all(); *p = (Ptr)taken(n))
 }
-int cuMemFree_v2(Ptr p) { std::free((void*)p); TOLD(cuMemFree, "%d", 1) }
-int cuMemHostAlloc(void** p, size_t n, unsigned) { *p = std::malloc(n); TOLD(cuMemHostAlloc, "%zu", n) }
-int cuMemFreeHost(void* p) { std::free(p); TOLD(cuMemFreeHost, "%d", 1) }
+int cuMemFree_v2(Ptr p) { say("cuMemFree %zu WAITS", sizes[(void*)p]); finish_all(); freed((void*)p); DO(cuMemFree) }
+int cuMemPoolCreate(void** pool, const void*) { *pool = (void*)0x99; TOLD(cuMemPoolCreate, "%d", 1) }
+int cuMemPoolSetAttribute(void*, int what, void* v) { TOLD(cuMemPoolSetAttribute, "%d %llu", what, *(Ptr*)v) }
+int cuMemPoolTrimTo(void*, size_t n) { TOLD(cuMemPoolTrimTo, "%zu", n) }
+int cuMemPoolDestroy(void*) { TOLD(cuMemPoolDestroy, "%d", 1) }
+int cuMemAllocFromPoolAsync(Ptr* p, size_t n, void*, void* s) {
+  say("cuMemAllocFromPoolAsync %zu %p", n, s);
+  DO(cuMemAllocFromPoolAsync, *p = (Ptr)taken(n); queue(s, [] {}))
+}
+int cuMemFreeAsync(Ptr p, void* s) {
+  queue(s, [p] { freed((void*)p); }); TOLD(cuMemFreeAsync, "%zu %p", sizes[(void*)p], s) }
+int cuMemHostAlloc(void** p, size_t n, unsigned) {
+  say("cuMemHostAlloc %zu WAITS", n);
+  DO(cuMemHostAlloc, finish_all(); pinned[(char*)(*p = taken(n))] = n)
+}
+int cuMemFreeHost(void* p) {
+  say("cuMemFreeHost %zu WAITS", sizes[p]);
+  finish_all();
+  freed(p);
+  pinned.erase((char*)p);
+  DO(cuMemFreeHost)
+}
 int cuMemcpyHtoDAsync_v2(Ptr d, const void* h, size_t n, void* s) {
-  std::memcpy((void*)d, h, n); TOLD(cuMemcpyHtoDAsync, "%zu %p", n, s) }
+  const bool late = is_pinned(h);
+  say("cuMemcpyHtoDAsync %zu %p%s", n, s, late ? "" : " WAITS");
+  queue(s, [=] { std::memcpy((void*)d, h, n); });
+  if (!late) finish(here(s));
+  DO(cuMemcpyHtoDAsync)
+}
 int cuMemcpyDtoHAsync_v2(void* h, Ptr d, size_t n, void* s) {
-  std::memcpy(h, (void*)d, n); TOLD(cuMemcpyDtoHAsync, "%zu %p", n, s) }
+  const bool late = is_pinned(h);
+  say("cuMemcpyDtoHAsync %zu %p%s", n, s, late ? "" : " WAITS");
+  queue(s, [=] { std::memcpy(h, (void*)d, n); });
+  if (!late) finish(here(s));
+  DO(cuMemcpyDtoHAsync)
+}
 int cuMemcpyDtoDAsync_v2(Ptr d, Ptr h, size_t n, void* s) {
-  std::memcpy((void*)d, (void*)h, n); TOLD(cuMemcpyDtoDAsync, "%zu %p", n, s) }
+  queue(s, [=] { std::memcpy((void*)d, (void*)h, n); }); TOLD(cuMemcpyDtoDAsync, "%zu %p", n, s) }
 int cuMemsetD8Async(Ptr d, unsigned char v, size_t n, void* s) {
-  std::memset((void*)d, v, n); TOLD(cuMemsetD8Async, "%zu %p", n, s) }
+  queue(s, [=] { std::memset((void*)d, v, n); }); TOLD(cuMemsetD8Async, "%zu %p", n, s) }
 int cuPointerGetAttributes(unsigned n, int* what, void** out, Ptr) {
   const int device = std::atoi(std::getenv("FAKE_CUDA_DEVICE"));
   for (unsigned i = 0; i < n; ++i) *(unsigned*)out[i] = what[i] == 2 ? 2 : what[i] == 9 ? device : 0;
@@ -142,9 +223,13 @@ int cuLaunchKernelEx(const Config* c, void*, void** arguments, void**) {
   }
   Call call;
   std::memcpy(&call, arguments[0], sizeof call);
+  if (std::getenv("FAKE_CUDA_IDLE")) call.n = 0, call.far = 0;
   say("cuLaunchKernelEx %u,%u,%u %u,%u,%u %u %p far %lld%s", c->grid[0], c->grid[1], c->grid[2], c->block[0],
       c->block[1], c->block[2], c->shared, c->stream, call.far, told.c_str());
-  DO(cuLaunchKernelEx, for (int i = 0; i < call.n; ++i) call.x[i] += call.y)
+  DO(cuLaunchKernelEx, queue(c->stream, [call] {
+    say("a kernel runs");
+    for (int i = 0; i < call.n; ++i) call.x[i] += call.y;
+  }))
 }
 }
 """
@@ -196,7 +281,7 @@ def said():
 """
 
 
-def run(folder: Path, code: str) -> str:
+def run(folder: Path, code: str, **variables: str) -> str:
     """What Python prints that runs this code, after `BEGIN`, with the stand-in as its driver."""
     log = folder / "log"
     log.write_text("")
@@ -207,6 +292,7 @@ def run(folder: Path, code: str) -> str:
         "FAKE_CUDA_DEVICE": "0",
         "FAKE_CUDA_SOURCES": str(folder / "sources"),
         "WAVENET_FAST_CACHE": str(folder / "cache"),
+        **variables,
     }
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", BEGIN + code],

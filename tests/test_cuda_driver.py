@@ -17,7 +17,7 @@ if gpu.why_no_nvrtc() is not None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = fake_cuda.build(tmp_path_factory.mktemp("driver"))
-    return lambda code: fake_cuda.run(folder, code)
+    return lambda code, **variables: fake_cuda.run(folder, code, **variables)
 
 
 def test_memory_and_kernels_go_there_and_back(run):
@@ -29,14 +29,14 @@ assert (p.shared_per_multiprocessor, p.registers_per_multiprocessor) == (233472,
 assert (p.threads_per_multiprocessor, p.blocks_per_multiprocessor, p.max_cluster) == (2048, 32, 16)
 k = d.load("add", HEADERS)
 assert d.load("add", HEADERS) is k and (k.shared, k.registers) == (1000, 40)
-# 8: dynamic shared memory, what a block may have without the static; 14: clusters of more than 8 blocks.
-assert said()[3:] == ["cuModuleLoadData a cubin", "cuModuleGetFunction add", "cuFuncSetAttribute 8 231448",
-                      "cuFuncSetAttribute 14 1"]
+assert said()[-2:] == ["cuModuleLoadData a cubin", "cuModuleGetFunction add"]
 given = np.arange(6, dtype=np.float32)
 x = d.upload(given)
 given[:] = 0
 d.launch(k, (4, 3), (32, 2), dict(x=x.part(1, 6), n=5, y=2.5, far=-7), shared=5000, cluster=2, cooperative=True)
-(told,) = [line for line in said() if line.startswith("cuLaunch")]
+lines = said()
+assert not any(line.startswith("cuFunc") for line in lines)
+(told,) = [line for line in lines if line.startswith("cuLaunch")]
 assert told.startswith("cuLaunchKernelEx 4,3,1 32,2,1 5000 0x") and told.endswith("far -7 cluster 2,1 cooperative 1")
 assert d.download(x).tolist() == [0, 3.5, 4.5, 5.5, 6.5, 7.5]
 d.launch(k, (1,), (32,), dict(x=x, n=0, y=0, far=1))
@@ -49,6 +49,27 @@ assert np.isnan(d.download(d.empty((3,), np.float32))).all()
 """)
 
 
+def test_a_launch_asks_once_for_what_needs_leave(run):
+    run("""
+d = device()
+k, x = d.load("add", HEADERS), d.zeros((3,), np.float32)
+
+def asked(shared, cluster):
+    said()
+    d.launch(k, (16,), (32,), dict(x=x, n=0, y=0, far=0), shared=shared, cluster=cluster)
+    return [line.removeprefix("cuFuncSetAttribute ") for line in said() if line.startswith("cuFunc")]
+
+# 8: dynamic shared memory, of which a block may have what the static leaves; 9: its share of the L1 cache, in percent;
+# 14: clusters of more than 8 blocks. With 1,000 bytes of static shared memory, 48 KiB are had unasked.
+assert asked((48 << 10) - 1000, 8) == []
+assert asked((48 << 10) - 999, None) == ["8 231448", "9 100"]
+assert asked(231448, 16) == ["14 1"] and asked(231448, 16) == []
+other = d.load("add", {"shape.cuh": "//"})
+said()
+assert d.largest_grid(other, (32,), 50_000) and [line[:20] for line in said()[:2]] == ["cuFuncSetAttribute 8", "cuFuncSetAttribute 9"]
+""")
+
+
 def test_what_fits_is_asked_of_the_driver(run):
     run("""
 d = device()
@@ -56,7 +77,8 @@ k = d.load("add", HEADERS)
 said()
 assert d.largest_grid(k, (64, 2), 100) == 3 * 132
 assert d.clusters(k, (64,), 100, 16) == 5 and d.clusters(k, (64,), 100, 17) == 0
-assert said() == ["cuOccupancyMaxActiveBlocksPerMultiprocessor 128 100", "cuOccupancyMaxActiveClusters 16 64 100 16"]
+assert said() == ["cuOccupancyMaxActiveBlocksPerMultiprocessor 128 100", "cuFuncSetAttribute 14 1",
+                  "cuOccupancyMaxActiveClusters 16 64 100 16"]
 os.environ["FAKE_CUDA_FAIL"] = "cuOccupancyMaxActiveClusters=912"
 assert d.clusters(k, (64,), 100, 16) == 0
 os.environ["FAKE_CUDA_FAIL"] = "cuOccupancyMaxActiveClusters=1"
@@ -64,20 +86,138 @@ assert "CUDA_ERROR_INVALID_VALUE, that is a pity" in refused(BackendError, lambd
 """)
 
 
-def test_memory_is_given_back(run):
+def test_memory_is_given_back_behind_the_work_that_used_it(run):
     run("""
 d = device()
+k = d.load("add", HEADERS)
 x = d.empty((3,), np.float32)
 part, y = x.part(1, 2), d.empty((4,), np.float32)
-host = d.pinned((3,), np.float32)
-row = host[1:]
+d.launch(k, (1,), (32,), dict(x=x, n=3, y=1, far=0), stream=0x5550)
 said()
-del x, host
+del x
 assert said() == []
-del part, row
-assert said() == ["cuMemFree 1", "cuMemFreeHost 1"]
+del part
+wait, freed, mark = said()
+own = wait.split()[1]
+assert wait.startswith("cuStreamWaitEvent") and freed == f"cuMemFreeAsync 12 {own}" and mark.endswith(own)
 os.environ["FAKE_CUDA_FAIL"] = "cuCtxPushCurrent=700"
 del y
+""")
+
+
+def test_without_pools_memory_serves_again(run):
+    run(
+        """
+from wavenet_fast.kernels.cuda import cuda_memory
+d = device()
+k = d.load("add", HEADERS)
+x = d.zeros((3,), np.float32)
+d.launch(k, (1,), (32,), dict(x=x, n=3, y=1, far=0))
+first = x.pointer
+del x
+said()
+y = d.upload(np.full(3, 5, np.float32))
+assert y.pointer == first and [line for line in said() if line.startswith("cuMem")] == ["cuMemHostAlloc 1048576 WAITS",
+    f"cuMemcpyHtoDAsync 12 {d._queue.own:#x}"]
+assert d.download(y).tolist() == [5, 5, 5] and d.empty((4,), np.float32).pointer != first
+z = d.empty((4,), np.float32)
+cuda_memory.KEPT_BYTES = 1000
+del y, z
+assert any(line == "cuMemFree 512 WAITS" for line in said())
+""",
+        FAKE_CUDA_NO_POOLS="1",
+    )
+
+
+@pytest.mark.parametrize("pools", [{}, {"FAKE_CUDA_NO_POOLS": "1"}])
+def test_what_a_running_kernel_uses_may_be_forgotten(run, pools):
+    run(
+        """
+d = device()
+k, total = d.load("add", HEADERS), d.zeros((1000,), np.float32)
+for turn in range(4):
+    if turn == 2:
+        said()
+    x = d.upload(np.full(1000, turn, np.float32))
+    d.launch(k, (1,), (32,), dict(x=x, n=1000, y=1, far=0))
+    d.copy(total.part(turn, turn + 1), x.part(999, 1000))
+    host = d.pinned((1000,), np.float32)
+    pending = d.start_download(x, host)
+    if turn == 0:
+        kept, ending = host, pending
+    del x, host, pending
+# Memory is taken for the first time, or, without pools, while all of it is in use; a driver may wait for that.
+assert not [line for line in said() if "WAITS" in line and not line.startswith(("cuMemHostAlloc", "cuMemAlloc "))]
+assert ending.wait() is kept and (kept == 1).all()
+assert d.download(total)[:5].tolist() == [1, 2, 3, 4, 0]
+""",
+        **pools,
+    )
+
+
+def test_uploads_go_through_pinned_memory_that_serves_again(run):
+    run("""
+from wavenet_fast.kernels.cuda import cuda_device
+d = device()
+given = [np.full((300, 5), turn, np.int16) for turn in range(5)]
+there = [d.upload(array) for array in given]
+for array in given:
+    array[:] = -1
+copies = said()
+assert {line for line in copies if "WAITS" in line} == {"cuMemHostAlloc 1048576 WAITS"}
+for turn, array in enumerate(there):
+    assert (d.download(array) == turn).all()
+said()
+assert d.upload(given[0]).shape == (300, 5) and not [line for line in said() if "WAITS" in line]
+assert d.download(d.upload(np.array(7))).tolist() == 7 and d.upload(np.zeros((0, 2))).shape == (0, 2)
+
+# More than may be on their way: in pieces, and the first is waited for.
+cuda_device.PIECE, cuda_device.STAGED_BYTES = 1000, 3000
+large = np.arange(2500, dtype=np.float32)
+said()
+x = d.upload(large)
+large[:] = 0
+lines = said()
+assert sum(line.startswith("cuMemcpyHtoDAsync 1000") for line in lines) == 10
+assert sum(line.startswith("cuEventSynchronize") for line in lines) >= 5
+assert d.download(x).tolist() == list(range(2500))
+""")
+
+
+def test_pinned_memory_serves_again_and_is_freed_where_much_is_idle(run):
+    run("""
+from wavenet_fast.kernels.cuda import cuda_memory
+d = device()
+host = d.pinned((50000,), np.float32)
+row = host[1:]
+host[:] = 3
+del host
+row[:] = 4
+del row
+said()
+again = d.pinned((40000,), np.float32)
+assert (again == 0).all() and said() == []
+del again
+d._pinned.trim(1 << 20)
+assert said() == []
+d._pinned.trim(1 << 17)
+assert said() == ["cuMemFreeHost 262144 WAITS"]
+""")
+
+
+def test_a_device_leaves_nothing_behind(run):
+    run("""
+d = device()
+x, kept, host = d.upload(np.arange(3)), d.pinned((3,), np.int8), d.pinned((100000,), np.int8)
+said()
+del d, host
+assert said() == []
+del x
+lines = said()
+kept[:] = 3  # in the slab that the upload went through, so that this is not freed
+assert "cuMemFreeHost 131072 WAITS" in lines
+assert sum(line.startswith("cuMemFreeHost") for line in lines) == 1 and {line.split()[0] for line in lines} >= {
+    "cuMemFreeAsync", "cuStreamDestroy", "cuMemPoolDestroy", "cuMemFreeHost"}
 """)
 
 
@@ -91,13 +231,14 @@ copied = d.start_download(x, host)
 d.launch(k, (1,), (32,), dict(x=None, n=0, y=1, far=0))
 d.hold(copied)
 assert copied.wait() is host and host.tolist() == [1, 1, 1]
-lines = [line.split() for line in said()]
+lines = [line.split() for line in said() if line != "a kernel runs"]
 made, recorded, held, copy, ended = lines[:5]
 work, copies, event = recorded[2], held[1], recorded[1]
 assert recorded[0] == "cuEventRecord" and held == ["cuStreamWaitEvent", copies, event] and work != copies
 assert copy == ["cuMemcpyDtoHAsync", "12", copies] and ended == ["cuEventRecord", event, copies]
 assert lines[6][0] == "cuLaunchKernelEx" and lines[6][4] == work
-assert ["cuStreamWaitEvent", work, event] in lines[7:] and lines[-1] == ["cuEventSynchronize", event]
+assert ["cuStreamWaitEvent", work, event] in lines[7:] and lines[-1] == ["cuEventSynchronize", event, "WAITS"]
+assert sum(line[-1] == "WAITS" for line in lines) == 1
 refused(ShapeError, lambda: d.start_download(x, np.zeros(2, np.float32)))
 """)
 
@@ -141,7 +282,7 @@ sys.modules["torch"] = Torch
 assert launched() == (own, False)
 Torch.cuda.begun = True
 assert launched() == ("0x7777", True)
-assert d.download(x).tolist() == [8, 8, 8] and said()[0].endswith("0x7777")
+assert d.download(x).tolist() == [8, 8, 8] and said()[0].endswith("0x7777 WAITS")
 assert "stream is 'fast'; possible: a CUDA stream" in refused(InputError, lambda: launched("fast"))
 """)
 
@@ -162,9 +303,21 @@ class torch:
             def __init__(self, index): pass
 sys.modules["torch"] = torch
 d.fill_zero(x)
-out = np.zeros(3, np.float32)
-for call in (lambda: d.download(x), lambda: d.upload(out), lambda: d.start_download(x, out)):
+d.copy(x, x)
+out, y = np.zeros(3, np.float32), [d.view(x)]
+for call in (lambda: d.download(x), lambda: d.upload(out), lambda: d.upload(out, x), lambda: d.start_download(x, out),
+             lambda: d.empty((3,), np.int8)):
     assert "cannot be part of a CUDA graph; do it before the capture begins" in refused(BackendError, call)
+# Nothing is freed inside: a graph would do that at every replay.
+del sys.modules["torch"]
+z = d.zeros
+said()
+y = d.reshaped = x.reshape(3)
+del x, y, d.reshaped, call
+assert not [line for line in said() if "Free" in line]
+os.environ["FAKE_CUDA_CAPTURED"] = "1"
+z((3,), np.int8)
+assert sum(line.startswith("cuMemFreeAsync") for line in said()) == 2
 """)
 
 
@@ -216,9 +369,9 @@ assert "array of the emulated device was given to Fake H100" in refused(
 
 # (what the driver refuses, what is asked for, what is told)
 ERRORS = [
-    ("cuMemAlloc=2", "d.empty((1 << 20,), np.float32)",
+    ("cuMemAllocFromPoolAsync=2", "d.empty((1 << 20,), np.float32)",
      "taking 4.0 MiB on Fake H100: the GPU's memory is full (CUDA_ERROR_OUT_OF_MEMORY); use fewer streams"),
-    ("cuMemHostAlloc=2", "d.pinned((5,), np.float32)", "taking 20 bytes of pinned memory: the GPU's memory is full"),
+    ("cuMemHostAlloc=2", "d.pinned((5000,), np.float32)", "taking 1,048,576 bytes of pinned memory: the GPU's memory is full"),
     ("cuCtxSynchronize=700", "d.synchronize()",
      "waiting for the GPU: a kernel failed (CUDA_ERROR_ILLEGAL_ADDRESS), this one or an earlier one, and this process "
      "cannot use the GPU any more; restart it"),
@@ -259,6 +412,22 @@ os.environ["FAKE_CUDA_FAIL"] = ""
 before = d.download(x).tolist()
 d.launch(k, (1,), (32,), call)
 assert d.download(x).tolist() == [v + 1 for v in before]
+""")
+
+
+def test_a_full_memory_is_an_error_of_the_input_too(run):
+    run("""
+d = device()
+x = d.zeros((3,), np.float32)
+said()
+os.environ["FAKE_CUDA_FAIL"] = "cuMemAllocFromPoolAsync=2"
+told = refused(InputError, lambda: d.zeros((3 << 20,), np.float32))
+assert "taking 12.0 MiB on Fake H100" in told and refused(BackendError, lambda: d.empty((1,), np.int8))
+# What others may still give back is waited for, and what is idle let go, before it is refused.
+assert [line.split()[0] for line in said()[:4]] == [
+    "cuMemAllocFromPoolAsync", "cuCtxSynchronize", "cuMemPoolTrimTo", "cuMemAllocFromPoolAsync"]
+os.environ["FAKE_CUDA_FAIL"] = ""
+assert d.download(d.zeros((3,), np.float32)).tolist() == [0, 0, 0]
 """)
 
 

@@ -18,7 +18,8 @@ CPU_FLAGS = {
 NEEDED = ("numpy", "safetensors", "soundfile", "soxr", "click", "tqdm", "msgspec")
 OPTIONAL = ("torch", "triton", "cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc", "matplotlib")
 VARIABLES = (
-    "WAVENET_FAST_ISA", "WAVENET_FAST_SPLIT", "WAVENET_FAST_CACHE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
+    "WAVENET_FAST_ISA", "WAVENET_FAST_SPLIT", "WAVENET_FAST_CACHE", "WAVENET_FAST_GPU_PATIENCE", "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
 )  # fmt: skip
 NOTES = {"emulated": "executes the kernels' compiled code on the CPU, for proof: slow, never chosen by auto"}
 """What to say of a device where it works."""

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from wavenet_fast.backends import gpu
-from wavenet_fast.errors import BackendError
+from wavenet_fast.errors import BackendError, InputError
 
 # After these the driver answers every call of the process with the same error.
 _LOST = {
@@ -36,9 +36,16 @@ class CudaError(BackendError):
         self.code = code
 
 
+class OutOfMemory(CudaError, InputError):
+    """More was asked for than is free, of the GPU's memory or of pinned memory."""
+
+
+_OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
+
+
 def sentence(code: str, doing: str, text: str = "") -> str:
     """What the driver refused, why, and what to do; `text` are the driver's own words."""
-    if code == "CUDA_ERROR_OUT_OF_MEMORY":
+    if code == _OUT_OF_MEMORY:
         return (
             f"{doing}: the GPU's memory is full ({code}); use fewer streams, end other programs that use this GPU, or "
             "use backend 'cpu'"
@@ -91,7 +98,8 @@ class Driver:
             raise
         if int(code):
             name = getattr(code, "name", str(code))
-            raise CudaError(sentence(name, doing, self._text(code)), name)
+            kind = OutOfMemory if name == _OUT_OF_MEMORY else CudaError
+            raise kind(sentence(name, doing, self._text(code)), name)
         return results[0] if len(results) == 1 else tuple(results) or None
 
     def _text(self, code: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from wavenet_fast.errors import BackendError, InputError
 
-from .cuda_driver import Driver
+from .cuda_driver import CudaError, Driver
 
 
 def stream_address(stream: Any) -> int:
@@ -58,21 +59,34 @@ class Event:
     def wait(self) -> None:
         self._driver("cuEventSynchronize", self.handle, doing="waiting for the GPU")
 
+    def ended(self) -> bool:
+        """Whether all before this place has been done."""
+        try:
+            self._driver("cuEventQuery", self.handle, doing="looking at the GPU")
+        except CudaError as error:
+            if error.code != "CUDA_ERROR_NOT_READY":
+                raise
+            return False
+        return True
+
 
 class Queue:
-    """Work in the order in which it is asked for, whatever stream each piece goes to."""
+    """Work in the order in which it is asked for, whatever stream and thread each piece comes from."""
 
     def __init__(self, driver: Driver, index: int) -> None:
         self._driver, self._index = driver, index
         flags = int(driver.constant("CUstream_flags", "NON_BLOCKING"))
-        self._own = int(driver("cuStreamCreate", flags, doing="making a stream"))
+        self.own = int(driver("cuStreamCreate", flags, doing="making a stream"))
         self._last: int | None = None
         self._mark = Event(driver)
+        self._lock = threading.RLock()
+        # A stream that was seen in a capture, and what it was given as, so that it lives as long as it is looked at.
+        self._captured: tuple[int, Any] | None = None
 
     def current(self) -> int:
         """torch's current stream where torch uses CUDA, else one of this device's own."""
         stream = torch_stream(self._index)
-        return self._own if stream is None else stream
+        return self.own if stream is None else stream
 
     @contextmanager
     def stream(self, given: Any, doing: str, in_graph: bool) -> Iterator[int]:
@@ -80,18 +94,28 @@ class Queue:
 
         While a CUDA graph is captured there, the order with what came before the capture is the caller's: raises
         `BackendError` unless `in_graph` says that the work can be part of one."""
-        stream = self.current() if given is None else stream_address(given)
-        capturing = self._capturing(stream)
-        if capturing and not in_graph:
-            raise BackendError(f"{doing}: cannot be part of a CUDA graph; do it before the capture begins")
-        if not capturing and self._last not in (None, stream):
-            self._mark.hold(stream)
-        yield stream
-        if not capturing:
+        with self._lock:
+            stream = self.current() if given is None else stream_address(given)
+            if self._is_captured(stream):
+                self._captured = stream, given
+                if not in_graph:
+                    raise BackendError(f"{doing}: cannot be part of a CUDA graph; do it before the capture begins")
+                yield stream
+                return
+            if self._last not in (None, stream):
+                self._mark.hold(stream)
+            yield stream
             self._mark.record(stream)
             self._last = stream
 
-    def _capturing(self, stream: int) -> bool:
+    def capturing(self) -> bool:
+        """Whether the current stream is in a capture, or one on which work for a graph was queued."""
+        with self._lock:
+            if self._captured is not None and not self._is_captured(self._captured[0]):
+                self._captured = None
+            return self._captured is not None or self._is_captured(self.current())
+
+    def _is_captured(self, stream: int) -> bool:
         status = self._driver("cuStreamIsCapturing", self._driver.api.CUstream(stream), doing="looking at a stream")
         return int(status) != int(self._driver.constant("CUstreamCaptureStatus", "NONE"))
 
@@ -99,9 +123,9 @@ class Queue:
 class CudaPending:
     """A copy that has been queued; see `device.Pending`."""
 
-    def __init__(self, device: Any, event: Event, out: NDArray[Any], source: Any) -> None:
+    def __init__(self, device: Any, event: Event, out: NDArray[Any]) -> None:
         self.event = event
-        self._device, self._out, self._source = device, out, source
+        self._device, self._out = device, out
 
     def wait(self) -> NDArray[Any]:
         with self._device.context():

@@ -39,6 +39,12 @@ DEVICE float log2_fast(float x) {
   return y;
 }
 
+DEVICE float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // A NaN becomes the other operand, as in IEEE 754's minNum and maxNum.
 DEVICE float smaller(float a, float b) {
   float y;
@@ -112,6 +118,11 @@ DEVICE bool block_barrier_any(bool mine) { return __syncthreads_or(mine); }
 // Barrier `number` (1 … 15) of `threads` threads, whole warps.
 DEVICE void named_barrier(int number, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+// Counts towards that barrier without waiting at it.
+DEVICE void named_arrival(int number, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
 // --- shared memory ------------------------------------------------------------------------------------------------

@@ -53,6 +53,8 @@ class Device(Protocol):
     capability: int
     """Of the GPU that kernels are compiled for: 90 is sm_90."""
     properties: DeviceProperties
+    clock: int
+    """Cycles of a second, about, of the clock that kernels wait by."""
 
     def empty(self, shape: Sequence[int], dtype: DTypeLike) -> Array:
         """An array whose contents are not to be read."""
@@ -68,7 +70,9 @@ class Device(Protocol):
         """A NumPy array of what is there, `out` where it is given (same shape and type, contiguous)."""
         ...
 
-    def fill_zero(self, array: Array) -> None: ...
+    def fill_zero(self, array: Array, stream: Any = None) -> None:
+        """`stream` as for `launch`."""
+        ...
 
     def copy(self, target: Array, source: Array) -> None:
         """`source` into `target`, of as many bytes; they do not overlap."""
@@ -109,7 +113,7 @@ class Device(Protocol):
         ...
 
     def pinned(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
-        """A NumPy array that `start_download` copies into while kernels run."""
+        """A NumPy array, zero, that `start_download` copies into while kernels run."""
         ...
 
     def start_download(self, array: Array, out: NDArray[Any]) -> Pending:

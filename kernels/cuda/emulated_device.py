@@ -73,6 +73,8 @@ class EmulatedDevice:
     last         what the last launch counted
     """
 
+    clock = 1_000_000_000
+
     def __init__(
         self,
         capability: int = 90,
@@ -115,7 +117,7 @@ class EmulatedDevice:
         result[...] = np.asarray(array)
         return result
 
-    def fill_zero(self, array: Array) -> None:
+    def fill_zero(self, array: Array, stream: Any = None) -> None:
         np.asarray(array).reshape(-1).view(np.uint8)[:] = 0
 
     def copy(self, target: Array, source: Array) -> None:

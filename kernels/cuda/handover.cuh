@@ -15,9 +15,7 @@
 
 namespace {
 
-constexpr int kChainThreads = plan::CHAIN * kWarp, kSkipThreads = plan::SKIP * kWarp;
 constexpr int kTeamChain = plan::TEAM * plan::CHAIN, kTeamSkip = plan::TEAM * plan::SKIP;  // warps
-constexpr int kGatesReady = 1, kChainMeets = 2, kSkipMeets = 3;
 
 // In int8 the blocks of a team exchange numbers: none of them has a whole vector to find its largest.
 constexpr bool kSendsNumbers = kInt && plan::TEAM > 1;

@@ -7,6 +7,12 @@
 
 constexpr int kWarps = plan::CHAIN + plan::SKIP;
 constexpr int kThreads = kWarps * kWarp;
+constexpr int kChainThreads = plan::CHAIN * kWarp, kSkipThreads = plan::SKIP * kWarp;
+
+// Barriers of a block, beside that of all its threads. Chain and skip warps do not wait for each other where they need
+// not: chain warps only arrive at kGatesReady, and skip warps only at kSkipDone. Of both there are two, by turns, as
+// there are two places for gates and x.
+constexpr int kChainMeets = 1, kSkipMeets = 2, kGatesReady = 3, kSkipDone = 5;
 
 // --- sums in memory -----------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from .shapes import FRAGMENT_BYTES, OPERAND_BYTES, PANEL, Shape, steps
 FORMATS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3}
 """Number format → `Format` of numbers.cuh."""
 
-_STREAM, _HEARING, _BARRIERS = 32, 24, 3 * 8  # see stages.cuh and handover.cuh
+_STREAM, _HEARING, _RING, _BARRIERS = 32, 24, 12, 3 * 8  # see stages.cuh and handover.cuh
 _ALIGNMENT = 128
 MOST_LOGITS = 48 << 10
 """Of a tile's logits that stay in shared memory; more (thousands of classes) go through global memory."""
@@ -171,7 +171,7 @@ class Layout:
         s, pasts = self.shape, 2 if self.tiles > 1 else 1  # of the tile at hand, and of the next
         return {
             "mail": self.tiles * self.mailbox["skips"] if self.cluster else 0, "hearing": self.tile * _HEARING,
-            "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF), "x_in": 0 if self.cluster else self.rows(s.R),
+            "ring_table": own * _RING, "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF), "x_in": 0 if self.cluster else self.rows(s.R),
             "numbers": self.numbers(s.R, s.HALF), "skip_numbers": self.numbers(s.S),
             "weights": own * self.layer_weights, "past": pasts * own * (s.K - 1) * self.rows(s.R),
         }  # fmt: skip
@@ -197,7 +197,7 @@ class Layout:
         """All shared memory of a block of `streaming_weights` by name, each aligned."""
         s, tile = self.shape, self.tile
         parts = {
-            "streams": tile * _STREAM, "hearing": tile * _HEARING, "inputs": tile * s.IN_DEPTH * 4,
+            "streams": tile * _STREAM, "ring_table": s.LAYERS * _RING, "hearing": tile * _HEARING, "inputs": tile * s.IN_DEPTH * 4,
             "filters": tile * 4, "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF),
             "past": 2 * (s.K - 1) * self.rows(s.R), "head_in": self.rows(s.S), "hidden": self.rows(s.H),
             "logits": self._logits if self.logits_shared else 0, "x_sums": self.sums(s.R),

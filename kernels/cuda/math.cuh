@@ -20,20 +20,18 @@ DEVICE float clipped(float x) { return smaller(larger(x, -1.0f), 1.0f); }
 
 DEVICE float relu(float x) { return larger(x, 0.0f); }
 
-// Quotients here have denominators in 1 … 2^120, where the fast division is good to 2 units in the last place.
-DEVICE float quotient(float a, float b) { return __fdividef(a, b); }
-
-// tanh(a) = (1 − e^−2a) / (1 + e^−2a). The clamp loses nothing in fp32: tanh 10 = 1 − 4e-9. It ends a NaN.
+// tanh(a) = (1 − e^−2a) / (1 + e^−2a). Below −10 the numerator would become infinite, and tanh is −1 in fp32 there;
+// above, e^−2a vanishes by itself. The bound also ends a NaN.
 DEVICE float tangent(float a) {
-  const float e = exp2_fast(clamp(a, -10.0f, 10.0f) * (-2.0f * kLog2E));
-  return quotient(1.0f - e, 1.0f + e);
+  const float e = exp2_fast(larger(a, -10.0f) * (-2.0f * kLog2E));
+  return (1.0f - e) * reciprocal_fast(1.0f + e);
 }
 
-// tanh(a)·σ(b) = (1 − e^−2a) / ((1 + e^−2a)(1 + e^−b)): one division. The clamps keep the denominator finite.
+// tanh(a)·σ(b) = (1 − e^−2a) / ((1 + e^−2a)(1 + e^−b)): one reciprocal, of 1 … 2^120.
 DEVICE float gate(float a, float b) {
-  const float ea = exp2_fast(clamp(a, -10.0f, 10.0f) * (-2.0f * kLog2E));
-  const float eb = exp2_fast(clamp(b, -60.0f, 60.0f) * -kLog2E);
-  return quotient(1.0f - ea, (1.0f + ea) * (1.0f + eb));
+  const float ea = exp2_fast(larger(a, -10.0f) * (-2.0f * kLog2E));
+  const float eb = exp2_fast(larger(b, -60.0f) * -kLog2E);
+  return (1.0f - ea) * reciprocal_fast((1.0f + ea) * (1.0f + eb));
 }
 
 // Inverse of µ-law companding: sign(y)·((1 + µ)^|y| − 1)/µ.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,22 @@ from wavenet_fast.errors import BackendError
 from wavenet_fast.packing import hearing_format
 
 from ..tables import tables
+from .arguments import check_patience, check_values, checked, counted
 from .arrays import Array
-from .device import Device, Kernel, Pending, not_resident
+from .device import Device, Kernel, not_resident
+from .launches import (
+    NO_EXTRAS,
+    PATIENCE,
+    WAITED_FOR,
+    Extras,
+    Heard,
+    Launch,
+    Made,
+    Ready,
+    Streams,
+    places,
+    trace_shapes,
+)
 from .layout import FORMATS, Layout, header_text
 from .packing import STREAMED, pack, tapes
 from .plan import Plan, plan
@@ -34,66 +47,8 @@ OPERANDS = {
 }
 """Number format → how operands lie in arrays; bf16 as its upper 16 bits."""
 
-PATIENCE = 1 << 36
-"""Clock cycles that a block waits for another: more than half a minute on any GPU."""
-
 UNITS = tuple(f"{name}_units" for name in STREAMED)
-_WAITED_FOR = ("x", "the skip sums", "the skip sums of all layers", "x of the next layer", "the gates", "the rings")
-"""By `Mail` of handover.cuh."""
 _PROJECT_WARPS, _PROJECT_ROWS, _PROJECT_CHUNK = 4, 32, 128
-
-
-@dataclass(frozen=True)
-class Streams:
-    """What B streams remember, changed in place by `Model.generate`.
-
-    rings      (B, SLOTS, `Model.ring_row`) operands: past inputs of every layer; in int8 their unit, fp32, behind R
-    inputs     (B, IN_DEPTH) fp32: x[t] at slot t mod IN_DEPTH, classes as numbers and −1 for none
-    filters    (B,) fp32: last output of the de-emphasis filter
-    positions  (B,) int64: samples made; not changed
-    seeds      (B,) uint64
-    """
-
-    rings: Array
-    inputs: Array
-    filters: Array
-    positions: Array
-    seeds: Array
-
-
-@dataclass(frozen=True)
-class Heard:
-    """Conditioning of one call: `projected` (B, F, LAYERS, HALF, 2) fp32; the first sample's place in it, in samples
-    since the first column began, and the last column of each stream, (B,) int32."""
-
-    projected: Array
-    first_q: Array
-    last_column: Array
-
-
-@dataclass(frozen=True)
-class Made:
-    """Where the samples of a call go: `audio` and `draws` (B, T) fp32, draws as classes or values, and `logits`
-    (B, T, out_channels) or None. Beyond a stream's count nothing is written. `trace`: stage → (B, T, …), see
-    `trace_shapes`."""
-
-    audio: Array
-    draws: Array
-    logits: Array | None = None
-    trace: Mapping[str, Array] | None = None
-
-
-@dataclass(frozen=True)
-class Extras:
-    """What a kernel does besides: it takes samples that are given, and writes logits and stages. Each is compiled in
-    only where it is asked for."""
-
-    forced: bool = False
-    logits: bool = False
-    trace: bool = False
-
-
-NO_EXTRAS = Extras()
 
 
 class Model:
@@ -187,49 +142,68 @@ class Model:
                 raise not_resident(kernel, found.grid, possible, device.properties)
         return found
 
-    def generate(
+    def ready(
         self,
         layout: Layout,
         pipelines: int,
         streams: Streams,
-        counts: NDArray[np.int32],
+        counts: Any,
         heard: Heard,
         made: Made,
         temperature: float = 1.0,
-        forced: Array | None = None,
+        forced: Any = None,
         patience: int = PATIENCE,
-        stream: Any = None,
-    ) -> Launch:
-        """Queues counts (B,) samples of every stream, cut as `layout` says over at most so many pipelines; where those
-        have fewer places than there are streams, some streams follow after others. `Launch.check` tells whether all
-        went well."""
+        *,
+        trusted: bool = False,
+    ) -> Ready:
+        """Everything checked, uploaded and allocated for a launch that makes counts (B,) samples of every stream, cut
+        as `layout` says over at most so many pipelines; where those have fewer places than there are streams, some
+        streams follow after others.
+
+        counts    integers of the host, or (B,) int32 on the device, which is then read once here
+        forced    (B, T) fp32, heard in the place of the draws: classes as numbers, or values; or None
+        patience  clock cycles that a block waits for another
+        trusted   whether numbers on the device are known to be possible; otherwise those that lead a kernel out of its
+                  tables are read back and checked, which waits for the work that was asked for
+
+        Arrays are the device's own or whatever `Device.view` takes, and are used where they lie. Raises `ShapeError`
+        and `InputError` with the name of what does not fit, `BackendError` for what lies elsewhere."""
         c, s, device = self.config, self.shape, self.device
-        kernel = self._kernel(layout, Extras(forced is not None, made.logits is not None, made.trace is not None))
-        abort = device.zeros((1,), np.uint64)
-        rounds = places(layout, pipelines, counts)
+        numbers, counts_there = counted(device, counts)
+        given = checked(self, streams, numbers, heard, made, forced)
+        if not trusted:
+            check_values(self, given)
+        check_patience(patience)
+        kernel = self._kernel(
+            layout, Extras(given.forced is not None, given.made.logits is not None, bool(given.made.trace))
+        )
+        rounds = places(layout, pipelines, numbers)
+        abort, made, streams, heard = device.zeros((1,), np.uint64), given.made, given.streams, given.heard
         call = {
             "rings": streams.rings, "inputs": streams.inputs, "filters": streams.filters,
-            "positions": streams.positions, "seeds": streams.seeds, "counts": device.upload(counts.astype(np.int32)),
+            "positions": streams.positions, "seeds": streams.seeds, "counts": counts_there,
             "projected": heard.projected,
             "first_q": heard.first_q, "last_column": heard.last_column, "n_columns": heard.projected.shape[1],
             **self._matrices(layout), **{name: a for name, a in self._weights.items() if name != "project"},
             **self._tables, "first_layers": device.upload(np.array(layout.first_layers or (0,), np.int32)),
-            "audio": made.audio, "draws": made.draws, "logits": made.logits, "forced": forced,
+            "audio": made.audio, "draws": made.draws, "logits": made.logits, "forced": given.forced,
             "stride": made.audio.shape[1], "logits_width": c.out_channels,
             **{f"{stage}_trace": None if made.trace is None else made.trace[stage] for stage in trace_shapes(s)},
             "temperature": temperature, "log_scale_min": self._log_scale_min,
             "preemphasis": c.signal.preemphasis, "gain": c.signal.gain, "mu": self._mu,
             "residual_scale": c.residual_scale, "skip_scale": c.skip_scale, "abort": abort, "patience": patience,
+            **self._rooms(layout, len(rounds[0]) if rounds else 0),
         }  # fmt: skip
-        for some in rounds:
-            call |= {"places": device.upload(some), **self._rooms(layout, len(some))}
-            device.launch(
-                kernel, (len(some) * layout.blocks,), (layout.threads,), call, shared=layout.shared,
-                cluster=layout.blocks if layout.cluster else None, cooperative=layout.resident and not layout.cluster,
-                stream=stream,
-            )  # fmt: skip
-        told = device.start_download(abort, device.pinned((1,), np.uint64))
-        return Launch(layout, told, patience)
+        calls = tuple({**call, "places": device.upload(some)} for some in rounds)
+        return Ready(device, layout, kernel, calls, call, abort, patience)
+
+    def generate(self, *given: Any, stream: Any = None, **more: Any) -> Launch:
+        """Queues what `ready` makes ready; `stream` as for `Device.launch`. `Launch.check` tells whether all went
+        well."""
+        ready = self.ready(*given, **more)
+        ready.launch(stream)
+        told = self.device.start_download(ready.abort, self.device.pinned((1,), np.uint64))
+        return Launch(ready.layout, told, ready.patience)
 
     def _kernel(self, layout: Layout, extras: Extras) -> Kernel:
         return self.device.load(
@@ -262,7 +236,7 @@ class Model:
             "logits_room": None if layout.logits_shared else empty((pipelines, layout.tile, s.A + 4), np.float32),
             "carried_room": empty((pipelines, (s.R + s.S) * layout.tile), np.float32) if carried else None,
             "mailboxes": empty((boxes, layout.mailbox["bytes"]), np.uint8) if grid else None,
-            "flags": self.device.zeros((boxes, len(_WAITED_FOR)), np.uint32) if grid else None,
+            "flags": empty((boxes, len(WAITED_FOR)), np.uint32) if grid else None,  # `Ready.launch` makes them zero
         }
 
     @property
@@ -288,54 +262,6 @@ def project_header(config: WaveNetConfig, dtype: str, channels: int) -> str:
             "ROUND": s.UPSAMPLING == 1 and hearing == "bf16",
         },
     })  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Launch:
-    """A launch that has been queued; `told` is its abort word on the way."""
-
-    layout: Layout
-    told: Pending
-    patience: int
-
-    def check(self) -> None:
-        """Waits for the launch. Raises `BackendError` where a block waited in vain for another."""
-        word = int(self.told.wait()[0])
-        if not word:
-            return
-        block, tile, what = word & 0xFFFFFF, word >> 24 & 0xFFFFFF, word >> 48 & 0xFF
-        blocks = self.layout.blocks
-        raise BackendError(
-            f"the kernel gave up: block {block % blocks} of pipeline {block // blocks} waited more than "
-            f"{self.patience:,} clock cycles for {_WAITED_FOR[what]} of tile {tile}. Nothing was "
-            "made; if the GPU is not stopped by a debugger or shared with others, please report this"
-        )
-
-
-def places(layout: Layout, pipelines: int, counts: NDArray[Any]) -> list[NDArray[np.int32]]:
-    """Which stream is where, for one launch after the other: (pipelines or fewer, tiles, N), −1 for none.
-
-    Streams that end together share a tile, so that one that ends early soon costs nothing; tiles go round the
-    pipelines; streams that make nothing have no place."""
-    order = np.argsort(-np.asarray(counts), kind="stable")
-    order = order[np.asarray(counts)[order] > 0].astype(np.int32)
-    capacity, rounds = pipelines * layout.tiles * layout.tile, []
-    for first in range(0, len(order), capacity):
-        some = order[first : first + capacity]
-        used = min(pipelines, -(-len(some) // layout.tile))
-        room = np.full(used * layout.tiles * layout.tile, -1, np.int32)
-        room[: len(some)] = some
-        rounds.append(np.ascontiguousarray(room.reshape(layout.tiles, used, layout.tile).swapaxes(0, 1)))
-    return rounds
-
-
-def trace_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
-    """Stage → what the sample loop leaves of it for every sample, padded."""
-    s = shape
-    return {
-        "conditioning": (s.LAYERS, s.HALF, 2), "embed": (s.R,), "gate": (s.LAYERS, s.HALF), "x": (s.LAYERS, s.R),
-        "skip": (s.S,), "hidden": (s.H,),
-    }  # fmt: skip
 
 
 def check_size(config: WaveNetConfig) -> None:

@@ -101,12 +101,24 @@ DEVICE void copy_words(uint4* to, const uint4* from, int words) {
   for (int i = thread_index(); i < words; i += kThreads) copy_async(to + i, from + i);
 }
 
-// A chain warp's weights of the layers of its block in registers: PANELS panels of each layer, STEPS fragments of each.
+// The weights of one matrix that a chain warp meets: PANELS panels of each layer of its block, STEPS fragments of each.
+// They never stand between a barrier and the product behind it: they lie in registers for the whole launch, or are read
+// from shared memory into registers before the barrier (`read_ahead`), unless they are too many for that.
+enum Home { kRegisters, kAhead, kShared };
+constexpr int kMostAhead = 8;  // fragments of a thread, 32 registers
+
+DEVICE constexpr Home home_of(bool in_registers, int panels, int steps) {
+  return in_registers ? kRegisters : kTensorCores && panels * steps <= kMostAhead ? kAhead : kShared;
+}
+
+template <Home HOME, int PANELS, int STEPS>
+struct ChainWeights;
+
 template <int PANELS, int STEPS>
-struct Held {
+struct ChainWeights<kRegisters, PANELS, STEPS> {
   uint4 fragments[plan::OWN][PANELS][STEPS];
 
-  // `panel(o, m)` is where panel m of the block's layer o lies in global memory.
+  // Once. `panel(o, m)` is where panel m of the block's layer o lies in global memory.
   template <class Panel>
   DEVICE void load(int own, const Share& share, int warp, Panel panel) {
 #pragma unroll
@@ -121,29 +133,45 @@ struct Held {
     }
   }
 
-  DEVICE FromRegisters<STEPS> panel(int o, int k) const { return {fragments[o][k]}; }
-};
-
-struct HeldNowhere {
+  // For each layer. `panel(m)` is where panel m of this layer lies in shared memory.
   template <class Panel>
-  DEVICE void load(int, const Share&, int, Panel) {}
-};
-
-template <bool YES, int PANELS, int STEPS>
-struct HeldIf {
-  using type = Held<PANELS, STEPS>;
+  DEVICE void read_ahead(const Share&, int, Panel) {}
+  template <class Panel>
+  DEVICE FromRegisters<STEPS> panel(int o, int k, int, Panel) const {
+    return {fragments[o][k]};
+  }
 };
 
 template <int PANELS, int STEPS>
-struct HeldIf<false, PANELS, STEPS> {
-  using type = HeldNowhere;
+struct ChainWeights<kAhead, PANELS, STEPS> {
+  uint4 fragments[PANELS][STEPS];
+
+  template <class Panel>
+  DEVICE void load(int, const Share&, int, Panel) {}
+  template <class Panel>
+  DEVICE void read_ahead(const Share& share, int warp, Panel panel) {
+    for_panels<PANELS, plan::CHAIN>(share, warp, [&](int k, int m) {
+#pragma unroll
+      for (int step = 0; step < STEPS; ++step) fragments[k][step] = Fragments::read(panel(m) + step * kFragmentWords);
+    });
+  }
+  template <class Panel>
+  DEVICE FromRegisters<STEPS> panel(int, int k, int, Panel) const {
+    return {fragments[k]};
+  }
 };
 
-template <class Held>
-DEVICE auto held_or(const Held& held, int o, int k, uint4*) {
-  return held.panel(o, k);
-}
-DEVICE FromMemory held_or(const HeldNowhere&, int, int, uint4* shared) { return {shared}; }
+template <int PANELS, int STEPS>
+struct ChainWeights<kShared, PANELS, STEPS> {
+  template <class Panel>
+  DEVICE void load(int, const Share&, int, Panel) {}
+  template <class Panel>
+  DEVICE void read_ahead(const Share&, int, Panel) {}
+  template <class Panel>
+  DEVICE FromMemory panel(int, int, int m, Panel panel) const {
+    return {panel(m)};
+  }
+};
 
 }  // namespace
 
@@ -161,6 +189,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   Stream* const all_streams = reinterpret_cast<Stream*>(shared + at::streams);
   int* const steps = reinterpret_cast<int*>(shared + at::steps);
   Hearing* const hearing = reinterpret_cast<Hearing*>(shared + at::hearing);
+  Ring* const rings = reinterpret_cast<Ring*>(shared + at::ring_table);
   uint4* const hidden_weights = reinterpret_cast<uint4*>(shared + at::head_weights);
   const uint4* const hidden_from = plan::HEAD_IN_L2 ? call.hidden : hidden_weights;
   const uint4* const out_from = plan::HEAD_IN_L2 ? call.out : hidden_weights + kHiddenWords;
@@ -176,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   const auto fetch_pasts = [&](int i, int tile) {
     if (plan::TEAM > 1) post.receive(kRing, i * plan::TEAM * plan::SKIP, tile, i, watch);
     for (int o = 0; o < own; ++o) {
-      fetch_past(call, all_streams + tile * plan::N, i, first + o, past_of_layer(o), thread, kChainThreads);
+      fetch_past(call, all_streams + tile * plan::N, i, rings[o], past_of_layer(o), thread, kChainThreads);
     }
     commit_copies();
   };
@@ -229,22 +258,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
     copy_words(hidden_weights + kHiddenWords, call.out, kOutWords);
   }
   commit_copies();
-  typename HeldIf<plan::NEWEST_IN_REGISTERS, kOwnD, kStepsR>::type newest_held;
-  typename HeldIf<plan::RESIDUAL_IN_REGISTERS, kOwnR, kStepsG>::type residual_held;
-  newest_held.load(chain ? own : 0, dilated_share, warp, [&](int o, int m) {
+  ChainWeights<home_of(plan::NEWEST_IN_REGISTERS, kOwnD, kStepsR), kOwnD, kStepsR> newest;
+  ChainWeights<home_of(plan::RESIDUAL_IN_REGISTERS, kOwnR, kStepsG), kOwnR, kStepsG> residual;
+  newest.load(chain ? own : 0, dilated_share, warp, [&](int o, int m) {
     return dilated_panel(call, first + o, m, kPastTaps);
   });
-  residual_held.load(chain ? own : 0, residual_share, warp, [&](int o, int m) {
+  residual.load(chain ? own : 0, residual_share, warp, [&](int o, int m) {
     return residual_panel(call, first + o, m);
   });
-  Biases residual_biases[plan::OWN][kOwnR];  // held, since a load would stand between a barrier and the product
-#pragma unroll
-  for (int o = 0; o < plan::OWN; ++o) {
-    if (o >= own || !chain) break;
-    for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) {
-      residual_biases[o][k] = Biases(call.b_residual + (first + o) * shape::R, m);
-    });
-  }
+  load_rings(call, rings, first, own, thread, kThreads);
   wait_copies<0>();
   block_barrier();
   for (int tile = thread; tile < plan::TILES; tile += kThreads) {
@@ -311,6 +333,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
         }
         if (plan::CLUSTER) fetch_next(i, tile);
 
+        const auto newest_of = [&](int o) {
+          return [&, o](int m) { return weights(o).newest(m - dilated_share.first); };
+        };
+        newest.read_ahead(dilated_share, warp, newest_of(0));
+
         // x arrives.
         post.receive(kX, (i + 1) * (team == 0 ? kWarps : kTeamChain), tile, i, watch);
         Sums x[kOwnR];
@@ -323,11 +350,17 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
           if (o >= own) break;
           const int layer = first + o;
           const Target<shape::HALF> gated = mine.gate_target(gates(o), numbers);
+          const auto residual_of = [&](int m) { return weights(o).residual(m - residual_share.first); };
+          Biases residual_biases[kOwnR];
+          for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) {
+            residual_biases[k] = Biases(call.b_residual + layer * shape::R, m);
+          });
           for_panels<kOwnD, plan::CHAIN>(dilated_share, warp, [&](int k, int m) {
-            auto source = held_or(newest_held, o, k, weights(o).newest(m - dilated_share.first));
+            auto source = newest.panel(o, k, m, newest_of(o));
             add_product_by_turns(z[o][k], source, layer_x(o), dilated_units(call, layer, m, kPastTaps));
             store_gates(call, streams, i, layer, m, z[o][k], gated);
           });
+          residual.read_ahead(residual_share, warp, residual_of);
           if (plan::TEAM > 1) {
             post.exchange(kGates, (i * own + o + 1) * kTeamChain, tile, i, watch);
             post.take_alone(gates(o), gated, warp, thread);
@@ -335,43 +368,56 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
             named_barrier(kChainMeets, kChainThreads);
             gated.finish(warp, plan::CHAIN);
           }
-          named_barrier(kGatesReady, kThreads);
+          named_arrival(kGatesReady + o % 2, kThreads);
           if (layer + 1 == shape::LAYERS) break;  // nothing follows
+          named_barrier(kChainMeets, kChainThreads);
 
-          const bool leaves = o + 1 == plan::OWN || o + 1 == own;
-          const Mailbox next = leaves ? post.mailbox(team + 1, tile) : mine;
-          const Target<shape::R> to = leaves ? next.x_target(next.x(), numbers) : mine.x_target(own_x(o + 1), numbers);
           for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) {
-            Sums update = residual_biases[o][k].sums();
-            auto source = held_or(residual_held, o, k, weights(o).residual(m - residual_share.first));
+            Sums update = residual_biases[k].sums();
+            auto source = residual.panel(o, k, m, residual_of);
             add_product_by_turns(update, source, gates(o), residual_units(call, layer, m));
             add_update(call, x[k], update);
             if (plan::TRACE) trace_x(call, streams, i, layer, m, x[k]);
-            for_each(x[k], [&](int row, int n, float& value) { to.put(n, m * 16 + row, value); });
-            if (leaves) store_sums(next.x_sums(), m, x[k]);
           });
-          if (kInt && plan::TEAM == 1) {
-            named_barrier(kChainMeets, kChainThreads);
-            to.finish(warp, plan::CHAIN);
-          }
-          if (leaves) {
+          const auto put_x = [&](const Target<shape::R>& to) {
+            for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) {
+              for_each(x[k], [&](int row, int n, float& value) { to.put(n, m * 16 + row, value); });
+            });
+            if (kInt && plan::TEAM == 1) {
+              named_barrier(kChainMeets, kChainThreads);
+              to.finish(warp, plan::CHAIN);
+            }
+          };
+          if (o + 1 == plan::OWN || o + 1 == own) {
+            const Mailbox next = post.mailbox(team + 1, tile);
+            put_x(next.x_target(next.x(), numbers));
+            for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) {
+              store_sums(next.x_sums(), m, x[k]);
+            });
             post.send(team + 1, kX, tile);
-          } else if (plan::TEAM > 1) {
-            post.exchange(kInner, (i * (own - 1) + o + 1) * kTeamChain, tile, i, watch);
-            post.take(own_x(o + 1), to, warp, thread);
           } else {
-            named_barrier(kChainMeets, kChainThreads);
+            // Skip warps have read what lay in these places, and will lie in those of the next gates.
+            if (o > 0) named_barrier(kSkipDone + (o - 1) % 2, kThreads);
+            const Target<shape::R> to = mine.x_target(own_x(o + 1), numbers);
+            put_x(to);
+            newest.read_ahead(dilated_share, warp, newest_of(o + 1));
+            if (plan::TEAM > 1) {
+              post.exchange(kInner, (i * (own - 1) + o + 1) * kTeamChain, tile, i, watch);
+              post.take(own_x(o + 1), to, warp, thread);
+            } else {
+              named_barrier(kChainMeets, kChainThreads);
+            }
           }
         }
       }
 
       if (own > 0 && !chain) {
         Sums skip[kOwnS];
-        for (int o = 0; o < own; ++o) {
+#pragma unroll
+        for (int o = 0; o < plan::OWN; ++o) {
+          if (o >= own) break;
           const int layer = first + o;
-          named_barrier(kGatesReady, kThreads);
-          const int member_thread = post.member * kSkipThreads + skip_thread;
-          remember(call, streams, i, layer, layer_x(o), member_thread, plan::TEAM * kSkipThreads);
+          named_barrier(kGatesReady + o % 2, kThreads);
           if (o == 0 && first > 0) post.receive(kSkip, (i + 1) * kTeamSkip, tile, i, watch);
           for_panels<kOwnS, plan::SKIP>(skip_share, skip_warp, [&](int k, int m) {
             if (o == 0) skip[k] = first == 0 ? first_skip(call, m) : load_sums(mine.skip_sums(), m);
@@ -379,6 +425,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
             add_product(skip[k], source, gates(o), skip_units(call, layer, m));
             end_skip(call, skip[k], layer, m);
           });
+          const int member_thread = post.member * kSkipThreads + skip_thread;
+          remember(call, streams, i, rings[o], layer_x(o), member_thread, plan::TEAM * kSkipThreads);
+          if (o + 2 < own) named_arrival(kSkipDone + o % 2, kThreads);
         }
         if (plan::TEAM > 1) post.send(team, kRing, tile);
         const bool last = first + own == shape::LAYERS;

@@ -99,23 +99,33 @@ constexpr int kWordOperands = sizeof(uint4) / sizeof(Operand);
 constexpr int kRingRow = shape::R + (kInt ? kWordOperands : 0);  // int8: with its unit
 constexpr int kRowWords = kRingRow / kWordOperands;
 
+// A layer's ring: one row of `Call::layers`, in shared memory.
+struct Ring {
+  int dilation, first, slots;
+};
+
+DEVICE void load_rings(const Call& call, Ring* to, int first_layer, int layers, int thread, int threads) {
+  for (int o = thread; o < layers; o += threads) {
+    const int* const from = call.layers + (first_layer + o) * 3;
+    to[o] = {from[0], from[1], from[2]};
+  }
+}
+
 // A layer's input `back` samples ago, of one stream.
-DEVICE Operand* ring_row(const Call& call, const Stream& s, int layer, int i, int back) {
-  const int first = call.layers[layer * 3 + 1], around = call.layers[layer * 3 + 2] - 1;
-  const int slot = static_cast<int>(s.position + i - back) & around;
-  return call.rings + (static_cast<size_t>(s.index) * shape::SLOTS + first + slot) * kRingRow;
+DEVICE Operand* ring_row(const Call& call, const Stream& s, const Ring& ring, int i, int back) {
+  const int slot = static_cast<int>(s.position + i - back) & (ring.slots - 1);
+  return call.rings + (static_cast<size_t>(s.index) * shape::SLOTS + ring.first + slot) * kRingRow;
 }
 
 // Copies what a layer's K − 1 older taps meet to shared memory, oldest tap first, by the threads `thread` of `threads`.
 DEVICE void fetch_past(
-    const Call& call, const Stream* streams, int i, int layer, u8* past, int thread, int threads) {
-  const int dilation = call.layers[layer * 3];
+    const Call& call, const Stream* streams, int i, const Ring& ring, u8* past, int thread, int threads) {
   constexpr int kWords = plan::N * kRowWords;
   for (int word = thread; word < (shape::K - 1) * kWords; word += threads) {
     const int tap = word / kWords, n = word % kWords / kRowWords, w = word % kRowWords;
     const bool active = i < streams[n].count;
     const Operand* from = call.rings;
-    if (active) from = ring_row(call, streams[n], layer, i, (shape::K - 1 - tap) * dilation) + w * kWordOperands;
+    if (active) from = ring_row(call, streams[n], ring, i, (shape::K - 1 - tap) * ring.dilation) + w * kWordOperands;
     Rows<shape::R> rows(past + tap * Rows<shape::R>::kBytes);
     copy_async(rows.row(n) + w * kWordOperands, from, active);
   }
@@ -123,11 +133,11 @@ DEVICE void fetch_past(
 
 // Writes a layer's newest input to the rings.
 DEVICE void remember(
-    const Call& call, const Stream* streams, int i, int layer, const Rows<shape::R>& x, int thread, int threads) {
+    const Call& call, const Stream* streams, int i, const Ring& ring, const Rows<shape::R>& x, int thread, int threads) {
   for (int word = thread; word < plan::N * kRowWords; word += threads) {
     const int n = word / kRowWords, w = word % kRowWords;
     if (i >= streams[n].count) continue;
-    uint4* to = reinterpret_cast<uint4*>(ring_row(call, streams[n], layer, i, 0));
+    uint4* to = reinterpret_cast<uint4*>(ring_row(call, streams[n], ring, i, 0));
     to[w] = reinterpret_cast<const uint4*>(x.row(n))[w];
   }
 }

@@ -3,17 +3,18 @@
 //
 // Of the block's warps, CHAIN work on what the next layer waits for (dilated, gate, residual) and SKIP on the rest
 // (skip, rings). Every warp has a tape: all fragments that it meets in one sample, in that order, read round and round
-// through a ring of copies that run ahead across layers and samples (`FromTape`). Per layer two barriers:
+// through a ring of copies that run ahead across layers and samples (`FromTape`). Per layer:
 //
-//   chain  dilated panels, gates -> g | all meet | residual panels -> x | chain meets
-//   skip                              | all meet | ring of x, skip panels
+//   chain  dilated panels, gates → g | chain meets | residual panels → x | chain meets
+//   skip                             | waits for g | skip panels, ring of x
 //
-// In int8 there is one more before each: numbers wait for the largest of their vector (`Target`).
+// In int8 chain warps meet once more before each: numbers wait for the largest of their vector (`Target`).
 //
-// g and x have two places each, used by turns: chain warps write layer l + 1's while skip warps read layer l's. The past
-// that a layer needs is fetched while the layer before it works, that of the first layer while the head does.
+// g and x have two places each, used by turns: chain warps write layer l + 1's while skip warps read layer l's, and wait
+// before they write over what skip warps may still read. The past that a layer needs is fetched while the layer before
+// it works, that of the first layer while the head does.
 //
-// Shared memory (namespace at): streams, hearing, memories, x operands (2), gates (2), past (2), skip operands, hidden,
+// Shared memory (namespace at): streams, the rings' table, hearing, memories, x operands (2), gates (2), past (2), skip operands, hidden,
 // logits, x as sums, numbers on their way to int8, rings of the tapes.
 #include "head.cuh"
 
@@ -22,8 +23,6 @@ namespace {
 constexpr int kPanelsD = shape::HALF / 8, kPanelsR = shape::R / 16, kPanelsS = shape::S / 16;
 constexpr int kOwnR = ceil_div(kPanelsR, plan::CHAIN), kOwnS = ceil_div(kPanelsS, plan::SKIP);
 constexpr int kPastBytes = (shape::K - 1) * Rows<shape::R>::kBytes;
-constexpr int kGatesReady = 1, kChainMeets = 2, kSkipMeets = 3;
-constexpr int kChainThreads = plan::CHAIN * kWarp;
 
 constexpr int kUnrollR = plan::X_IN_REGISTERS ? kOwnR : 1, kUnrollS = plan::SKIP_IN_REGISTERS ? kOwnS : 1;
 
@@ -58,6 +57,7 @@ using Tape = FromTape<plan::STAGES>;
 extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(const __grid_constant__ Call call) {
   extern __shared__ __align__(128) u8 shared[];
   Stream* const streams = reinterpret_cast<Stream*>(shared + at::streams);
+  Ring* const rings = reinterpret_cast<Ring*>(shared + at::ring_table);
   Hearing* const hearing = reinterpret_cast<Hearing*>(shared + at::hearing);
   const Memories memories = {
       reinterpret_cast<float*>(shared + at::inputs), reinterpret_cast<float*>(shared + at::filters)};
@@ -80,6 +80,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
   const int thread = thread_index(), warp = warp_index();
   const bool chain = warp < plan::CHAIN;
   for (int n = thread; n < plan::N; n += kThreads) streams[n] = stream_at(call, blockIdx.x * plan::N + n);
+  load_rings(call, rings, 0, shape::LAYERS, thread, kThreads);
   block_barrier();
   load_memories(call, streams, memories, thread, kThreads);
   int steps = 0;
@@ -102,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
     for (int n = warp; n < plan::N; n += kWarps) {
       embed_stream(call, streams[n], memories.of(n).inputs, 0, n, {x(0), x_sums});
     }
-    if (chain) fetch_past(call, streams, 0, 0, past(0, 0), thread, kChainThreads);
+    if (chain) fetch_past(call, streams, 0, rings[0], past(0, 0), thread, kChainThreads);
     commit_copies();
     wait_copies<0>();
   }
@@ -118,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
       }
       for (int layer = 0; layer < shape::LAYERS; ++layer) {
         const bool last = layer + 1 == shape::LAYERS;
-        if (!last) fetch_past(call, streams, i, layer + 1, past(i, layer + 1), thread, kChainThreads);
+        if (!last) fetch_past(call, streams, i, rings[layer + 1], past(i, layer + 1), thread, kChainThreads);
         for (int m = warp; m < kPanelsD; m += plan::CHAIN) {
           Sums z = heard_panel(call, streams, hearing, i, layer, m);
           for (int tap = 0; tap + 1 < shape::K; ++tap) {
@@ -133,8 +134,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
           Target<shape::HALF>{gates(layer), numbers}.finish(warp, plan::CHAIN);
         }
         if (kFragmentsOfLayer < plan::STAGES) wait_copies<0>();
-        named_barrier(kGatesReady, kThreads);
+        named_arrival(kGatesReady + layer % 2, kThreads);
         if (last) break;
+        named_barrier(kChainMeets, kChainThreads);
+        if (layer > 0) named_barrier(kSkipDone + (layer - 1) % 2, kThreads);
 #pragma unroll kUnrollR
         for (int own = 0; own < kOwnR; ++own) {
           const int m = warp + own * plan::CHAIN;
@@ -161,8 +164,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
         if (const int m = skip_warp + own * plan::SKIP; m < kPanelsS) skip.set(own, first_skip(call, m));
       }
       for (int layer = 0; layer < shape::LAYERS; ++layer) {
-        named_barrier(kGatesReady, kThreads);
-        remember(call, streams, i, layer, x(layer), thread - plan::CHAIN * kWarp, plan::SKIP * kWarp);
+        named_barrier(kGatesReady + layer % 2, kThreads);
 #pragma unroll kUnrollS
         for (int own = 0; own < kOwnS; ++own) {
           const int m = skip_warp + own * plan::SKIP;
@@ -172,6 +174,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
           end_skip(call, sums, layer, m);
           skip.set(own, sums);
         }
+        remember(call, streams, i, rings[layer], x(layer), thread - kChainThreads, kSkipThreads);
+        if (layer + 2 < shape::LAYERS) named_arrival(kSkipDone + layer % 2, kThreads);
       }
 #pragma unroll kUnrollS
       for (int own = 0; own < kOwnS; ++own) {
@@ -181,14 +185,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
         store_skip(call, streams, i, m, sums, skips);
       }
       if (kInt) {
-        named_barrier(kSkipMeets, plan::SKIP * kWarp);
+        named_barrier(kSkipMeets, kSkipThreads);
         skips.finish(skip_warp, plan::SKIP);
       }
     }
 
     const Dice dice(streams, i, warp);
     block_barrier();
-    if (chain && i + 1 < steps) fetch_past(call, streams, i + 1, 0, past(i + 1, 0), thread, kChainThreads);
+    if (chain && i + 1 < steps) fetch_past(call, streams, i + 1, rings[0], past(i + 1, 0), thread, kChainThreads);
     hidden_layer(call, streams, i, skips.rows, hidden, warp, from_tape);
     if (kInt) {
       block_barrier();

@@ -8,6 +8,7 @@ through the CUDA driver alone: a PyTorch with CUDA is not needed.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import WaveNetConfig
-from ..errors import BackendError
+from ..errors import BackendError, InputError
 from ..kernels.cuda.arrays import Array
 from ..kernels.cuda.device import Device, Pending
-from ..kernels.cuda.model import Extras, Heard, Launch, Made, Model, Streams, trace_shapes
+from ..kernels.cuda.launches import PATIENCE, Extras, Heard, Launch, Made, Streams, trace_shapes
+from ..kernels.cuda.model import Model
 from ..kernels.cuda.plan import as_dict, explain
 from ..packing import DTYPES
 from .base import Plan
@@ -29,6 +31,7 @@ from .gpu_engine import GpuEngine, Window
 from .host_engine import Call
 from .host_state import HostState
 
+PATIENCE_VARIABLE = "WAVENET_FAST_GPU_PATIENCE"
 _STATE_FORMAT = "cuda 1"
 
 
@@ -41,6 +44,23 @@ def device_for(name: str) -> Device:
     from ..kernels.cuda.cuda_device import CudaDevice
 
     return CudaDevice(cuda_index(name))
+
+
+def patience_cycles(seconds: float | None, device: Device) -> int:
+    """Clock cycles that a block waits for another, of seconds or else of the environment variable.
+
+    Raises `InputError` for seconds that are none, `BackendError` where the variable holds none."""
+    given = os.environ.get(PATIENCE_VARIABLE, "") if seconds is None else seconds
+    if given == "":
+        return int(PATIENCE)
+    try:
+        cycles = float(given) * device.clock
+    except (TypeError, ValueError):
+        cycles = 0.0
+    if not 1 <= cycles < 2**63:
+        kind, what = (BackendError, PATIENCE_VARIABLE) if seconds is None else (InputError, "patience")
+        raise kind(f"{what} is {given!r}; give the seconds that a block of a kernel may wait for another, such as 30")
+    return int(cycles)
 
 
 class CudaState(HostState):
@@ -99,6 +119,8 @@ class CudaEngine(GpuEngine[CudaState]):
 
     dtype   "fp32" (IEEE), "fp16", "bf16" or "int8": of weights and of the activations that meet them
     device  "cuda", "cuda:N", "emulated" or "emulated:sm_N", or a `kernels.cuda.device.Device`
+    patience  seconds that a block of a kernel waits for another before it gives up, about; the environment variable
+              WAVENET_FAST_GPU_PATIENCE or half a minute unless given
     asked   `variant`, `tile`, `blocks` of `kernels.cuda.plan.plan`, where the planner is not to choose
 
     Raises `BackendError` for weights that do not fit the number format, and where the kernels do not fit the GPU.
@@ -112,13 +134,15 @@ class CudaEngine(GpuEngine[CudaState]):
         weights: Mapping[str, NDArray[np.float32]],
         dtype: str = "bf16",
         device: str | Device = "cuda",
+        *,
+        patience: float | None = None,
         **asked: Any,
     ) -> None:
         if dtype not in DTYPES:
             raise BackendError(f"dtype is {dtype!r}; the cuda backend offers {', '.join(DTYPES)}")
         super().__init__(config, weights, dtype, _STATE_FORMAT)
         where = device_for(device) if isinstance(device, str) else device
-        self.asked = asked
+        self.asked, self.patience = asked, patience_cycles(patience, where)
         self.model = Model(config, weights, dtype, where)
         self.shape = self.model.shape
         self.isa = f"sm_{where.capability}" + ("" if str(device).startswith("cuda") else ", emulated")
@@ -183,15 +207,9 @@ class CudaEngine(GpuEngine[CudaState]):
         extras = Extras(forced is not None, logits is not None, trace is not None)
         plan = model.plan(state.batch, extras, **self.asked)
         launch = model.generate(
-            plan.layout(model.shape),
-            plan.pipelines,
-            streams,
-            window.counts.astype(np.int32),
-            heard,
-            made,
-            call.temperature,
-            forced,
-        )
+            plan.layout(model.shape), plan.pipelines, streams, window.counts, heard, made, call.temperature, forced,
+            self.patience, trusted=True,
+        )  # fmt: skip
         wanted = {"audio": call.audio, "draws": call.raw, "logits": call.logits}
         copies = {}
         for name, where in wanted.items():

@@ -31,10 +31,11 @@ except ImportError:
     ) from None
 
 from ..backends.base import Progress
-from ..backends.cuda import device_for
+from ..backends.cuda import device_for, patience_cycles
 from ..errors import BackendError, InputError, ShapeError
 from ..kernels.cuda.device import Device
-from ..kernels.cuda.model import OPERANDS, Heard, Launch, Made, Model, Streams
+from ..kernels.cuda.launches import Heard, Launch, Made, Streams
+from ..kernels.cuda.model import OPERANDS, Model
 from ..rng import utterance_seeds
 from ..sampling import check_temperature
 from .nv_tensors import LISTS, doubling, network_of
@@ -260,8 +261,9 @@ class Stream:
         self.positions += count
         plan = _plan(model, batch, self._implementation)
         return model.generate(
-            plan.layout(model.shape), plan.pipelines, streams, per_stream, heard, made, self._temperature
-        )
+            plan.layout(model.shape), plan.pipelines, streams, per_stream, heard, made, self._temperature,
+            patience=patience_cycles(None, device), trusted=True,
+        )  # fmt: skip
 
     def _window(self, model: Model, batch: int, T: int) -> int:
         """Samples of a launch."""
