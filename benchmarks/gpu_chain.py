@@ -1,0 +1,284 @@
+"""The dependent chain of one sample: what must follow what, in `resident` and in nv-wavenet's persistent kernel.
+
+    python benchmarks/gpu_chain.py --json benchmarks/results/cuda-chain.json
+
+Nothing is compiled, executed or measured here. Both chains are read off the sources: each part says which operations
+follow each other and how often the part is passed; what runs beside the chain is not in it. The counts of `resident`
+follow from the planner's layout; tests/test_gpu_chain.py holds them to what the executed PTX counts. Those of nv-wavenet
+are facts about the published source (github.com/NVIDIA/nv-wavenet: nv_wavenet_persistent.cuh, matrix_math.cuh,
+softmax.cuh).
+
+The estimate multiplies the counts with latencies that others have measured. Operations for which no published figure
+was at hand are counted and left out of it, on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from wavenet_fast.kernels.cuda.devices import DEVICES
+from wavenet_fast.kernels.cuda.layout import Layout
+from wavenet_fast.kernels.cuda.plan import plan
+from wavenet_fast.kernels.cuda.shapes import PANEL, Shape, steps
+
+from wavenet_fast.cases import case
+
+DEVICE = "H100"
+CASES = ("voice", "nv-medium")
+"""Of those that nv-wavenet's persistent kernel could hold; it knows kernel size 2 and no other."""
+LANES = 32
+
+# What an operation is called.
+PRODUCT, FP32, SPECIAL, CONVERT = "tensor-core products", "fp32 operations", "special functions", "conversions"
+SHARED, BARRIER, EXCHANGE = "reads of shared memory", "barriers of a block", "exchanges within a warp"
+HALF2 = "half2 operations"
+RELEASED = "releases: another block's shared memory has what was written"
+ARRIVAL = "arrivals at another block's barrier"
+POLLED = "values through L2 to a thread that polls"
+L2 = "loads from L2"
+
+LUO = "Luo et al., arXiv 2402.13499, H800, as quoted in a public reading of the paper; the paper's own text was not at hand"
+LATENCIES: dict[str, tuple[float, float, str]] = {
+    PRODUCT: (24.1, 33.0, f"{LUO}: 24.1 for m16n8k16 in FP16 (Table VII). With fp32 sums figures of 32 to 35 are reported "
+                          "for other chips; 33 is taken for the upper end"),
+    SHARED: (29.0, 29.0, f"{LUO}: Table IV"),
+    L2: (263.0, 263.0, f"{LUO}: Table IV"),
+    POLLED: (263.0, 394.5, "from the same 263 of a load: half of it to write and half to come back at least; a thread "
+                           "that polls one load after the other waits half a load more on average"),
+    RELEASED: (180.0, 180.0, f"{LUO}: SM-to-SM latency, there and back. The release in machine code waits for all stores"),
+    ARRIVAL: (90.0, 90.0, "half of the same 180, one way: an assumption"),
+    FP32: (4.0, 4.0, "Jia et al., arXiv 1804.06826, Volta, as quoted in public code; none was found for Hopper that agrees"
+                     " with others"),
+    HALF2: (4.0, 4.0, "taken to be as fast as in fp32"),
+}  # fmt: skip
+"""Operation → clock cycles, lower and upper, and where from."""
+LEFT_OUT = (BARRIER, SPECIAL, CONVERT, EXCHANGE)
+
+Operations = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Operations that follow each other, and how often a sample passes them."""
+
+    name: str
+    times: float
+    operations: Operations
+
+
+def total(parts: list[Part]) -> dict[str, float]:
+    found: Counter[str] = Counter()
+    for part in parts:
+        for operation, count in part.operations.items():
+            found[operation] += part.times * count  # type: ignore[assignment]
+    return dict(found)
+
+
+def clocks(operations: Operations) -> tuple[float, float]:
+    """Lower and upper; operations without a published latency count nothing."""
+    known = {name: LATENCIES[name] for name in operations if name in LATENCIES}
+    return (
+        sum(operations[name] * low for name, (low, _, _) in known.items()),
+        sum(operations[name] * high for name, (_, high, _) in known.items()),
+    )
+
+
+# --- resident -----------------------------------------------------------------------------------------------------
+
+# tanh(a)·σ(b), of math.cuh: both exponents beside each other; bounds, factor, 1 + e, the product of both, the quotient.
+GATE = {FP32: 7, SPECIAL: 2, CONVERT: 1}
+HOP = {RELEASED: 1, ARRIVAL: 1, SHARED: 1}
+"""Data and an arrival; the look at the barrier that sees it."""
+
+
+def turns(inputs: int, dtype: str) -> int:
+    """Dependent products of one panel by turns: two chains beside each other."""
+    return ceil(steps(inputs, dtype) / 2)
+
+
+def dilated_part(layout: Layout) -> Operations:
+    """From x in shared memory to gates there that all have seen. A warp's panels count one after the other."""
+    s, panels = layout.shape, ceil(layout.panels[0] / layout.chain)
+    return {
+        SHARED: 1, PRODUCT: panels * turns(s.R, layout.dtype), FP32: 1 + GATE[FP32], SPECIAL: GATE[SPECIAL],
+        CONVERT: GATE[CONVERT], BARRIER: 1,
+    }  # fmt: skip
+
+
+def residual_part(layout: Layout) -> Operations:
+    """From gates to the next x, but for the barrier behind it."""
+    s, panels = layout.shape, ceil(layout.panels[1] / layout.chain)
+    return {SHARED: 1, PRODUCT: panels * turns(s.HALF, layout.dtype), FP32: 3, CONVERT: 1}
+
+
+def past_part(layout: Layout, own: int) -> Operations:
+    """Of a block, before x arrives: older taps of all its layers. Not on the chain of one tile."""
+    s, panels = layout.shape, ceil(layout.panels[0] / layout.chain)
+    per_tap = panels * steps(s.R, layout.dtype)
+    return {SHARED: own * (s.K - 1), PRODUCT: own * (s.K - 1) * per_tap, L2: 1, BARRIER: 2}
+
+
+def skip_part(layout: Layout) -> Operations:
+    """The skip product of one layer, on the chain for the last one only."""
+    s, panels = layout.shape, ceil(layout.panels[2] / layout.skip)
+    return {SHARED: 1, PRODUCT: panels * steps(s.HALF, layout.dtype), FP32: 2, CONVERT: 1}
+
+
+def head_parts(layout: Layout) -> list[Part]:
+    """From skip sums to the next sample's x on its way to the first block; a categorical head, classes as input."""
+    s, warps = layout.shape, layout.chain + layout.skip
+    own = ceil(s.CLASSES / LANES)  # classes of a lane
+    scan = 5  # log2 of the lanes
+    return [
+        Part("hidden", 1, {
+            SHARED: 1, PRODUCT: ceil(s.H // PANEL / warps) * turns(s.S, layout.dtype), FP32: 2, CONVERT: 1, BARRIER: 1,
+        }),
+        Part("outputs", 1, {
+            SHARED: 1, PRODUCT: ceil(s.A // PANEL / warps) * turns(s.H, layout.dtype), FP32: 1, BARRIER: 1,
+        }),
+        # The largest logit, the sum of weights, its prefix, the comparisons, their sum.
+        Part("draw", 1, {SHARED: 2, FP32: own + scan + 3 + own + 2 * scan + own + 1 + scan, SPECIAL: 2, EXCHANGE: 3 * scan + 2}),
+        Part("sound, and the next input", 1, {L2: 2, SHARED: 2, FP32: 4 + s.IN_TAPS, SPECIAL: 1, CONVERT: 1}),
+    ]  # fmt: skip
+
+
+def resident_chain(layout: Layout) -> list[Part]:
+    """Of one sample of one tile, where blocks are a cluster and weights are in 16 bit."""
+    s, owners = layout.shape, sum(own > 0 for own in layout.own)
+    inside = s.LAYERS - owners  # layers whose x stays in its block
+    return [
+        Part("newest tap and gate", s.LAYERS, dilated_part(layout)),
+        Part("residual", s.LAYERS - 1, residual_part(layout)),
+        Part("barrier behind it, inside a block", inside, {BARRIER: 1}),
+        Part("x to the next block", owners - 1, HOP),
+        Part("skip product of the last layer", 1, skip_part(layout)),
+        Part("skip sums to the head", 1, HOP),
+        *head_parts(layout),
+        Part("x to the first block", 1, HOP),
+    ]
+
+
+def block_work(layout: Layout) -> dict[str, Operations]:
+    """What a block does for one sample of one tile, one thing after the other: with most layers, and with the head. As
+    many tiles as this goes into the chain are made in the time of one."""
+    own = max(layout.own)
+    layers = total([
+        Part("past", 1, past_part(layout, own)), Part("newest", own, dilated_part(layout)),
+        Part("residual", own, residual_part(layout)), Part("barriers", own - 1, {BARRIER: 1}), Part("hop", 1, HOP),
+        Part("skips of the last layer", 1, skip_part(layout)),
+    ])  # fmt: skip
+    return {"with most layers": layers, "with the head": total([*head_parts(layout), Part("hop", 1, HOP)])}
+
+
+# --- nv-wavenet ---------------------------------------------------------------------------------------------------
+
+
+def nv_wavenet_chain(s: Shape, half: bool) -> list[Part]:
+    """Of one sample of one stream in the persistent kernel: one block a layer for x (and one each for the previous tap
+    and the skips), thread r of which adds up row r over all inputs, in two sums by turns; weights in registers. In fp16
+    (`half`) two inputs at a time in half2, added up in half precision."""
+    R, S, A = s.R, s.S, s.H
+    math = HALF2 if half else FP32
+
+    def row(inputs: int) -> dict[str, float]:
+        """One row of a product: the longer of both sums, and bringing the partial sums together."""
+        return {math: inputs / 4 + 2} if half else {math: inputs / 2 + 1}
+
+    def and_(*more: Operations) -> dict[str, float]:
+        found: Counter[str] = Counter()
+        for one in more:
+            for name, count in one.items():
+                found[name] += count  # type: ignore[assignment]
+        return dict(found)
+
+    poll_and_share: Operations = {POLLED: 1, SHARED: 1, BARRIER: 1}
+    return [
+        # x is polled, goes to shared memory; row; previous tap, bias, conditioning; tanh beside σ through shared memory.
+        Part("x from the block before, newest tap, tanh and σ", s.LAYERS, and_(
+            poll_and_share, row(R), {math: 3, FP32: 2, SPECIAL: 2, SHARED: 1, BARRIER: 1, **({CONVERT: 2} if half else {})},
+        )),
+        Part("their product, residual", s.LAYERS - 1, and_({math: 1, SHARED: 1, BARRIER: 1}, row(R), {math: 2})),
+        Part("gates of the last layer to its skip block", 1, and_({math: 1}, poll_and_share, row(R), {math: 3})),
+        Part("hidden layer, inputs in S/R blocks", 1, and_(poll_and_share, row(R), {math: 3})),
+        Part("sums of these from block to block", S / R - 1, {POLLED: 1, math: 2}),
+        Part("outputs, inputs in A/R blocks", 1, and_(poll_and_share, row(R), {math: 2})),
+        Part("sums of these from block to block", A / R - 1, {POLLED: 1, math: 2}),
+        # The largest of a thread's rows, of its warp, of all; weights and their sum; the class by a scan over warps,
+        # threads, rows: on average half of 32 threads.
+        Part("softmax and choice", 1, {
+            POLLED: 1, SHARED: 5 + 16, BARRIER: 6, FP32: A / (2 * R) + 5 + R / 16 + 3 + A / (2 * R) + 5 + R / 16 + 1
+            + R / 16 + 16 + A / (2 * R), SPECIAL: 1, EXCHANGE: 10,
+        }),
+        Part("the next sample begins: a lock that all blocks poll", 1, {POLLED: 1, BARRIER: 2}),
+        # The first layer's block loads the class, then its rows, and polls what it wrote itself.
+        Part("embedding", 1, {L2: 3, math: 1, FP32: 2, SPECIAL: 2}),
+    ]  # fmt: skip
+
+
+# --- what is told -------------------------------------------------------------------------------------------------
+
+
+def layout_of(shape: str, dtype: str = "bf16", streams: int = 1) -> Layout:
+    s = Shape.of(case(shape), dtype)
+    return plan(s, streams, dtype, DEVICES[DEVICE], variant="resident").layout(s)
+
+
+def told(parts: list[Part]) -> dict[str, Any]:
+    operations = total(parts)
+    low, high = clocks(operations)
+    return {
+        "parts": [{"name": p.name, "times": p.times, "operations": dict(p.operations)} for p in parts],
+        "operations": operations, "clocks": [round(low), round(high)],
+        "without_a_latency": {name: operations[name] for name in LEFT_OUT if name in operations},
+    }  # fmt: skip
+
+
+def results() -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "device": DEVICE,
+        "latencies": {name: {"clocks": [low, high], "source": source} for name, (low, high, source) in LATENCIES.items()},
+        "left_out": list(LEFT_OUT), "cases": {},
+    }  # fmt: skip
+    for shape in CASES:
+        layout = layout_of(shape)
+        if not layout.cluster:
+            raise SystemExit(f"{shape} is not planned on a cluster; its chain is not described here")
+        row: dict[str, Any] = {
+            "blocks": layout.blocks,
+            "own": list(layout.own),
+            "resident": told(resident_chain(layout)),
+        }
+        row["blocks_work"] = {
+            name: {"operations": dict(work), "clocks": [round(c) for c in clocks(work)]}
+            for name, work in block_work(layout).items()
+        }
+        if layout.shape.K == 2:
+            for name, half in (("nv-wavenet, fp32", False), ("nv-wavenet, fp16", True)):
+                row[name] = told(nv_wavenet_chain(layout.shape, half))
+        found["cases"][shape] = row
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--json", type=Path, help="where the counts go")
+    args = parser.parse_args()
+    found = results()
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for shape, row in found["cases"].items():
+        for name in ("resident", "nv-wavenet, fp32", "nv-wavenet, fp16"):
+            if name in row:
+                print(shape, name, row[name]["clocks"], row[name]["operations"])
+        print(shape, {name: work["clocks"] for name, work in row["blocks_work"].items()})
+
+
+if __name__ == "__main__":
+    main()
