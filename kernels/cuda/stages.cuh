@@ -111,6 +111,7 @@ DEVICE void fetch_past(
     const Call& call, const Stream* streams, int i, int layer, u8* past, int thread, int threads) {
   const int dilation = call.layers[layer * 3];
   constexpr int kWords = plan::N * kRowWords;
+#pragma unroll 1
   for (int word = thread; word < (shape::K - 1) * kWords; word += threads) {
     const int tap = word / kWords, n = word % kWords / kRowWords, w = word % kRowWords;
     const bool active = i < streams[n].count;
