@@ -291,12 +291,12 @@ def test_patience_is_configured_in_seconds(monkeypatch):
 
     assert patience() > 30 and patience(patience=2.5) == 2.5
     for wrong in (0, -1, float("nan"), float("inf"), "soon"):
-        with pytest.raises(InputError, match="patience is .*give the seconds"):
+        with pytest.raises(InputError, match=r"patience is .*give the seconds"):
             patience(patience=wrong)
     monkeypatch.setenv("WAVENET_FAST_GPU_PATIENCE", "7")
     assert patience() == 7 and patience(patience=2) == 2
     monkeypatch.setenv("WAVENET_FAST_GPU_PATIENCE", "for ever")
-    with pytest.raises(BackendError, match="WAVENET_FAST_GPU_PATIENCE is 'for ever'; give the seconds"):
+    with pytest.raises(BackendError, match=r"WAVENET_FAST_GPU_PATIENCE is 'for ever'; give the seconds"):
         patience()
 
 
