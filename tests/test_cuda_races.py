@@ -17,8 +17,8 @@ pytest.importorskip("cuda.bindings", reason='cuda-bindings is not installed: pip
 
 from cuda_launches import FEW, FEW_CUTS, Recorder, laid, say_few
 from engine_models import random_mel, random_weights
-from gpu_cuda import why_unnoticed
 from gpu_checks import same_states
+from gpu_cuda import why_unnoticed
 from wavenet_fast.kernels.cuda.compile import SOURCES, why_not_kernels
 from wavenet_fast.kernels.cuda.emulated_device import EmulatedDevice
 
