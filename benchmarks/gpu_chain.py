@@ -4,9 +4,9 @@
 
 Nothing is compiled, executed or measured here. Both chains are read off the sources: each part says which operations
 follow each other and how often the part is passed; what runs beside the chain is not in it. The counts of `resident`
-follow from the planner's layout; tests/test_gpu_chain.py holds them to what the executed PTX counts. Those of nv-wavenet
-are facts about the published source (github.com/NVIDIA/nv-wavenet: nv_wavenet_persistent.cuh, matrix_math.cuh,
-softmax.cuh).
+follow from the planner's layout; tests/test_gpu_chain.py holds them to what the executed PTX counts. Those of
+nv-wavenet are facts about the published source (github.com/NVIDIA/nv-wavenet: nv_wavenet_persistent.cuh,
+matrix_math.cuh, softmax.cuh).
 
 The estimate multiplies the counts with latencies that others have measured. Operations for which no published figure
 was at hand are counted and left out of it, on both sides.
@@ -44,7 +44,7 @@ ARRIVAL = "arrivals at another block's barrier"
 POLLED = "values through L2 to a thread that polls"
 L2 = "loads from L2"
 
-LUO = "Luo et al., arXiv 2402.13499, H800, as quoted in a public reading of the paper; the paper's own text was not at hand"
+LUO = "Luo et al., arXiv 2402.13499, H800; read in a public summary that quotes its tables, not in the paper itself"
 LATENCIES: dict[str, tuple[float, float, str]] = {
     PRODUCT: (24.1, 33.0, f"{LUO}: 24.1 for m16n8k16 in FP16 (Table VII). With fp32 sums figures of 32 to 35 are reported "
                           "for other chips; 33 is taken for the upper end"),
@@ -54,8 +54,8 @@ LATENCIES: dict[str, tuple[float, float, str]] = {
                            "that polls one load after the other waits half a load more on average"),
     RELEASED: (180.0, 180.0, f"{LUO}: SM-to-SM latency, there and back. The release in machine code waits for all stores"),
     ARRIVAL: (90.0, 90.0, "half of the same 180, one way: an assumption"),
-    FP32: (4.0, 4.0, "Jia et al., arXiv 1804.06826, Volta, as quoted in public code; none was found for Hopper that agrees"
-                     " with others"),
+    FP32: (4.0, 4.0, "Jia et al., arXiv 1804.06826, Volta, as quoted in public code; none was found for Hopper that agrees "
+                     "with others"),
     HALF2: (4.0, 4.0, "taken to be as fast as in fp32"),
 }  # fmt: skip
 """Operation → clock cycles, lower and upper, and where from."""
@@ -92,8 +92,8 @@ def clocks(operations: Operations) -> tuple[float, float]:
 
 # --- resident -----------------------------------------------------------------------------------------------------
 
-# tanh(a)·σ(b), of math.cuh: both exponents beside each other; bounds, factor, 1 + e, the product of both, the quotient.
-GATE = {FP32: 7, SPECIAL: 2, CONVERT: 1}
+# tanh(a)·σ(b), of math.cuh, both beside each other: bound, factor, 2^x, 1 + e, product, reciprocal, product.
+GATE = {FP32: 5, SPECIAL: 2, CONVERT: 1}
 HOP = {RELEASED: 1, ARRIVAL: 1, SHARED: 1}
 """Data and an arrival; the look at the barrier that sees it."""
 
@@ -113,7 +113,7 @@ def dilated_part(layout: Layout) -> Operations:
 
 
 def residual_part(layout: Layout) -> Operations:
-    """From gates to the next x, but for the barrier behind it."""
+    """From gates to the next x, but for the barrier behind it. Weights and biases are read beside the chain."""
     s, panels = layout.shape, ceil(layout.panels[1] / layout.chain)
     return {SHARED: 1, PRODUCT: panels * turns(s.HALF, layout.dtype), FP32: 3, CONVERT: 1}
 
@@ -157,6 +157,7 @@ def resident_chain(layout: Layout) -> list[Part]:
         Part("newest tap and gate", s.LAYERS, dilated_part(layout)),
         Part("residual", s.LAYERS - 1, residual_part(layout)),
         Part("barrier behind it, inside a block", inside, {BARRIER: 1}),
+        Part("its place has been read by the skip warps", sum(max(own - 2, 0) for own in layout.own), {BARRIER: 1}),
         Part("x to the next block", owners - 1, HOP),
         Part("skip product of the last layer", 1, skip_part(layout)),
         Part("skip sums to the head", 1, HOP),
@@ -171,8 +172,8 @@ def block_work(layout: Layout) -> dict[str, Operations]:
     own = max(layout.own)
     layers = total([
         Part("past", 1, past_part(layout, own)), Part("newest", own, dilated_part(layout)),
-        Part("residual", own, residual_part(layout)), Part("barriers", own - 1, {BARRIER: 1}), Part("hop", 1, HOP),
-        Part("skips of the last layer", 1, skip_part(layout)),
+        Part("residual", own, residual_part(layout)), Part("barriers", own - 1 + max(own - 2, 0), {BARRIER: 1}),
+        Part("hop", 1, HOP), Part("skips of the last layer", 1, skip_part(layout)),
     ])  # fmt: skip
     return {"with most layers": layers, "with the head": total([*head_parts(layout), Part("hop", 1, HOP)])}
 
