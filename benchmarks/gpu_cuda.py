@@ -135,18 +135,21 @@ def _survivors(level: Level, what: str, name: str, dtype: str, target: int | Non
 def why_unnoticed(ptx: str, line: int) -> str | None:
     """The list of sites, by their line, whose mutants may go unnoticed."""
     lines = ptx.splitlines()
-    if ".entry streaming_weights" in ptx and lines[line - 1].split() == ["cp.async.wait_group", "0;"]:
-        if "bar.sync" in "".join(lines[line : line + 2]):
-            return (
-                "the wait behind the last sample: nothing reads what is copied then. It keeps a copy from landing in"
-                " shared memory that the block has given back, which is not emulated"
-            )
-    if "barrier.cluster.arrive" in lines[line - 1] and not any("bar.sync" in later for later in lines[line:]):
+    if lines[line - 1].split() == ["cp.async.wait_group", "0;"] and _is_last(lines, line, "cp.async"):
+        return (
+            "the wait behind the last sample: nothing reads what is copied then. It keeps a copy from landing in shared"
+            " memory that the block has given back, which is not emulated"
+        )
+    if "barrier.cluster.arrive" in lines[line - 1] and _is_last(lines, line, "bar.sync"):
         return (
             "the barrier at a cluster's end keeps a block that gave up from leaving while others write into its"
             " memory; where nobody gives up nobody does. See test_cuda_races.py, where somebody does"
         )
     return None
+
+
+def _is_last(lines: list[str], line: int, what: str) -> bool:
+    return not any(what in later for later in lines[line:])
 
 
 PARTS: dict[str, Callable[[Level], Iterator[Finding]]] = {

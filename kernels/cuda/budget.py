@@ -16,18 +16,16 @@ FEWER_CHAIN_WARPS = 4
 """Where weights or sums do not fit the registers of 12 warps: with 4 skip warps, 8 have up to 255 registers each."""
 SKIP_WARPS = 4
 """At most, for skip products and ring writes, which the chain does not wait for: one in each quarter of a
-multiprocessor. Fewer beside 8 chain warps would free no registers: each quarter has its own, and 9 to 12 warps are three
-in the fullest (ptxas gives 320 threads 168 registers, as it gives 384)."""
+multiprocessor. Fewer beside 8 chain warps would free no registers: each quarter has its own, and 9 to 12 warps are
+three in the fullest (ptxas gives 320 threads 168 registers, as it gives 384)."""
 
 MOST_UNROLLED_LAYERS = 4
 """Layers of a block whose weights may live in registers: registers have no index, so each layer is its own code."""
-BASE_REGISTERS = {8: 68, 16: 96, 32: 132}
-"""By tile: registers of a thread for addresses, loops, operands and what is on its way, without weights and the sums
-that it keeps. Like the two below from compiled kernels: the least with which no named case spills (NVRTC 13)."""
-LAYER_REGISTERS = 4
-"""And for each layer of a block."""
-FP32_REGISTERS = 6
-"""And in fp32, where a product is made of each lane's own rows and columns, for each 8 streams."""
+BASE_REGISTERS = {8: 96, 16: 108, 32: 172}
+"""By tile: registers of a thread for addresses, loops, operands and what is on its way, beside weights and what it
+keeps from layer to layer. Like the next from compiled kernels: so many that no named case spills (NVRTC 13.5)."""
+FEWER_IN_INT8 = {8: 20, 16: 0, 32: 0}
+"""Of these in int8, whose products have half the steps."""
 
 STAGES = (16, 8, 4, 2)
 """Fragments of a warp's ring, most first: powers of two, since slots are counted with a mask. 16 fragments, 8 KiB a
@@ -36,12 +34,14 @@ warp, are on their way for longer than L2 takes to answer."""
 SHARED_PER_CYCLE = 128
 """Bytes that the warps of a multiprocessor read from shared memory in a clock cycle: 32 banks of 4."""
 L2_PER_CYCLE = 64
-"""Bytes that a multiprocessor reads from L2 in a clock cycle: what NVIDIA states for A100 (5,120 a cycle for the chip are
-47 each; one alone is limited by its own port of 64)."""
+"""Bytes that a multiprocessor reads from L2 in a clock cycle, at most: an estimate, not measured here."""
 HOP_CYCLES = {"none": 0, "cluster": 500, "grid": 1100}
 """Clock cycles from a block's last write to the next block's first read. Estimates of round trips, not measured here:
 data, then a flag, then a poll that sees it; about 180 cycles each to another block of the cluster, about 270 to L2
 (latencies of H100: Luo et al., arXiv 2402.13499), and as much again in the grid to fetch the data."""
+
+LAYER_CYCLES = 400
+"""Clock cycles of a layer that all ways have in common: two products, a gate, two barriers. An estimate."""
 
 
 def warps(shape: Shape, team: int = 1) -> tuple[int, int]:
@@ -59,12 +59,14 @@ def registers(layout: Layout, own: int) -> int:
     """Registers that a thread needs in blocks of so many layers: all threads of a launch get the same number. Where the
     device gives more, the compiler takes more; where it gives fewer, threads would spill to memory."""
     eights, (dilated, residual, skip) = layout.tile // 8, layout.panels
-    z = own * _share(dilated, layout.chain) if layout.resident else 1
-    x = _share(residual, layout.chain) if layout.x_in_registers else 1
-    skips = _share(skip, layout.skip) if layout.skip_in_registers else 1
-    of_chain = layout.chain_registers(own) + 4 * eights * (z + x)
-    base = BASE_REGISTERS[layout.tile] + LAYER_REGISTERS * own + (FP32_REGISTERS * eights if layout.dtype == "fp32" else 0)
-    return base + max(of_chain, 4 * eights * skips)
+    of_panel = 4 * eights  # a panel's sums
+    base = BASE_REGISTERS[layout.tile] - (FEWER_IN_INT8[layout.tile] if layout.dtype == "int8" else 0)
+    skips = of_panel * (_share(skip, layout.skip) if layout.skip_in_registers else 1)
+    x = of_panel * (_share(residual, layout.chain) if layout.x_in_registers else 1)
+    if not layout.resident:
+        return base + max(of_panel + x, skips)
+    z, biases = own * _share(dilated, layout.chain) * of_panel, own * _share(residual, layout.chain) * 2
+    return base + max(layout.chain_registers(own) + z + x + biases, skips)
 
 
 def _at_most(limit: int, panels: int, team: int) -> int:

@@ -19,8 +19,7 @@ MOST_LOGITS = 48 << 10
 """Of a tile's logits that stay in shared memory; more (thousands of classes) go through global memory."""
 MOST_CARRIED = 16
 """Registers of a thread that hold x between layers in `streaming_weights`, and as many for the skip sums; more lie in
-global memory, where only the warp that needs them reads and writes, and neither product nor barrier waits for them. More
-in registers, and the products of wide tiles spill."""
+global memory, where only the warp that needs them reads and writes. With more in registers wide tiles spill."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +243,8 @@ class Layout:
         """The text of "shape.cuh"."""
         plan: dict[str, int | bool] = {
             "FORMAT": FORMATS[self.dtype], "N": self.tile, "CHAIN": self.chain, "SKIP": self.skip,
-            "TILES": self.tiles, "BLOCKS": self.blocks, "TEAMS": self.teams, "TEAM": self.team, "OWN": max(self.own, default=0), "CLUSTER": self.cluster,
+            "TILES": self.tiles, "BLOCKS": self.blocks, "TEAMS": self.teams, "TEAM": self.team,
+            "OWN": max(self.own, default=0), "CLUSTER": self.cluster,
             "NEWEST_IN_REGISTERS": self.newest_in_registers, "RESIDUAL_IN_REGISTERS": self.residual_in_registers,
             "HEAD_IN_L2": self.head_in_l2, "STAGES": max(self.stages, 2),
             "LOGITS_SHARED": self.logits_shared, "X_IN_REGISTERS": self.x_in_registers,

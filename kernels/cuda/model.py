@@ -52,7 +52,8 @@ _PROJECT_WARPS, _PROJECT_ROWS, _PROJECT_CHUNK = 4, 32, 128
 
 
 class Model:
-    """Immutable, but for what it remembers of plans and of the device's answers. `dtype` is the number format, "fp32", "bf16", "fp16" or "int8".
+    """Immutable, but for what it remembers of plans and of the device's answers. `dtype` is the number format: "fp32",
+    "bf16", "fp16" or "int8".
 
     Raises `BackendError` where a weight is too large for fp16, or the model for 32-bit indices."""
 

@@ -133,29 +133,21 @@ def plan(
         raise InputError("blocks says how many share a model, which in streaming_weights none do; leave it out")
     streams = ways.streamed(asked) if variant != "resident" and asked.blocks is None else None
     if variant == "streaming_weights":
-        why = ["resident: not considered, streaming_weights was asked for."]
         if streams is None:
             raise BackendError(reasons.no_room(asked))
-        return _streaming(asked, streams, why)
-    found = {hop: ways.best(asked, hop) for hop in HOPS}
-    rounds = {reasons.NAMES[hop]: way.rounds for hop, way in found.items() if way is not None}
+        considered = "resident: not considered, streaming_weights was asked for."
+        return _streaming(asked, streams, [considered, reasons.verdict(asked, variant, streams, streams)])
+    found: dict[str, Way | Streamed | None] = {hop: ways.best(asked, hop) for hop in HOPS}
     if streams is not None:
-        rounds["streaming_weights"] = streams.rounds
-    fewest = min(rounds, key=lambda name: rounds[name], default="")
-    why = []
-    for hop, way in found.items():
-        taken = way is not None and way.rounds <= ways.ROUNDS_WORTH * rounds[fewest]
-        if way is not None and not taken:
-            why.append(reasons.too_many_rounds(hop, way, fewest, rounds[fewest]))
-            continue
-        if way is not None and streams is not None and way.waits > streams.waits:
-            why.append(reasons.hops_take_longer(way, streams))
-            continue
-        why.append(reasons.verdict(asked, hop, way))
-        if way is not None:
-            return _resident(asked, way, streams, why)
-    if streams is not None:
-        return _streaming(asked, streams, why)
+        found["streaming_weights"] = streams
+    taken = min(
+        (way for way in found.values() if way is not None), key=lambda way: way.rounds * way.cycles, default=None
+    )
+    why = [reasons.verdict(asked, name, way, taken) for name, way in found.items()]
+    if isinstance(taken, Way):
+        return _resident(asked, taken, why)
+    if taken is not None:
+        return _streaming(asked, taken, why)
     if variant == "auto" and asked.blocks is None:
         raise BackendError(reasons.no_room(asked))
     size = "" if asked.blocks is None else f" on {asked.blocks} blocks"
@@ -212,7 +204,9 @@ def _asked(
         raise InputError(f"dtype is {dtype!r}; possible are {', '.join(FORMATS)}")
     for name in ("R", "HALF", "S", "H"):
         if (size := getattr(shape, name)) != padded(size, dtype):
-            raise InputError(f"{name} is {size}, and {dtype} pads it to {padded(size, dtype)}; use Shape.of for {dtype}")
+            raise InputError(
+                f"{name} is {size}, and {dtype} pads it to {padded(size, dtype)}; use Shape.of for {dtype}"
+            )
     if batch < 1:
         raise InputError(f"a plan is for at least one stream, not for {batch}")
     if device.capability < _OLDEST:
@@ -225,7 +219,7 @@ def _asked(
     return Asked(shape, dtype, batch, device, tiles, None if blocks == "auto" else int(blocks), clusters)
 
 
-def _resident(asked: Asked, way: Way, streams: Streamed | None, why: list[str]) -> Plan:
+def _resident(asked: Asked, way: Way, why: list[str]) -> Plan:
     # Even rounds over as few pipelines as take one, with as few tiles in flight in each.
     tiles = -(-asked.tiles_of(way.homes.layout.tile) // way.rounds)
     pipelines = -(-tiles // way.tiles)
@@ -233,7 +227,7 @@ def _resident(asked: Asked, way: Way, streams: Streamed | None, why: list[str]) 
     first = way.homes.first_layers(way.teams, in_flight)
     layout = dataclasses.replace(way.homes.layout, tiles=in_flight, first_layers=(*first, asked.shape.LAYERS))
     assumed = way.hop == "cluster" and way.blocks not in (asked.clusters or {})
-    why += reasons.taken(asked, way, layout, streams, assumed)
+    why += reasons.details(asked, way, layout, assumed)
     homes = {
         "newest": "registers" if layout.newest_in_registers else "shared", "past": "shared",
         "residual": "registers" if layout.residual_in_registers else "shared", "skip": "shared",
@@ -245,7 +239,7 @@ def _resident(asked: Asked, way: Way, streams: Streamed | None, why: list[str]) 
 
 def _streaming(asked: Asked, found: Streamed, why: list[str]) -> Plan:
     layout = found.layout
-    why += reasons.streaming(found)
+    why += reasons.streaming_details(found)
     homes = dict.fromkeys(("newest", "past", "residual", "skip", "head"), "l2")
     pipelines = -(-asked.tiles_of(layout.tile) // found.rounds)
     return _plan(asked, layout, "none", pipelines, found.rounds, homes, (layout.streaming_parts(),), why)

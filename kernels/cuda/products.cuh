@@ -248,12 +248,19 @@ DEVICE void multiply_pair(Total& even, Total& odd, Weights& weights, const Rows<
   }
 }
 
-// What is unrolled is loaded ahead, into registers that wide tiles and fp32 do not have. Those that hold weights have no
-// index.
+// How many pairs of steps are under way at once: they are loaded ahead, into registers that wide tiles, fp32 and blocks with
+// weights in registers need for other things. Those weights themselves have no index, so all of their steps are unrolled.
+template <class Weights>
+DEVICE constexpr int unrolled(int steps) {
+  if (Weights::kHeld) return steps;
+  if (!kTensorCores || kEights > 1) return 1;
+  return plan::NEWEST_IN_REGISTERS || plan::RESIDUAL_IN_REGISTERS ? 2 : steps > 16 ? 4 : 8;
+}
+
 template <class Total, class Weights, int CHANNELS>
 DEVICE void multiply(Total& even, Total& odd, Weights& weights, const Rows<CHANNELS>& x) {
   constexpr int kSteps = steps_of(CHANNELS);
-  constexpr int kUnroll = Weights::kHeld ? kSteps : !kTensorCores ? 1 : kEights > 1 ? 4 / kEights : kSteps > 16 ? 4 : 8;
+  constexpr int kUnroll = unrolled<Weights>(kSteps);
 #pragma unroll kUnroll
   for (int step = 0; step + 1 < kSteps; step += 2) multiply_pair<true, Numbers>(even, odd, weights, x, step);
   if constexpr (kSteps % 2) multiply_pair<false, Numbers>(even, odd, weights, x, kSteps - 1);

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 from . import budget
 from .layout import Layout
+from .shapes import FRAGMENT_BYTES
 from .ways import CLUSTERED, PORTABLE_CLUSTER, Asked, Homes, Streamed, Way, blocks_needed, homes, streaming_layouts
 
 NAMES = {"none": "one block", "cluster": "a cluster", "grid": "a co-resident grid"}
 """What a pipeline of the resident kernel runs on, by its hop."""
 
 
-def verdict(asked: Asked, hop: str, way: Way | None) -> str:
-    """On the resident kernel over that kind of hop."""
-    return f"resident on {NAMES[hop]}: " + (f"taken, {_taken(way)}" if way else f"passed over, {_not(asked, hop)}")
+def verdict(asked: Asked, name: str, way: Way | Streamed | None, taken: Way | Streamed | None) -> str:
+    """On one kind of hop of the resident kernel, or on streaming_weights."""
+    what = _name(name)
+    if way is None:
+        return f"{what}: passed over, {_not(asked, name)}"
+    if way is taken:
+        return f"{what}: taken, {_taken(way)}{_counted(way)}."
+    return f"{what}: passed over, {_counted(way)}."
 
 
-def too_many_rounds(hop: str, way: Way, other: str, rounds: int) -> str:
-    """On the resident kernel where something else takes a batch in far fewer rounds."""
-    return (
-        f"resident on {NAMES[hop]}: passed over, it takes {way.streams} streams at once, so the batch of "
-        f"{way.homes.asked.batch} in {_count(way.rounds, 'round')}, and {other} in {rounds}."
-    )
-
-
-def hops_take_longer(way: Way, streams: Streamed) -> str:
-    """On the resident kernel where reading all weights for every sample is quicker."""
-    return f"resident on {NAMES[way.hop]}: passed over, {_compared(way, streams)}."
-
-
-def taken(asked: Asked, way: Way, layout: Layout, streams: Streamed | None, assumed: bool) -> list[str]:
+def details(asked: Asked, way: Way, layout: Layout, assumed: bool) -> list[str]:
     """On what was chosen within the resident kernel: homes, tile, pipelines."""
     sentences = [*_team(way), _chain_home(way, layout), *_head_home(layout), *_warps(asked, layout), *_tile(asked, way)]
     if assumed:
@@ -38,23 +31,14 @@ def taken(asked: Asked, way: Way, layout: Layout, streams: Streamed | None, assu
         )
     if way.hop == "cluster" and way.blocks > PORTABLE_CLUSTER:
         sentences.append(f"clusters: {way.blocks} blocks are more than the portable {PORTABLE_CLUSTER}, an opt-in.")
-    if way.hop == "none":
-        sentences.append("resident on a cluster: not needed, its hops take longer than none.")
-    if way.hop != "grid":
-        sentences.append("resident on a co-resident grid: not needed, its hops go through global memory.")
-    if streams is not None:
-        sentences.append(f"streaming_weights: not needed, {_compared(way, streams)}.")
     return sentences
 
 
-def streaming(found: Streamed) -> list[str]:
-    """On streaming_weights, where it is taken."""
-    asked, layout = found.asked, found.layout
-    at_once = layout.tile * found.blocks
+def streaming_details(found: Streamed) -> list[str]:
+    """On its tile."""
+    asked, tile, at_once = found.asked, found.layout.tile, found.layout.tile * found.blocks
     return [
-        "streaming_weights: taken, a block needs room for one tile and its rings only, and reads all "
-        f"{kib(layout.model_weights)} of weights from L2 for every sample.",
-        f"tile of {layout.tile}: {'asked for' if len(asked.tiles) == 1 else 'taken'}, a block on each of "
+        f"tile of {tile}: {'asked for' if len(asked.tiles) == 1 else 'taken'}, a block on each of "
         f"{asked.device.multiprocessors} multiprocessors take {at_once} streams at once; the batch has {asked.batch}.",
         *_waiting(asked, at_once),
     ]
@@ -80,18 +64,30 @@ def kib(size: int) -> str:
     return f"{size / 1024:,.0f} KiB"
 
 
-def _taken(way: Way) -> str:
-    in_flight = f"{_count(way.tiles, 'tile')} in flight"
+def _name(name: str) -> str:
+    return f"resident on {NAMES[name]}" if name in NAMES else name
+
+
+def _counted(way: Way | Streamed) -> str:
+    """What a sample takes, and how often the batch takes it."""
+    rounds = "" if way.rounds == 1 else f" in each of {way.rounds} rounds"
+    return f"about {way.cycles:,} clock cycles a sample by count{rounds}"
+
+
+def _taken(way: Way | Streamed) -> str:
+    if isinstance(way, Streamed):
+        return (
+            "a block needs room for one tile and its rings only, and reads all "
+            f"{kib(way.layout.model_weights)} of weights from L2 for every sample; "
+        )
     if way.hop == "none":
-        return "the whole model fits it, so nothing is handed on."
+        return "the whole model fits it, so nothing is handed on; "
+    in_flight = f"{_count(way.tiles, 'tile')} in flight and {_count(way.hops, 'hop')} a sample; "
     if way.homes.asked.blocks is not None:
-        return f"{way.blocks} blocks a pipeline were asked for; they hold {in_flight}."
+        return f"{way.blocks} blocks a pipeline were asked for, {in_flight}"
     if way.homes.layout.team > 1:
-        return f"{way.teams - 1} teams of {way.homes.layout.team} blocks and one with the head hold {in_flight}."
-    return (
-        f"{way.blocks} blocks a pipeline hold the weights where they live here and {in_flight}; no fewer take as much "
-        "of the batch."
-    )
+        return f"{way.teams - 1} teams of {way.homes.layout.team} blocks and one block with the head, {in_flight}"
+    return f"{way.blocks} blocks a pipeline hold the weights, {in_flight}"
 
 
 def _not(asked: Asked, hop: str) -> str:
@@ -143,18 +139,11 @@ def _team(way: Way) -> list[str]:
     layout = way.homes.layout
     if layout.team == 1:
         return []
-    whole = _whole(way.homes.asked)
+    layer = FRAGMENT_BYTES * sum(_whole(way.homes.asked).layer_fragments.values())
     return [
-        f"teams of {layout.team}: a layer has {kib(whole.layer_weights)} of weights, more than a block holds; no fewer "
-        "blocks hold one and leave enough multiprocessors for all layers."
+        f"teams of {layout.team}: a layer has {kib(layer)} of weights, more than a block holds; no smaller teams take as "
+        "much of the batch."
     ]
-
-
-def _compared(way: Way, streams: Streamed) -> str:
-    return (
-        f"{_count(way.hops, 'hop')} a sample here, about {way.hops * budget.HOP_CYCLES[way.hop]:,} clock cycles, "
-        f"and {kib(streams.layout.model_weights)} of weights from L2 there, about {streams.waits:,}"
-    )
 
 
 def _chain_home(way: Way, layout: Layout) -> str:
@@ -168,8 +157,8 @@ def _chain_home(way: Way, layout: Layout) -> str:
     lie = which.get((layout.newest_in_registers, layout.residual_in_registers), "in shared memory")
     return (
         f"{what}{lie}{f', {held} a thread' if held else ''}; the chain waits about {way.waits:,} clock cycles a sample "
-        "for weights and hops, and more registers for weights leave too few, or make it more, or take fewer streams at "
-        "once."
+        "for weights and hops; more weights in registers leave too few of them, or need more hops, or take fewer "
+        "streams at once."
     )
 
 

@@ -204,6 +204,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   const auto past_of_layer = [&](int o) { return past + (turn * own + o) * kPastBytes; };
   const auto fetch_pasts = [&](int i, int tile) {
     if (plan::TEAM > 1) post.receive(kRing, i * plan::TEAM * plan::SKIP, tile, i, watch);
+#pragma unroll 1
     for (int o = 0; o < own; ++o) {
       fetch_past(call, all_streams + tile * plan::N, i, rings[o], past_of_layer(o), thread, kChainThreads);
     }
@@ -214,6 +215,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   const auto fetch_next = [&](int i, int tile) {
     turn = (turn + 1) % kPasts;
     fetched = false;
+#pragma unroll 1
     for (int ahead = 1; ahead < plan::TILES && !fetched; ++ahead) {
       const int next = (tile + ahead) % plan::TILES, sample = i + (tile + ahead) / plan::TILES;
       fetched = sample < steps[next];
@@ -474,6 +476,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       stopped = block_barrier_any(watch.given_up);
     }
   }
+  wait_copies<0>();  // of a block that has stopped, the next tile's past is on its way yet
 
   if (head) {
     for (int tile = 0; tile < plan::TILES; ++tile) {

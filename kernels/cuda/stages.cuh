@@ -121,6 +121,7 @@ DEVICE Operand* ring_row(const Call& call, const Stream& s, const Ring& ring, in
 DEVICE void fetch_past(
     const Call& call, const Stream* streams, int i, const Ring& ring, u8* past, int thread, int threads) {
   constexpr int kWords = plan::N * kRowWords;
+#pragma unroll 1
   for (int word = thread; word < (shape::K - 1) * kWords; word += threads) {
     const int tap = word / kWords, n = word % kWords / kRowWords, w = word % kRowWords;
     const bool active = i < streams[n].count;

@@ -27,8 +27,9 @@ template <class Ready>
 DEVICE void wait_until(Ready ready, Watch& watch, int what, int tile) {
   if (watch.given_up) return;
   long long begin = 0;  // of the wait, as the first look finds it
-  for (int poll = 1; !ready(); ++poll) {
-    if (poll % kPollsPerLook) continue;
+  int poll = 0;
+  do {
+    if (++poll % kPollsPerLook) continue;
     const long long now = clock_now();
     if (begin == 0) begin = now;
     const bool others = load_relaxed(watch.abort) != 0;
@@ -36,5 +37,5 @@ DEVICE void wait_until(Ready ready, Watch& watch, int what, int tile) {
     if (!others) claim(watch.abort, abort_word(what, tile));
     watch.given_up = true;
     return;
-  }
+  } while (!ready());
 }

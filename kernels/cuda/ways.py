@@ -2,21 +2,21 @@
 
 The rules of preference; reasoned, not measured:
 
-1. No hop before a cluster's, a cluster's before the grid's: a hop through distributed shared memory stays within a GPC,
-   one through global memory goes to L2 and back. Where single layers do not fit a block, as few blocks as possible
-   share one (a team): each more takes a share of every product from the others and none of the two hops a layer.
+1. Of one block, a cluster, a co-resident grid and streaming weights from L2 the one with which the batch is through
+   first by count: rounds × clock cycles of a sample (`Way.cycles`, `Streamed.cycles`). A hop through distributed shared
+   memory costs less than one through global memory, and all weights from L2 cost more than either for most models; but
+   streaming takes most streams at once. Of equals, the one named first.
 2. The smallest tile that takes the whole batch at once: more streams a tile make every product longer.
 3. Within a tile the way whose chain waits least for a sample, counted from hops and from the bytes of weights that it
    reads from shared memory or L2 (`Way.waits`). So the weights of the newest tap and of `residual`, which the chain
    waits for, live in registers, unless that takes more hops than it saves reading. Of equals both come first, then
    the newest tap, then `residual`, then neither; and the head in shared memory before L2.
 4. The fewest blocks, so the fewest hops of a sample, with which the batch fits at once. Tiles in flight fill a pipeline
-   before there is another; never more of them than teams, since a team works on one at a time.
-5. Fewer warps with more registers each (4 chain warps for 8) where sums or weights would spill to memory otherwise.
-6. Where a batch fits no way at once, the way that takes most of it. The rest waits for rounds, each as long as an
-   utterance: so what comes first by 1 gives way to what needs less than a quarter of its rounds (`ROUNDS_WORTH`).
-   Last comes streaming weights from L2, which takes most at once where a model is large, and where a grid's hops take
-   longer than to read all weights.
+   before there is another; never more of them than teams, since a team works on one at a time. Where single layers do
+   not fit a block, as few blocks as possible share one (a team, in a grid only): each more takes a share of every
+   product from the others and none of the two hops a layer.
+5. Fewer warps with more registers each (4 chain warps for 8) where sums would spill to memory otherwise.
+6. Where a batch fits no way at once, the way that takes most of it; the rest waits for further rounds.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ HOPS = ("none", "cluster", "grid")
 CLUSTERED = (90, 100, 103)
 """Capabilities whose clusters are taken on the table's word. On others (12.x: small blocks and small clusters, 11.0)
 only where the driver says how many fit."""
-ROUNDS_WORTH = 4
-"""Rounds of a better choice that are taken for one of a worse: a guess."""
 PORTABLE_CLUSTER = 8
 """A larger cluster is an opt-in of the kernel and of the device."""
 _IN_REGISTERS = ((True, True), (True, False), (False, True), (False, False))
@@ -182,6 +180,11 @@ class Way:
         head = layout.head_weights // (budget.L2_PER_CYCLE if layout.head_in_l2 else budget.SHARED_PER_CYCLE)
         return layers + head + self.hops * budget.HOP_CYCLES[self.hop]
 
+    @property
+    def cycles(self) -> int:
+        """Clock cycles of a sample, by count."""
+        return self.waits + self.homes.asked.shape.LAYERS * budget.LAYER_CYCLES
+
 
 @dataclass(frozen=True)
 class Streamed:
@@ -204,6 +207,11 @@ class Streamed:
     def waits(self) -> int:
         """Clock cycles that a block needs to read all weights from L2, once a sample."""
         return self.layout.model_weights // budget.L2_PER_CYCLE
+
+    @property
+    def cycles(self) -> int:
+        """Clock cycles of a sample, by count."""
+        return self.waits + self.asked.shape.LAYERS * budget.LAYER_CYCLES
 
 
 def blocks_of(teams: int, team: int) -> int:
@@ -241,13 +249,17 @@ def homes(asked: Asked, hop: str, tile: int, team: int) -> Iterator[list[Homes]]
 
 def best(asked: Asked, hop: str) -> Way | None:
     """The first way that takes the whole batch at once, or else the one that takes the most of it."""
+    most: Way | None = None
     for team in range(1, asked.most_of_a_team(hop) + 1):
-        if team > 1 and asked.device.multiprocessors <= team:
-            return None
         found = _best_of_team(asked, hop, team)
-        if found is not None:
-            return found
-    return None
+        if found is not None and (most is None or found.streams > most.streams):
+            most = found
+        # One block does what several would do with hops; and more of a team are too many when each has one layer.
+        if most is not None and (team == 1 or most.streams >= asked.batch):
+            return most
+        if blocks_of(2, team + 1) > asked.device.multiprocessors:
+            return most
+    return most
 
 
 def streamed(asked: Asked) -> Streamed | None:
