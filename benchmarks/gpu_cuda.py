@@ -61,7 +61,9 @@ def cuts(level: Level) -> Iterator[Finding]:
     for name, dtype, (cut, capability) in tqdm(list(product(names, formats, chosen)), "cuts", disable=None):
         for seed in range(3 if level == "full" else 1):
 
-            def check(name: str = name, dtype: str = dtype, cut: Any = cut, cap: int = capability, s: int = seed) -> None:
+            def check(
+                name: str = name, dtype: str = dtype, cut: Any = cut, cap: int = capability, s: int = seed
+            ) -> None:
                 same_as(of_many(name, dtype), name, dtype, cut, cap, s)
 
             yield tried(f"{name} {dtype} sm_{capability} {cut}, order {seed}", check)
