@@ -257,7 +257,9 @@ def project_header(config: WaveNetConfig, dtype: str, channels: int) -> str:
     s, hearing = Shape.of(config, dtype), hearing_format(dtype)
     inputs = padded(channels)
     return header_text({
-        "plan": {"FORMAT": FORMATS[hearing], "N": _PROJECT_ROWS},
+        "plan": {
+            "FORMAT": FORMATS[hearing], "N": _PROJECT_ROWS, "NEWEST_IN_REGISTERS": False, "RESIDUAL_IN_REGISTERS": False,
+        },
         "project_plan": {
             "WARPS": _PROJECT_WARPS, "INPUTS": inputs, "CHUNK": inputs if inputs <= _PROJECT_CHUNK else PANEL,
             "ROUND": s.UPSAMPLING == 1 and hearing == "bf16",
