@@ -45,17 +45,21 @@ POLLED = "values through L2 to a thread that polls"
 L2 = "loads from L2"
 
 LUO = "Luo et al., arXiv 2402.13499, H800; read in a public summary that quotes its tables, not in the paper itself"
+JIA = "Jia et al., arXiv 1804.06826, Volta, as quoted in public code; figures found for Hopper contradict each other"
 LATENCIES: dict[str, tuple[float, float, str]] = {
-    PRODUCT: (24.1, 33.0, f"{LUO}: 24.1 for m16n8k16 in FP16 (Table VII). With fp32 sums figures of 32 to 35 are reported "
-                          "for other chips; 33 is taken for the upper end"),
+    PRODUCT: (
+        24.1, 33.0, f"{LUO}: 24.1 for m16n8k16 in FP16 (Table VII). With fp32 sums 32 to 35 are reported for other "
+        "chips; 33 is taken for the upper end",
+    ),
     SHARED: (29.0, 29.0, f"{LUO}: Table IV"),
     L2: (263.0, 263.0, f"{LUO}: Table IV"),
-    POLLED: (263.0, 394.5, "from the same 263 of a load: half of it to write and half to come back at least; a thread "
-                           "that polls one load after the other waits half a load more on average"),
-    RELEASED: (180.0, 180.0, f"{LUO}: SM-to-SM latency, there and back. The release in machine code waits for all stores"),
+    POLLED: (
+        263.0, 394.5, "from the same 263 of a load: half of it to write and half to come back at least; a thread that "
+        "polls one load after the other waits half a load more on average",
+    ),
+    RELEASED: (180.0, 180.0, f"{LUO}: SM-to-SM, there and back; the release in machine code waits for all stores"),
     ARRIVAL: (90.0, 90.0, "half of the same 180, one way: an assumption"),
-    FP32: (4.0, 4.0, "Jia et al., arXiv 1804.06826, Volta, as quoted in public code; none was found for Hopper that agrees "
-                     "with others"),
+    FP32: (4.0, 4.0, JIA),
     HALF2: (4.0, 4.0, "taken to be as fast as in fp32"),
 }  # fmt: skip
 """Operation → clock cycles, lower and upper, and where from."""
@@ -144,7 +148,9 @@ def head_parts(layout: Layout) -> list[Part]:
             SHARED: 1, PRODUCT: ceil(s.A // PANEL / warps) * turns(s.H, layout.dtype), FP32: 1, BARRIER: 1,
         }),
         # The largest logit, the sum of weights, its prefix, the comparisons, their sum.
-        Part("draw", 1, {SHARED: 2, FP32: own + scan + 3 + own + 2 * scan + own + 1 + scan, SPECIAL: 2, EXCHANGE: 3 * scan + 2}),
+        Part("draw", 1, {
+            SHARED: 2, FP32: own + scan + 3 + own + 2 * scan + own + 1 + scan, SPECIAL: 2, EXCHANGE: 3 * scan + 2,
+        }),
         Part("sound, and the next input", 1, {L2: 2, SHARED: 2, FP32: 4 + s.IN_TAPS, SPECIAL: 1, CONVERT: 1}),
     ]  # fmt: skip
 
@@ -201,9 +207,9 @@ def nv_wavenet_chain(s: Shape, half: bool) -> list[Part]:
 
     poll_and_share: Operations = {POLLED: 1, SHARED: 1, BARRIER: 1}
     return [
-        # x is polled, goes to shared memory; row; previous tap, bias, conditioning; tanh beside σ through shared memory.
+        # x is polled and shared; row; previous tap, bias, conditioning; tanh beside σ through shared memory.
         Part("x from the block before, newest tap, tanh and σ", s.LAYERS, and_(
-            poll_and_share, row(R), {math: 3, FP32: 2, SPECIAL: 2, SHARED: 1, BARRIER: 1, **({CONVERT: 2} if half else {})},
+            poll_and_share, row(R), {math: 3}, {FP32: 2, SPECIAL: 2, SHARED: 1, BARRIER: 1, CONVERT: 2 * half},
         )),
         Part("their product, residual", s.LAYERS - 1, and_({math: 1, SHARED: 1, BARRIER: 1}, row(R), {math: 2})),
         Part("gates of the last layer to its skip block", 1, and_({math: 1}, poll_and_share, row(R), {math: 3})),
@@ -244,7 +250,7 @@ def told(parts: list[Part]) -> dict[str, Any]:
 def results() -> dict[str, Any]:
     found: dict[str, Any] = {
         "device": DEVICE,
-        "latencies": {name: {"clocks": [low, high], "source": source} for name, (low, high, source) in LATENCIES.items()},
+        "latencies": {name: {"clocks": [low, high], "source": why} for name, (low, high, why) in LATENCIES.items()},
         "left_out": list(LEFT_OUT), "cases": {},
     }  # fmt: skip
     for shape in CASES:

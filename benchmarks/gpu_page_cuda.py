@@ -191,7 +191,8 @@ def chain_tables(told: Row) -> dict[str, str]:
     estimate = {
         "clock cycles, estimate": [f"{c['clocks'][0]:,} – {c['clocks'][1]:,}" for c in chains.values()],
         "resident takes of it": ["", *(
-            f"{ours['clocks'][0] / c['clocks'][0]:.2f} – {ours['clocks'][1] / c['clocks'][1]:.2f}" for c in peers.values()
+            ", ".join(f"{mine / theirs:.2f}" for mine, theirs in zip(ours["clocks"], peer["clocks"], strict=True))
+            for peer in peers.values()
         )],
     }  # fmt: skip
     latencies = {
