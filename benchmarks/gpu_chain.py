@@ -4,9 +4,9 @@
 
 Nothing is compiled, executed or measured here. Both chains are read off the sources: each part says which operations
 follow each other and how often the part is passed; what runs beside the chain is not in it. The counts of `resident`
-follow from the planner's layout; tests/test_gpu_chain.py holds them to what the executed PTX counts. Those of nv-wavenet
-are facts about the published source (github.com/NVIDIA/nv-wavenet: nv_wavenet_persistent.cuh, matrix_math.cuh,
-softmax.cuh).
+follow from the planner's layout; tests/test_gpu_chain.py holds them to what the executed PTX counts. Those of
+nv-wavenet are facts about the published source (github.com/NVIDIA/nv-wavenet: nv_wavenet_persistent.cuh,
+matrix_math.cuh, softmax.cuh).
 
 The estimate multiplies the counts with latencies that others have measured. Operations for which no published figure
 was at hand are counted and left out of it, on both sides.
@@ -44,18 +44,22 @@ ARRIVAL = "arrivals at another block's barrier"
 POLLED = "values through L2 to a thread that polls"
 L2 = "loads from L2"
 
-LUO = "Luo et al., arXiv 2402.13499, H800, as quoted in a public reading of the paper; the paper's own text was not at hand"
+LUO = "Luo et al., arXiv 2402.13499, H800; read in a public summary that quotes its tables, not in the paper itself"
+JIA = "Jia et al., arXiv 1804.06826, Volta, as quoted in public code; figures found for Hopper contradict each other"
 LATENCIES: dict[str, tuple[float, float, str]] = {
-    PRODUCT: (24.1, 33.0, f"{LUO}: 24.1 for m16n8k16 in FP16 (Table VII). With fp32 sums figures of 32 to 35 are reported "
-                          "for other chips; 33 is taken for the upper end"),
+    PRODUCT: (
+        24.1, 33.0, f"{LUO}: 24.1 for m16n8k16 in FP16 (Table VII). With fp32 sums 32 to 35 are reported for other "
+        "chips; 33 is taken for the upper end",
+    ),
     SHARED: (29.0, 29.0, f"{LUO}: Table IV"),
     L2: (263.0, 263.0, f"{LUO}: Table IV"),
-    POLLED: (263.0, 394.5, "from the same 263 of a load: half of it to write and half to come back at least; a thread "
-                           "that polls one load after the other waits half a load more on average"),
-    RELEASED: (180.0, 180.0, f"{LUO}: SM-to-SM latency, there and back. The release in machine code waits for all stores"),
+    POLLED: (
+        263.0, 394.5, "from the same 263 of a load: half of it to write and half to come back at least; a thread that "
+        "polls one load after the other waits half a load more on average",
+    ),
+    RELEASED: (180.0, 180.0, f"{LUO}: SM-to-SM, there and back; the release in machine code waits for all stores"),
     ARRIVAL: (90.0, 90.0, "half of the same 180, one way: an assumption"),
-    FP32: (4.0, 4.0, "Jia et al., arXiv 1804.06826, Volta, as quoted in public code; none was found for Hopper that agrees"
-                     " with others"),
+    FP32: (4.0, 4.0, JIA),
     HALF2: (4.0, 4.0, "taken to be as fast as in fp32"),
 }  # fmt: skip
 """Operation → clock cycles, lower and upper, and where from."""
@@ -92,8 +96,8 @@ def clocks(operations: Operations) -> tuple[float, float]:
 
 # --- resident -----------------------------------------------------------------------------------------------------
 
-# tanh(a)·σ(b), of math.cuh: both exponents beside each other; bounds, factor, 1 + e, the product of both, the quotient.
-GATE = {FP32: 7, SPECIAL: 2, CONVERT: 1}
+# tanh(a)·σ(b), of math.cuh, both beside each other: bound, factor, 2^x, 1 + e, product, reciprocal, product.
+GATE = {FP32: 5, SPECIAL: 2, CONVERT: 1}
 HOP = {RELEASED: 1, ARRIVAL: 1, SHARED: 1}
 """Data and an arrival; the look at the barrier that sees it."""
 
@@ -113,7 +117,7 @@ def dilated_part(layout: Layout) -> Operations:
 
 
 def residual_part(layout: Layout) -> Operations:
-    """From gates to the next x, but for the barrier behind it."""
+    """From gates to the next x, but for the barrier behind it. Weights and biases are read beside the chain."""
     s, panels = layout.shape, ceil(layout.panels[1] / layout.chain)
     return {SHARED: 1, PRODUCT: panels * turns(s.HALF, layout.dtype), FP32: 3, CONVERT: 1}
 
@@ -144,7 +148,9 @@ def head_parts(layout: Layout) -> list[Part]:
             SHARED: 1, PRODUCT: ceil(s.A // PANEL / warps) * turns(s.H, layout.dtype), FP32: 1, BARRIER: 1,
         }),
         # The largest logit, the sum of weights, its prefix, the comparisons, their sum.
-        Part("draw", 1, {SHARED: 2, FP32: own + scan + 3 + own + 2 * scan + own + 1 + scan, SPECIAL: 2, EXCHANGE: 3 * scan + 2}),
+        Part("draw", 1, {
+            SHARED: 2, FP32: own + scan + 3 + own + 2 * scan + own + 1 + scan, SPECIAL: 2, EXCHANGE: 3 * scan + 2,
+        }),
         Part("sound, and the next input", 1, {L2: 2, SHARED: 2, FP32: 4 + s.IN_TAPS, SPECIAL: 1, CONVERT: 1}),
     ]  # fmt: skip
 
@@ -157,6 +163,7 @@ def resident_chain(layout: Layout) -> list[Part]:
         Part("newest tap and gate", s.LAYERS, dilated_part(layout)),
         Part("residual", s.LAYERS - 1, residual_part(layout)),
         Part("barrier behind it, inside a block", inside, {BARRIER: 1}),
+        Part("its place has been read by the skip warps", sum(max(own - 2, 0) for own in layout.own), {BARRIER: 1}),
         Part("x to the next block", owners - 1, HOP),
         Part("skip product of the last layer", 1, skip_part(layout)),
         Part("skip sums to the head", 1, HOP),
@@ -171,8 +178,8 @@ def block_work(layout: Layout) -> dict[str, Operations]:
     own = max(layout.own)
     layers = total([
         Part("past", 1, past_part(layout, own)), Part("newest", own, dilated_part(layout)),
-        Part("residual", own, residual_part(layout)), Part("barriers", own - 1, {BARRIER: 1}), Part("hop", 1, HOP),
-        Part("skips of the last layer", 1, skip_part(layout)),
+        Part("residual", own, residual_part(layout)), Part("barriers", own - 1 + max(own - 2, 0), {BARRIER: 1}),
+        Part("hop", 1, HOP), Part("skips of the last layer", 1, skip_part(layout)),
     ])  # fmt: skip
     return {"with most layers": layers, "with the head": total([*head_parts(layout), Part("hop", 1, HOP)])}
 
@@ -200,9 +207,9 @@ def nv_wavenet_chain(s: Shape, half: bool) -> list[Part]:
 
     poll_and_share: Operations = {POLLED: 1, SHARED: 1, BARRIER: 1}
     return [
-        # x is polled, goes to shared memory; row; previous tap, bias, conditioning; tanh beside σ through shared memory.
+        # x is polled and shared; row; previous tap, bias, conditioning; tanh beside σ through shared memory.
         Part("x from the block before, newest tap, tanh and σ", s.LAYERS, and_(
-            poll_and_share, row(R), {math: 3, FP32: 2, SPECIAL: 2, SHARED: 1, BARRIER: 1, **({CONVERT: 2} if half else {})},
+            poll_and_share, row(R), {math: 3}, {FP32: 2, SPECIAL: 2, SHARED: 1, BARRIER: 1, CONVERT: 2 * half},
         )),
         Part("their product, residual", s.LAYERS - 1, and_({math: 1, SHARED: 1, BARRIER: 1}, row(R), {math: 2})),
         Part("gates of the last layer to its skip block", 1, and_({math: 1}, poll_and_share, row(R), {math: 3})),
@@ -243,7 +250,7 @@ def told(parts: list[Part]) -> dict[str, Any]:
 def results() -> dict[str, Any]:
     found: dict[str, Any] = {
         "device": DEVICE,
-        "latencies": {name: {"clocks": [low, high], "source": source} for name, (low, high, source) in LATENCIES.items()},
+        "latencies": {name: {"clocks": [low, high], "source": why} for name, (low, high, why) in LATENCIES.items()},
         "left_out": list(LEFT_OUT), "cases": {},
     }  # fmt: skip
     for shape in CASES:

@@ -5,8 +5,8 @@
 
 No GPU is needed, and no time is measured. The PTX that NVRTC compiles for sm_90 is executed on the CPU, as the planner
 lays the model over an H100, every line of it counted for every thread; what two runs of different lengths differ by is
-what a sample of one tile costs. How often a thread looks at a flag in vain depends on the order of threads, so lines that
-two orders count differently are left out: a wait counts as its first look. gpu_page.py makes the tables of
+what a sample of one tile costs. How often a thread looks at a flag in vain depends on the order of threads, so lines
+that two orders count differently are left out: a wait counts as its first look. gpu_page.py makes the tables of
 docs/gpu-cuda.md of it; the dependent chain is gpu_chain.py's.
 """
 

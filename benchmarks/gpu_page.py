@@ -1,9 +1,9 @@
-"""Writes the tables of docs/gpu.md anew, from the results that lie in benchmarks/results.
+"""Writes the tables of docs/gpu.md and docs/gpu-cuda.md anew, from the results that lie in benchmarks/results.
 
     python benchmarks/gpu_page.py
 
 Everything between a pair of marks `<!-- NAME: begin -->`, `<!-- NAME: end -->` is replaced. tests/test_gpu_page.py
-holds the page to the results.
+holds the pages to the results.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import gpu_page_cuda
+from page_table import table
+
 RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parent.parent / "docs" / "gpu.md"
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE, CUDA_PAGE = DOCS / "gpu.md", DOCS / "gpu-cuda.md"
 WAYS = ("global loads", "global stores", "shared loads", "shared stores")
 
 Row = Mapping[str, Any]
-
-
-def table(head: list[str], lines: Mapping[str, list[str]]) -> str:
-    """In Markdown; `lines` by their first cell."""
-    rows = [["", *head], ["---"] * (len(head) + 1), *([name, *cells] for name, cells in lines.items())]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 # --- counts -----------------------------------------------------------------------------------------------------
@@ -136,18 +134,33 @@ def check_tables(told: Row) -> dict[str, str]:
     return {"checks": table(list(verdicts), parts), "mutants": "\n\n".join([mutants, *reasons])}
 
 
-# --- the page ---------------------------------------------------------------------------------------------------
+# --- the pages --------------------------------------------------------------------------------------------------
 
 
-def written(page: str) -> str:
+def read(name: str) -> Row:
+    told: Row = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    return told
+
+
+def tables() -> dict[str, str]:
+    """Of docs/gpu.md, by mark."""
+    found = count_tables(read("triton-counts.json")) | compile_tables(read("triton-compiled.json"))
+    return found | check_tables(read("gpu-check.json"))
+
+
+def cuda_tables() -> dict[str, str]:
+    """Of docs/gpu-cuda.md."""
+    found = gpu_page_cuda.compile_tables(read("cuda-compiled.json"))
+    found |= gpu_page_cuda.count_tables(read("cuda-counts.json"))
+    return found | gpu_page_cuda.chain_tables(read("cuda-chain.json"))
+
+
+PAGES = {PAGE: tables, CUDA_PAGE: cuda_tables}
+
+
+def written(page: str, given: Mapping[str, str]) -> str:
     """The page with every table as the results have it. Raises `ValueError` where a mark is missing."""
-
-    def read(name: str) -> Row:
-        told: Row = json.loads((RESULTS / name).read_text(encoding="utf-8"))
-        return told
-
-    tables = count_tables(read("triton-counts.json")) | compile_tables(read("triton-compiled.json"))
-    for mark, text in (tables | check_tables(read("gpu-check.json"))).items():
+    for mark, text in given.items():
         marks = rf"(<!-- {mark}: begin -->\n).*?(<!-- {mark}: end -->)"
         page, found = re.subn(marks, lambda match, text=text: f"{match[1]}{text}\n{match[2]}", page, flags=re.S)
         if found != 1:
@@ -156,4 +169,5 @@ def written(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for place, of_page in PAGES.items():
+        place.write_text(written(place.read_text(encoding="utf-8"), of_page()), encoding="utf-8")

@@ -69,7 +69,9 @@ def measure(case: str, dtype: str, device: str, rounds: int) -> list[dict[str, A
             key = f"{name} {streams}"
             runs[key] = partial(common.generate, engine, mel)
             plan = engine.explain(streams, 1).details
-            rows.append({"case": case, "dtype": dtype, "backend": name, "streams": streams, "gate": gated, "plan": plan})
+            rows.append(
+                {"case": case, "dtype": dtype, "backend": name, "streams": streams, "gate": gated, "plan": plan}
+            )
             runs[key]()
     if device == "emulated":
         return rows
@@ -91,7 +93,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.device != "emulated" and isinstance(told := look(), str):
         raise SystemExit(f"gpu_speed.py: {told}")
-    rows = [row for case in args.cases for dtype in args.dtypes for row in measure(case, dtype, args.device, args.rounds)]
+    rows = [
+        row for case in args.cases for dtype in args.dtypes for row in measure(case, dtype, args.device, args.rounds)
+    ]
     if not rows:
         raise SystemExit("gpu_speed.py: no GPU backend works here; `wavenet-fast doctor` tells why")
     if args.json:
