@@ -24,8 +24,8 @@ MOST_UNROLLED_LAYERS = 4
 BASE_REGISTERS = {8: 96, 16: 108, 32: 172}
 """By tile: registers of a thread for addresses, loops, operands and what is on its way, beside weights and what it
 keeps from layer to layer. Like the next from compiled kernels: so many that no named case spills (NVRTC 13.5)."""
-FEWER_IN_INT8 = {8: 20, 16: 0, 32: 0}
-"""Of these in int8, whose products have half the steps."""
+OTHER_BASE = {"int8": {8: -20, 16: 0, 32: 0}, "fp32": {8: 0, 16: 44, 32: 24}}
+"""More or fewer of these: in int8 products have half the steps, in fp32 each lane reads rows and columns of its own."""
 
 STAGES = (16, 8, 4, 2)
 """Fragments of a warp's ring, most first: powers of two, since slots are counted with a mask. 16 fragments, 8 KiB a
@@ -60,7 +60,7 @@ def registers(layout: Layout, own: int) -> int:
     device gives more, the compiler takes more; where it gives fewer, threads would spill to memory."""
     eights, (dilated, residual, skip) = layout.tile // 8, layout.panels
     of_panel = 4 * eights  # a panel's sums
-    base = BASE_REGISTERS[layout.tile] - (FEWER_IN_INT8[layout.tile] if layout.dtype == "int8" else 0)
+    base = BASE_REGISTERS[layout.tile] + OTHER_BASE.get(layout.dtype, {}).get(layout.tile, 0)
     skips = of_panel * (_share(skip, layout.skip) if layout.skip_in_registers else 1)
     x = of_panel * (_share(residual, layout.chain) if layout.x_in_registers else 1)
     if not layout.resident:
