@@ -107,23 +107,33 @@ def check(p: Plan, s: Shape, device: DeviceProperties, clusters: dict[int, int] 
     assert all(sentence.endswith(".") for sentence in p.why)
 
 
-@pytest.mark.parametrize("device", DEVICES.values(), ids=lambda device: device.name)
-def test_every_plan_fits(device: DeviceProperties) -> None:
-    for ((name, dtype), s), batch, variant in itertools.product(SHAPES.items(), BATCHES, VARIANTS):
+@pytest.mark.parametrize("name", ["A100", "RTX 4090", "H100", "B200", "RTX 5090", "Jetson AGX Orin"])
+def test_every_plan_fits(name: str) -> None:
+    device = DEVICES[name]
+    for ((case, dtype), s), batch, variant in itertools.product(SHAPES.items(), (9, 2000), VARIANTS):
+        if dtype == "fp16":
+            continue  # planned as bf16 is
         try:
             p = plan(s, batch, dtype, device, variant=variant)
         except BackendError as error:
-            if (name, dtype) in TOO_LARGE and device.shared_per_block < 100 << 10:
+            if (case, dtype) in TOO_LARGE and device.shared_per_block < 100 << 10:
                 assert variant == "resident" or "a block of" in str(error)
                 continue
             # Every other case runs on every device; only keeping its weights on the chip may be too much to ask.
-            assert variant == "resident", (name, dtype, batch, str(error))
+            assert variant == "resident", (case, dtype, batch, str(error))
             assert "the resident kernel does not fit" in str(error) and "streaming_weights runs any model" in str(error)
             assert plan(s, batch, dtype, device).variant == "streaming_weights"
             continue
         check(p, s, device)
         assert variant in ("auto", p.variant)
-        assert p == plan(s, batch, dtype, device, variant=variant)
+
+
+def test_plans_are_the_same_every_time() -> None:
+    for dtype, batch in itertools.product(DTYPES, BATCHES):
+        p = of("nv-medium", batch, dtype, "H100")
+        assert p == of("nv-medium", batch, dtype, "H100")
+        if dtype == "fp16":
+            assert replace(p, dtype="bf16", why=()) == replace(of("nv-medium", batch, "bf16", "H100"), why=())
 
 
 TOO_LARGE = {("r9y9-512", "fp32"), ("wavenet-2016", "fp32")}
@@ -137,7 +147,7 @@ def up(size: int) -> int:
 
 # Arithmetic by hand. An operand row has 16 bytes behind it: 8 streams of 64 channels in 16 bit are 8·(2·64 + 16) = 1,152
 # bytes. A block of 12 warps has at most 65,536 / 12 = 5,461, in units of 256 then 5,376 registers a warp, 168 a thread.
-# For a tile of 8, 96 of them are set aside, 76 in int8. A layer's sums take 4 a panel, its biases 2.
+# For a tile of 8, 94 of them are set aside. A layer's sums take 4 a panel, its biases 2.
 #
 # Everywhere: 32 bytes a stream, 4 and 24 a tile. Below, `L` is what else a block with layers has, `H` what the head has.
 STARTS_8 = up(8 * 32) + up(4) + up(24)
@@ -147,29 +157,29 @@ HAND = [
     # than the 4 layers whose weights are unrolled. 2 + 2 warps; 6 layers and x have 4 registers, biases 12.
     (("tiny", "H100", "bf16", 1), ("resident", "none", 8, 1, 1, 1, 1, (0,)), "sss",
      STARTS_8 + 384 + 512 + 1_024 + up(8 * 24) + 2 * 384 + 2 * 384 + 6 * 3_584 + 6 * 384
-     + 8 * (64 + 16) + up(8 * 2 * 4) + up(8 * 4) + 8 * (64 + 16) + 8 * (256 + 4) * 4 + 18_432, 96 + 6 * 4 + 4 + 12),
+     + 8 * (64 + 16) + up(8 * 2 * 4) + up(8 * 4) + 8 * (64 + 16) + 8 * (256 + 4) * 4 + 18_432, 94 + 6 * 4 + 4 + 12),
     # 9 streams are two tiles of 8: two pipelines of one block. All bytes of weights double, operands too: 8·(4·16 + 16) =
     # 640, 8·(4·32 + 16) = 1,152. No clusters, so mailboxes in global memory, and room for x and for skips instead.
     (("tiny", "A100", "fp32", 9), ("resident", "none", 8, 1, 2, 1, 1, (0,)), "sss",
      STARTS_8 + up(8 * 24) + 2 * 640 + 2 * 640 + 640 + 6 * 7_168 + 6 * 640
-     + up(8 * 2 * 4) + up(8 * 4) + 1_152 + 8 * (256 + 4) * 4 + 1_152 + 36_864, 96 + 6 * 4 + 4 + 12),
+     + up(8 * 2 * 4) + up(8 * 4) + 1_152 + 8 * (256 + 4) * 4 + 1_152 + 36_864, 94 + 6 * 4 + 4 + 12),
     # A layer: tap 128·64·2 = 16,384, residual 8,192, skip 16,384. Registers: newest tap 1 panel × 4 steps × 4 = 16, 4
-    # sums, 2 for biases, and 4 for x: 3 layers are 70 of 168 − 96 = 72. With residual's 16 in registers too there are
+    # sums, 2 for biases, and 4 for x: 3 layers are 70 of 168 − 94 = 74. With residual's 16 in registers too there are
     # 2 layers a block, 11 blocks: 3 hops of 500 more than 20 · 8,192 bytes at 128 a cycle save. So 20 layers in 7 blocks.
     # The head, 128·256·2 + 256·256·2 = 196,608, leaves no room for a layer: an 8th, and that is the fullest.
     (("nv-medium", "H100", "bf16", 1), ("resident", "cluster", 8, 1, 1, 1, 1, (0, 2, 5, 8, 11, 14, 17, 20)), "rss",
-     STARTS_8 + 8 * (256 + 16) + 128 + 128 + 8 * (512 + 16) + 8 * 260 * 4 + 196_608, 166),
+     STARTS_8 + 8 * (256 + 16) + 128 + 128 + 8 * (512 + 16) + 8 * 260 * 4 + 196_608, 164),
     # 13 tiles on pipelines of at most 8: two with 7 in flight. The block with 3 layers and 7 mailboxes, of x 1,152, its
     # sums 8·64·4 = 2,048 and those of skip 8·128·4 = 4,096, has 2 pasts a layer; the head's is fuller by a little.
     (("nv-medium", "H100", "bf16", 100), ("resident", "cluster", 8, 7, 2, 1, 1, (0, 2, 5, 8, 11, 14, 17, 20)), "rss",
-     7 * 256 + 128 + up(7 * 24) + 7 * 8 * (256 + 16) + up(7 * 64) + up(7 * 32) + 8 * (512 + 16) + 8 * 260 * 4 + 196_608, 166),
+     7 * 256 + 128 + up(7 * 24) + 7 * 8 * (256 + 16) + up(7 * 64) + up(7 * 32) + 8 * (512 + 16) + 8 * 260 * 4 + 196_608, 164),
     # 163 KiB a block and no clusters: the head's 192 KiB come from L2, and then the last 2 layers have room beside it.
     # The fullest has 3 layers of 16,384 + 8,192 + 16,384 = 40,960 and 3 pasts.
     (("nv-medium", "A100", "bf16", 1), ("resident", "grid", 8, 1, 1, 1, 1, (0, 3, 6, 9, 12, 15, 18)), "rsl",
-     STARTS_8 + up(8 * 24) + 2 * 1_152 + 2 * 1_152 + 1_152 + 3 * 40_960 + 3 * 1_152, 166),
+     STARTS_8 + up(8 * 24) + 2 * 1_152 + 2 * 1_152 + 1_152 + 3 * 40_960 + 3 * 1_152, 164),
     # 99 KiB a block: 2 layers, so 10 blocks, and the head does not fit beside the last two.
     (("nv-medium", "RTX 5090", "bf16", 8), ("resident", "grid", 8, 1, 1, 1, 1, (*range(0, 20, 2), 20)), "rsl",
-     STARTS_8 + up(8 * 24) + 2 * 1_152 + 2 * 1_152 + 1_152 + 2 * 40_960 + 2 * 1_152, 144),
+     STARTS_8 + up(8 * 24) + 2 * 1_152 + 2 * 1_152 + 1_152 + 2 * 40_960 + 2 * 1_152, 142),
     # int8: steps of 32 inputs, so 2·4 + 2·4 = 16 registers a layer; 4 layers are unrolled at most: 76 + 4·(16 + 4 + 2) + 4
     # = 168. Operands 8·(64 + 16) = 640, of 128 channels 1,152, of 256 2,176; numbers that wait for their largest 8·(64 + 4)·4
     # = 2,176, 8·(128 + 4)·4 = 4,224, 8·(256 + 4)·4 = 8,320. A layer has 8,192 + 8,192 in shared memory.
@@ -177,30 +187,30 @@ HAND = [
      STARTS_8 + up(8 * 24) + 5 * 640 + 2_176 + 4_224 + 4 * 16_384 + 4 * 640
      + 128 + 128 + 2_176 + 8_320 + 8_320 + 1_152, 168),
     # A layer is 224 KiB, 192 of them beside the 32 of residual in registers: 1 panel × 8 steps × 4. The newest tap's two
-    # panels would take 64, and with 2·4 sums, x and biases 4 + 2 more than 72. The head is 256 KiB, so from L2, and
+    # panels would take 64, and with 2·4 sums, x and biases 4 + 2 more than 74. The head is 256 KiB, so from L2, and
     # without one a hop: beside the last layer.
     (("nv-large", "H100", "bf16", 1), ("resident", "grid", 8, 1, 1, 1, 1, tuple(range(30))), "srl",
      STARTS_8 + up(8 * 24) + 5 * 8 * (256 + 16) + 196_608 + 8 * (256 + 16)
-     + 128 + 128 + 8 * (512 + 16) + 8 * 260 * 4 + 8 * (512 + 16), 96 + 32 + 2 * 4 + 4 + 2),
+     + 128 + 128 + 8 * (512 + 16) + 8 * 260 * 4 + 8 * (512 + 16), 94 + 32 + 2 * 4 + 4 + 2),
     # 99 KiB hold no layer, so two blocks share one: 8 of 16 panels of dilated, 4 of 8 of residual, 8 of 16 of skip. In
     # shared memory the older tap 8·8·512 = 32,768, residual 4·8·512 = 16,384, skip 32,768; newest in 1·8·4 registers.
     (("nv-large", "RTX 4090", "bf16", 1), ("resident", "grid", 8, 1, 1, 1, 2, tuple(range(31))), "rsl",
-     STARTS_8 + up(8 * 24) + 5 * 8 * (256 + 16) + 81_920 + 8 * (256 + 16), 96 + 32 + 4 + 4 + 2),
+     STARTS_8 + up(8 * 24) + 5 * 8 * (256 + 16) + 81_920 + 8 * (256 + 16), 94 + 32 + 4 + 4 + 2),
     # 24 layers of 960 KiB: of 4 blocks each 97 of 132. A share of dilated is 8 of 32 panels, × 16 steps × 512 = 65,536 a
     # tap, of which two are in shared memory; residual 8 × 8 × 512 = 32,768; skip 4 of 16: 16,384.
     (("r9y9-512", "H100", "int8", 1), ("resident", "grid", 8, 1, 1, 1, 4, tuple(range(25))), "rss",
      STARTS_8 + up(8 * 24) + 2 * 8 * 528 + 2 * 8 * 272 + 8 * 528 + 8 * 516 * 4 + 8 * 260 * 4
-     + 2 * 65_536 + 32_768 + 16_384 + 2 * 8 * 528, 76 + 64 + 4 + 4 + 2),
+     + 2 * 65_536 + 32_768 + 16_384 + 2 * 8 * 528, 94 + 64 + 4 + 4 + 2),
     # Streaming: streams, hearing, memories, two x, two gates, twice two pasts, skips, hidden, logits, x as sums, and rings
     # of 8 fragments for 12 warps; 16 would be 49,152 bytes more, and 199,808 + 49,152 are more than 232,448. Of x and skip
     # sums, 16 registers each.
     (("r9y9-512", "B200", "fp32", 1), ("streaming_weights", "none", 8, 1, 1, 1, 1, (0,)), "lll",
      256 + up(8 * 24) + 128 + 128 + 2 * 8 * (2_048 + 16) + 2 * 8 * (1_024 + 16) + 4 * 8 * (2_048 + 16) + 2 * 8 * (1_024 + 16)
-     + 8 * (32 + 4) * 4 + 8 * 512 * 4 + 12 * 8 * 512, 96 + 4 + 16),
+     + 8 * (32 + 4) * 4 + 8 * 512 * 4 + 12 * 8 * 512, 94 + 4 + 16),
     # 5,000 streams: 2 rounds of 4 pipelines × 20 tiles of 32, one layer a block. 32·(2·64 + 16) = 4,608. Of 8 warps each has
-    # up to 255 registers: 172, 2 panels × 4 steps × 4 = 32 of weights, 2·16 sums, x 16, biases 2.
+    # up to 255 registers: 176, 2 panels × 4 steps × 4 = 32 of weights, 2·16 sums, x 16, biases 2.
     (("nv-medium", "H100", "bf16", 5000), ("resident", "grid", 32, 20, 4, 2, 1, tuple(range(21))), "rsl",
-     20 * 32 * 32 + 128 + up(20 * 24) + 32 * 24 + 5 * 4_608 + 40_960 + 2 * 4_608, 172 + 32 + 2 * 16 + 16 + 2),
+     20 * 32 * 32 + 128 + up(20 * 24) + 32 * 24 + 5 * 4_608 + 40_960 + 2 * 4_608, 176 + 32 + 2 * 16 + 16 + 2),
 ]  # fmt: skip
 
 

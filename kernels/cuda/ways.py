@@ -22,6 +22,7 @@ The rules of preference; reasoned, not measured:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -107,29 +108,34 @@ class Homes:
     def holds(self, layers: int, head: bool, tiles: int) -> bool:
         """Whether one block has room for its share of so many layers, perhaps the head, and tiles in flight. What the
         compiler would have no registers for is refused: it would lie in memory, where the chain waits for it."""
-        device, layout = self.asked.device, self.layout
         return (
-            not (self.in_registers and layers > budget.MOST_UNROLLED_LAYERS)
-            and not (layout.team > 1 and layers and head)
-            and budget.registers(layout, layers) <= most_registers(device, layout.threads)
-            and self.shared(layers, head, tiles) <= device.shared_per_block
+            layers <= self._most_by_registers
+            and not (self.layout.team > 1 and layers and head)
+            and self.shared(layers, head, tiles) <= self.asked.device.shared_per_block
         )
 
     def fewest_teams(self, tiles: int) -> int | None:
         """None where no number holds the model."""
         if tiles not in self._fewest:
-            alone, beside = self._most_layers(False, tiles), self._most_layers(True, tiles)
+            alone = self._most_layers(False, tiles)
+            beside = self._most_layers(True, tiles) if alone else -1
             left = self.asked.shape.LAYERS - beside  # for teams before the last
             self._fewest[tiles] = None if beside < 0 or (left and alone < 1) else 1 + -(-left // max(alone, 1))
         return self._fewest[tiles]
 
     def _most_layers(self, head: bool, tiles: int) -> int:
         """Of a team; −1 where it has no room for the head even alone. With fewer layers there is room all the more."""
-        low, high = -1 if head else 0, self.asked.shape.LAYERS
+        low, high = -1 if head else 0, self._most_by_registers
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.holds(middle, head, tiles) else (low, middle - 1)
         return low
+
+    @functools.cached_property
+    def _most_by_registers(self) -> int:
+        limit, layers = most_registers(self.asked.device, self.layout.threads), self.asked.shape.LAYERS
+        most = min(layers, budget.MOST_UNROLLED_LAYERS) if self.in_registers else layers
+        return next((own for own in range(most, 0, -1) if budget.registers(self.layout, own) <= limit), 0)
 
     def first_layers(self, teams: int, tiles: int) -> tuple[int, ...]:
         costs, layers = stage_costs(self.layout), self.asked.shape.LAYERS
