@@ -110,6 +110,7 @@ class Model:
         self.operand = OPERANDS[dtype]
         self._plans: dict[Any, Plan] = {}
         self._clusters: dict[int, int] = {}
+        self._resident: dict[tuple[Layout, Extras], int] = {}
         packed = pack(config, weights, dtype)
         self._speaker = {name: packed.pop(name) for name in ("speaker", "b_speaker") if name in packed}
         self._b_project = packed.pop("b_project")
@@ -172,8 +173,7 @@ class Model:
         return plan(self.shape, batch, self.dtype, self.device.properties, clusters=self._clusters, **asked)
 
     def plan(self, batch: int, extras: Extras = NO_EXTRAS, **asked: Any) -> Plan:
-        """The same where the device has said, of the kernel with these extras, how many clusters fit and whether a grid
-        is resident at once. Answers are kept.
+        """The same where the device has said, of the kernel with these extras, how many clusters fit. Answers are kept.
 
         Raises `BackendError` where the device has no room, `InputError` for what cannot be asked."""
         key = batch, tuple(sorted(asked.items()))
@@ -188,12 +188,6 @@ class Model:
             kernel = self._kernel(layout, extras)
             fit = device.clusters(kernel, (layout.threads,), layout.shared, layout.blocks)
             self._clusters[layout.blocks] = fit
-        layout = found.layout(self.shape)
-        if layout.resident and not layout.cluster:
-            kernel = self._kernel(layout, extras)
-            possible = device.largest_grid(kernel, (layout.threads,), layout.shared)
-            if found.grid > possible:
-                raise not_resident(kernel, found.grid, possible, device.properties)
         return found
 
     def generate(
@@ -213,7 +207,8 @@ class Model:
         have fewer places than there are streams, some streams follow after others. `Launch.check` tells whether all
         went well."""
         c, s, device = self.config, self.shape, self.device
-        kernel = self._kernel(layout, Extras(forced is not None, made.logits is not None, made.trace is not None))
+        extras = Extras(forced is not None, made.logits is not None, made.trace is not None)
+        kernel = self._kernel(layout, extras)
         abort = device.zeros((1,), np.uint64)
         rounds = places(layout, pipelines, counts)
         call = {
@@ -230,15 +225,25 @@ class Model:
             "preemphasis": c.signal.preemphasis, "gain": c.signal.gain, "mu": self._mu,
             "residual_scale": c.residual_scale, "skip_scale": c.skip_scale, "abort": abort, "patience": patience,
         }  # fmt: skip
+        cooperative = layout.resident and not layout.cluster
+        if cooperative and rounds:
+            self._check_resident(kernel, layout, extras, max(len(some) for some in rounds) * layout.blocks)
         for some in rounds:
             call |= {"places": device.upload(some), **self._rooms(layout, len(some))}
             device.launch(
                 kernel, (len(some) * layout.blocks,), (layout.threads,), call, shared=layout.shared,
-                cluster=layout.blocks if layout.cluster else None, cooperative=layout.resident and not layout.cluster,
+                cluster=layout.blocks if layout.cluster else None, cooperative=cooperative,
                 stream=stream,
             )  # fmt: skip
         told = device.start_download(abort, device.pinned((1,), np.uint64))
         return Launch(layout, told, patience)
+
+    def _check_resident(self, kernel: Kernel, layout: Layout, extras: Extras, blocks: int) -> None:
+        """Raises `BackendError` unless so many blocks are resident at once: they wait for each other."""
+        if (layout, extras) not in self._resident:
+            self._resident[layout, extras] = self.device.largest_grid(kernel, (layout.threads,), layout.shared)
+        if blocks > (possible := self._resident[layout, extras]):
+            raise not_resident(kernel, blocks, possible, self.device.properties)
 
     def _kernel(self, layout: Layout, extras: Extras) -> Kernel:
         return self.device.load(
