@@ -147,7 +147,7 @@ class Model:
         inputs = padded(channels)
         chunk = inputs if inputs <= _PROJECT_CHUNK else PANEL
         header = header_text({
-            "plan": {"FORMAT": FORMATS[hearing], "N": _PROJECT_ROWS},
+            "plan": {"FORMAT": FORMATS[hearing], "N": _PROJECT_ROWS, "AHEAD": 1},
             "project_plan": {
                 "WARPS": _PROJECT_WARPS, "INPUTS": inputs, "CHUNK": chunk,
                 "ROUND": s.UPSAMPLING == 1 and hearing == "bf16",

@@ -248,13 +248,10 @@ DEVICE void multiply_pair(Total& even, Total& odd, Weights& weights, const Rows<
   }
 }
 
-// How many pairs of steps are under way at once: they are loaded ahead, into registers that wide tiles, fp32 and blocks with
-// weights in registers need for other things. Those weights themselves have no index, so all of their steps are unrolled.
+// How many pairs of steps are loaded ahead. Weights in registers have no index, so all of their steps are unrolled.
 template <class Weights>
 DEVICE constexpr int unrolled(int steps) {
-  if (Weights::kHeld) return steps;
-  if (!kTensorCores || kEights > 1) return 1;
-  return plan::NEWEST_IN_REGISTERS || plan::RESIDUAL_IN_REGISTERS ? 1 : steps > 16 ? 4 : 8;
+  return Weights::kHeld ? steps : plan::AHEAD > 1 && steps > 16 ? plan::AHEAD / 2 : plan::AHEAD;
 }
 
 template <class Total, class Weights, int CHANNELS>
