@@ -95,7 +95,7 @@ def test_a_block_with_too_little_room_gives_another_plan_and_the_same_sound():
         np.testing.assert_array_equal(sound, sounds[0])
     tight = EmulatedDevice(90, properties=dataclasses.replace(roomy, shared_per_block=9_000))
     with pytest.raises(
-        BackendError, match=r"needs 17 KiB of shared memory in fp32 .* possible are a smaller number fo"
+        BackendError, match=r"needs 19 KiB of shared memory in fp32 .* possible are a smaller number fo"
     ):
         CudaEngine(config, weights, "fp32", tight)
 

@@ -6,18 +6,22 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wavenet_fast.kernels.cuda.compile import compile_kernel, why_not_kernels
 from wavenet_fast.kernels.cuda.cut import cut
+from wavenet_fast.kernels.cuda.device import Kernel
 from wavenet_fast.kernels.cuda.devices import DEVICES, DeviceProperties, properties_of
+from wavenet_fast.kernels.cuda.emulated_device import EmulatedDevice
+from wavenet_fast.kernels.cuda.model import Extras, Model
 from wavenet_fast.kernels.cuda.occupancy import occupancy
 from wavenet_fast.kernels.cuda.plan import Plan, as_dict, explain, plan
 from wavenet_fast.kernels.cuda.shapes import Shape, padded
 
-from wavenet_fast.cases import CASES
+from wavenet_fast.cases import CASES, random_weights
 from wavenet_fast.errors import BackendError, InputError
 
 DTYPES = ("fp32", "bf16", "fp16", "int8")
@@ -317,6 +321,49 @@ def test_the_drivers_answer_takes_the_place_of_the_assumption() -> None:
     assert (told.hop, told.blocks, told.clusters_assumed) == ("cluster", 6, False)
 
 
+class Told(EmulatedDevice):
+    """An H100 that compiles nothing, says what it is told to, and notes what it was asked."""
+
+    def __init__(self, clusters: dict[int, int], resident: int = 132) -> None:
+        super().__init__(90, properties=DEVICES["H100"])
+        self.answers, self.resident, self.asked = clusters, resident, []
+
+    def load(self, name: str, headers: Any) -> Kernel:
+        return Kernel(name, None, 0, None, None)  # type: ignore[arg-type]
+
+    def clusters(self, kernel: Kernel, block: Any, shared: int, cluster: int) -> int:
+        self.asked.append(cluster)
+        return self.answers.get(cluster, 0)
+
+    def largest_grid(self, kernel: Kernel, block: Any, shared: int) -> int:
+        self.asked.append(shared)
+        return self.resident
+
+
+def test_the_device_is_asked_once() -> None:
+    config = CASES["nv-medium"]
+    weights = random_weights(config)
+    device = Told({8: 3})
+    model = Model(config, weights, "bf16", device)
+    assert model.assumed_plan(100).clusters_assumed and not device.asked
+    p = model.plan(100)
+    assert (p.hop, p.blocks, p.pipelines, p.clusters_assumed) == ("cluster", 8, 2, False)
+    assert model.plan(9).blocks == 8 and device.asked == [8]
+
+    device = Told({})
+    model = Model(config, weights, "bf16", device)
+    p = model.plan(9)
+    assert p.hop == "grid" and sorted(set(device.asked)) == sorted(device.asked) and 8 in device.asked
+
+    layout, extras = p.layout(model.shape), Extras()
+    device.asked.clear()
+    for _ in range(2):
+        model._check_resident(device.load("resident", {}), layout, extras, 132)
+        with pytest.raises(BackendError, match="133 blocks of the kernel 'resident' must be resident at once"):
+            model._check_resident(device.load("resident", {}), layout, extras, 133)
+    assert device.asked == [layout.shared]
+
+
 def test_a_forced_choice_is_kept() -> None:
     s, h100 = SHAPES["nv-medium", "bf16"], DEVICES["H100"]
     for tile in (8, 16, 32):
@@ -387,7 +434,7 @@ def pad(s: Shape, dtype: str) -> Shape:
     return replace(s, A=padded(s.A), **sizes)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     wide, st.integers(1, 12_000), st.sampled_from(DTYPES), st.sampled_from(list(DEVICES.values())),
     st.sampled_from(VARIANTS), st.sampled_from(("auto", 8, 16, 32)),
