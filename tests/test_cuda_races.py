@@ -61,16 +61,16 @@ DRAWN = "if (more) post.send(0, kX, tile);"
 LOOP = "i < longest && !stopped; ++i"
 # What is done to the kernel; the blocks that then wait in vain, any of which may be the first to give up, and the tile.
 STUCK = {
-    "x is not handed on": (NEXT_X, "if (team != 0 || tile != 1 || i != 2) " + NEXT_X, "0123", 1, "cluster"),
-    "skip sums are not": (SKIPS, "if (team != 0 || tile != 0 || i != 1) " + SKIPS, "0123", 0, "grid"),
-    "nor the last ones": (SKIPS, "if (!last || tile != 1) " + SKIPS, "0123", 1, "grid"),
-    "by one warp": (SKIPS, "if (!last || warp != 3) " + SKIPS, "0123", 0, "cluster"),
-    "the head is silent": (DRAWN, "if (more && tile != 0) post.send(0, kX, tile);", "0123", 0, "grid"),
-    "the first block does not begin": (LOOP, LOOP.replace("longest", "(team == 0 ? 0 : longest)"), "123", 0, "grid"),
-    "a block does not begin": (LOOP, LOOP.replace("longest", "(team == 1 ? 0 : longest)"), "023", 0, "cluster"),
-    "the head does not begin": (LOOP, LOOP.replace("longest", "(head ? 0 : longest)"), "012", 0, "cluster"),
+    "x is not handed on": (NEXT_X, "if (team != 0 || tile != 1 || i != 2) " + NEXT_X, "012", 1, "cluster"),
+    "skip sums are not": (SKIPS, "if (team != 0 || tile != 0 || i != 1) " + SKIPS, "012", 0, "grid"),
+    "nor the last ones": (SKIPS, "if (!last || tile != 1) " + SKIPS, "012", 1, "grid"),
+    "by one warp": (SKIPS, "if (!last || warp != 3) " + SKIPS, "012", 0, "cluster"),
+    "the head is silent": (DRAWN, "if (more && tile != 0) post.send(0, kX, tile);", "012", 0, "grid"),
+    "the first block does not begin": (LOOP, LOOP.replace("longest", "(team == 0 ? 0 : longest)"), "12", 0, "grid"),
+    "a block does not begin": (LOOP, LOOP.replace("longest", "(team == 1 ? 0 : longest)"), "02", 0, "cluster"),
+    "the head does not begin": (LOOP, LOOP.replace("longest", "(head ? 0 : longest)"), "01", 0, "cluster"),
 }  # fmt: skip
-WAITED_FOR = {"0": "x", "1": "x|the skip sums", "2": "x|the skip sums", "3": "the skip sums of all layers"}
+WAITED_FOR = {"0": "x", "1": "x|the skip sums", "2": "the skip sums of all layers"}
 
 
 def spoilt(fault: str, folder: Path) -> Path:
