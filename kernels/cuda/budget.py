@@ -25,9 +25,9 @@ BASE_REGISTERS = {8: 94, 16: 112, 32: 176}
 """By tile: registers of a thread for addresses, loops, operands and what is on its way, beside weights and what it
 keeps from layer to layer. Like the next from compiled kernels: so many that no named case spills (NVRTC 13.5)."""
 STREAMING_REGISTERS = {8: 94, 16: 112, 32: 132}
-"""The same of `streaming_weights`, which keeps nothing for several layers; and in int8, whose products have sums of their
-own, more."""
-MORE_IN_STREAMED_INT8 = {8: 0, 16: 0, 32: 8}
+"""The same of `streaming_weights`, which keeps nothing for several layers."""
+MORE_IN_INT8 = {8: 0, 16: 16, 32: 8}
+"""More of them in int8, whose products have whole numbers for sums besides."""
 MORE_IN_TEAMS = {8: 4, 16: 20, 32: 40}
 """More of them where a team's blocks exchange gates and x."""
 MORE_IN_FP32 = {8: 0, 16: 44, 32: 24}
@@ -69,7 +69,7 @@ def registers(layout: Layout, own: int) -> int:
     eights, (dilated, residual, skip) = layout.tile // 8, layout.panels
     of_panel = 4 * eights  # a panel's sums
     base = (BASE_REGISTERS if layout.resident else STREAMING_REGISTERS)[layout.tile]
-    base += MORE_IN_STREAMED_INT8[layout.tile] if layout.dtype == "int8" and not layout.resident else 0
+    base += MORE_IN_INT8[layout.tile] if layout.dtype == "int8" else 0
     base += MORE_IN_TEAMS[layout.tile] if layout.team > 1 else 0
     base += MORE_IN_FP32[layout.tile] if layout.dtype == "fp32" else 0
     skips = of_panel * (_share(skip, layout.skip) if layout.skip_in_registers else 1)
