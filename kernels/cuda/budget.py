@@ -23,7 +23,8 @@ MOST_UNROLLED_LAYERS = 4
 """Layers of a block whose weights may live in registers: registers have no index, so each layer is its own code."""
 BASE_REGISTERS = {8: 94, 16: 112, 32: 176}
 """By tile: registers of a thread for addresses, loops, operands and what is on its way, beside weights and what it
-keeps from layer to layer. Like the next from compiled kernels: so many that no named case spills (NVRTC 13.5)."""
+keeps from layer to layer. Like the next from kernels of the named cases, compiled by NVRTC 13.5: so many that those
+which spilled are refused. ptxas follows no formula, so the tests compile what leaves fewest over."""
 STREAMING_REGISTERS = {8: 94, 16: 112, 32: 132}
 """The same of `streaming_weights`, which keeps nothing for several layers."""
 MORE_IN_INT8 = {8: 0, 16: 16, 32: 8}
