@@ -4,7 +4,7 @@ launches so that other programs can run them again, and cuts of a model other th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,11 @@ class Cut:
     chain: int = 8
     skip: int = 4
     stages: int = 8
+
+    def __str__(self) -> str:
+        kind = f"{self.teams}x{self.team}-{self.hop}" if self.teams else "streaming"
+        changed = [f.name for f in fields(self)[2:] if f.name != "team" and getattr(self, f.name) != f.default]
+        return "-".join([kind, *(f"{name}{int(getattr(self, name))}" for name in changed)])
 
     def layout(self, engine: CudaEngine) -> Layout:
         s = engine.model.shape

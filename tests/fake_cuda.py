@@ -1,13 +1,14 @@
 """A `libcuda.so.1` that stands in for the NVIDIA driver: memory is the machine's, and a launch of any kernel does what
-`SOURCE` says, or nothing where its arguments are others.
+`SOURCE` says.
 
-It is as lazy as a driver may be: work waits in its stream until somebody waits for it, and is then done in an order that
-streams and events allow. So what is read or freed too early is seen. Freed memory is overwritten.
+It is as lazy as a driver may be: work waits in its stream until somebody waits for it, and is then done in an order
+that streams and events allow. So what is read or freed too early is seen: freed memory is overwritten, and never taken
+again.
 
-It writes every call into the file FAKE_CUDA_LOG, `WAITS` behind those that wait for work, and refuses those that
-FAKE_CUDA_FAIL names ("cuMemAllocFromPoolAsync=2 cuLaunchKernelEx=700"). Further variables, where they
-are there: FAKE_CUDA_NO_POOLS, it has no memory pools; FAKE_CUDA_IDLE, kernels do nothing; FAKE_CUDA_CAPTURED, the stream
-0xCA, which is otherwise in a capture, is not any more."""
+It writes every call into the file FAKE_CUDA_LOG, with `WAITS` behind those that wait for work, and refuses those that
+FAKE_CUDA_FAIL names ("cuMemAllocFromPoolAsync=2 cuLaunchKernelEx=700"). Where they are there: FAKE_CUDA_NO_POOLS, it
+has no memory pools; FAKE_CUDA_IDLE, kernels do nothing; FAKE_CUDA_CAPTURED, the stream 0xCA, which otherwise is in a
+capture, is not any more."""
 
 from __future__ import annotations
 

@@ -166,9 +166,7 @@ def check_known_history(engine: Engine, frames: int, draws: Any, logits: Any, st
     same_states(forced, state, VALUE if by_table else 0.0)
 
 
-def check_chunks(
-    engine: Engine, frames: int, sizes: list[int], draws: Any, logits: Any, state: HostState
-) -> None:
+def check_chunks(engine: Engine, frames: int, sizes: list[int], draws: Any, logits: Any, state: HostState) -> None:
     """What `speak` gave, in pieces of these sizes and with the state saved and loaded between: bit for bit."""
     config, batch, done, pieces = engine.config, len(draws), 0, []
     mel, now = random_mel(config, frames, batch), start(engine, batch)

@@ -64,7 +64,8 @@ OTHERS: dict[str, WaveNetConfig] = {
     # Wider than one panel everywhere, and nothing a multiple of another.
     "panels": small(
         dilations=(1, 3, 2), kernel_size=2, residual_channels=43, gate_channels=74, skip_channels=53, head_channels=67,
-        input=OneHotInput(kernel_size=2), head=CategoricalHead(classes=101), conditioning=Conditioning(upsampling=Linear()),
+        input=OneHotInput(kernel_size=2), head=CategoricalHead(classes=101),
+        conditioning=Conditioning(upsampling=Linear()),
     ),
 }  # fmt: skip
 
@@ -104,7 +105,8 @@ def spoken(name: str, dtype: str, cut: Cut, capability: int = 90) -> Any:
     "name, dtype, cut, capability",
     [
         ("tiny", "fp32", STREAMED, 80), ("tiny", "bf16", Cut(7, alone=True), 90), ("tiny", "fp16", GRID, 80),
-        ("odd", "bf16", STREAMED, 120), ("odd", "fp32", CLUSTER, 90), ("odd", "bf16", Cut(3, "grid", in_registers=True), 90),
+        ("odd", "bf16", STREAMED, 120), ("odd", "fp32", CLUSTER, 90),
+        ("odd", "bf16", Cut(3, "grid", in_registers=True), 90),
         ("logistic", "fp16", Cut(2, in_registers=True), 100), ("gaussian", "fp32", GRID, 89),
         ("gaussian-mixture", "bf16", ONE, 90), ("scalar-categorical", "fp16", STREAMED, 86),
         ("no-bias", "bf16", CLUSTER, 120), ("wide-input", "fp32", Cut(1, "grid"), 80),
@@ -115,7 +117,7 @@ def spoken(name: str, dtype: str, cut: Cut, capability: int = 90) -> Any:
         ("ten-logistics", "int8", Cut(2, "grid", alone=True, team=2), 80),
         ("panels", "fp16", Cut(3, "grid", alone=True, team=3, in_registers=True), 90),
     ],
-    ids=lambda value: None if not isinstance(value, Cut) else f"{value.teams}-{value.hop}",
+    ids=str,
 )  # fmt: skip
 def test_every_stage_equals_the_reference(name: str, dtype: str, cut: Cut, capability: int) -> None:
     engine = engine_of(name, dtype, cut, capability)
@@ -203,7 +205,8 @@ CUTS = [
     (Cut(tile=16), 80), (Cut(tile=32, chain=3, skip=1, stages=2), 120), (Cut(chain=1, skip=2, stages=4), 90),
     (Cut(1), 90), (Cut(1, "grid", tile=16, in_registers=True), 80), (Cut(2, alone=True, tiles=3), 90),
     (Cut(3, in_registers=True, tile=32, head_in_l2=True), 90), (Cut(4, alone=True, chain=2, skip=3, pipelines=2), 100),
-    (Cut(2, "grid", tiles=2), 86), (Cut(2, "grid", alone=True, team=3, tiles=2, chain=2), 89), (Cut(4, "grid", alone=True, in_registers=True, pipelines=2), 90),
+    (Cut(2, "grid", tiles=2), 80), (Cut(2, "grid", alone=True, team=3, tiles=2, chain=2), 89),
+    (Cut(4, "grid", alone=True, in_registers=True, pipelines=2), 90),
 ]  # fmt: skip
 
 

@@ -21,11 +21,11 @@ three in the fullest (ptxas gives 320 threads 168 registers, as it gives 384).""
 
 MOST_UNROLLED_LAYERS = 4
 """Layers of a block whose weights may live in registers: registers have no index, so each layer is its own code."""
-BASE_REGISTERS = {8: 96, 16: 108, 32: 172}
+BASE_REGISTERS = {8: 94, 16: 112, 32: 176}
 """By tile: registers of a thread for addresses, loops, operands and what is on its way, beside weights and what it
 keeps from layer to layer. Like the next from compiled kernels: so many that no named case spills (NVRTC 13.5)."""
-FEWER_IN_INT8 = {8: 20, 16: 0, 32: 0}
-"""Of these in int8, whose products have half the steps."""
+MORE_IN_FP32 = {8: 0, 16: 44, 32: 24}
+"""And in fp32, where each lane reads rows and columns of its own."""
 
 STAGES = (16, 8, 4, 2)
 """Fragments of a warp's ring, most first: powers of two, since slots are counted with a mask. 16 fragments, 8 KiB a
@@ -60,7 +60,7 @@ def registers(layout: Layout, own: int) -> int:
     device gives more, the compiler takes more; where it gives fewer, threads would spill to memory."""
     eights, (dilated, residual, skip) = layout.tile // 8, layout.panels
     of_panel = 4 * eights  # a panel's sums
-    base = BASE_REGISTERS[layout.tile] - (FEWER_IN_INT8[layout.tile] if layout.dtype == "int8" else 0)
+    base = BASE_REGISTERS[layout.tile] + (MORE_IN_FP32[layout.tile] if layout.dtype == "fp32" else 0)
     skips = of_panel * (_share(skip, layout.skip) if layout.skip_in_registers else 1)
     x = of_panel * (_share(residual, layout.chain) if layout.x_in_registers else 1)
     if not layout.resident:

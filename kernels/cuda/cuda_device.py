@@ -62,9 +62,9 @@ class CudaDevice:
         self._kernels: dict[tuple[str, tuple[tuple[str, str], ...]], Kernel] = {}
         # Memory that is nobody's any more, and has not been given back because a CUDA graph was being captured.
         self._left: deque[tuple[int, int]] = deque()
-        self._uploads, self._downloads = InFlight(), InFlight()
         with self.context():
             self._queue = Queue(self.driver, index)
+            self._uploads, self._downloads = InFlight(self._queue.lock), InFlight(self._queue.lock)
             flags = int(self.driver.constant("CUstream_flags", "NON_BLOCKING"))
             self._copies = int(self.driver("cuStreamCreate", flags, doing="making a stream"))
             pools = _number(self.driver, device, "MEMORY_POOLS_SUPPORTED") == 1
@@ -201,7 +201,7 @@ class CudaDevice:
         checked_out(array, out)
         doing, api = "copying from the GPU", self.driver.api
         with self._stream(doing) as stream:
-            self._downloads.make_room(0, 1 << 62)
+            self._downloads.forget()
             event = Event(self.driver)
             event.record(int(stream))
             event.hold(self._copies)
@@ -212,6 +212,10 @@ class CudaDevice:
             # Nobody may wait for it, and both ends must stay.
             self._downloads.add(event, array.nbytes, (array, out))
         return CudaPending(self, event, out)
+
+    def forget_copies(self) -> None:
+        """Lets go both ends of copies that have ended; within the device's context."""
+        self._downloads.forget()
 
     def hold(self, pending: Any) -> None:
         with self._stream("ordering streams") as stream:

@@ -7,6 +7,7 @@ pageable memory may wait for its stream, one from pinned memory does not ("API s
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 import weakref
 from collections import deque
@@ -140,17 +141,22 @@ class PinnedBlocks:
 
 
 class InFlight:
-    """What must stay until the copies that use it have ended, in the order in which they were queued."""
+    """What must stay until the copies that use it have ended, in the order in which they were queued. `lock` is the one
+    of the `Queue`, because memory that is let go here may be given back there."""
 
-    def __init__(self) -> None:
+    def __init__(self, lock: threading.RLock) -> None:
         self._kept: deque[tuple[Event, int, Any]] = deque()
         self._bytes = 0
-        self._lock = threading.Lock()
+        self._lock = lock
 
     def add(self, event: Event, size: int, kept: Any) -> None:
         with self._lock:
             self._kept.append((event, size, kept))
             self._bytes += size
+
+    def forget(self) -> None:
+        """Lets go what has ended."""
+        self.make_room(0, sys.maxsize)
 
     def make_room(self, size: int, most: int) -> None:
         """Forgets what has ended, and waits for the first where `size` more would be more than `most` bytes."""

@@ -79,7 +79,7 @@ class Queue:
         self.own = int(driver("cuStreamCreate", flags, doing="making a stream"))
         self._last: int | None = None
         self._mark = Event(driver)
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         # A stream that was seen in a capture, and what it was given as, so that it lives as long as it is looked at.
         self._captured: tuple[int, Any] | None = None
 
@@ -94,7 +94,7 @@ class Queue:
 
         While a CUDA graph is captured there, the order with what came before the capture is the caller's: raises
         `BackendError` unless `in_graph` says that the work can be part of one."""
-        with self._lock:
+        with self.lock:
             stream = self.current() if given is None else stream_address(given)
             if self._is_captured(stream):
                 self._captured = stream, given
@@ -110,7 +110,7 @@ class Queue:
 
     def capturing(self) -> bool:
         """Whether the current stream is in a capture, or one on which work for a graph was queued."""
-        with self._lock:
+        with self.lock:
             if self._captured is not None and not self._is_captured(self._captured[0]):
                 self._captured = None
             return self._captured is not None or self._is_captured(self.current())
@@ -130,4 +130,5 @@ class CudaPending:
     def wait(self) -> NDArray[Any]:
         with self._device.context():
             self.event.wait()
+            self._device.forget_copies()
         return self._out

@@ -8,19 +8,6 @@ Fits = Callable[[int, int], bool]
 """fits(first, end): a block can hold stages first … end − 1. What fits still fits with fewer stages of the same row."""
 
 
-def fewest_pieces(stages: int, fits: Fits) -> int | None:
-    """Fewest blocks that hold all stages, each as many as fit; None where one stage alone does not fit."""
-    pieces = first = 0
-    while first < stages:
-        end = first
-        while end < stages and fits(first, end + 1):
-            end += 1
-        if end == first:
-            return None
-        first, pieces = end, pieces + 1
-    return pieces
-
-
 def cut(costs: Sequence[int], pieces: int, fits: Fits) -> tuple[int, ...] | None:
     """The first stage of each of `pieces` blocks, none of them empty, such that the costliest block costs as little as
     possible; among those cuts, the evenest (least sum of squares), and of equals the one with the earliest cuts.
@@ -59,10 +46,3 @@ def _cut(
                     longer[first] = min(found, longer[first] or found)
         best = longer
     return best[0]
-
-
-def even_slices(tiles: int, blocks: int) -> tuple[int, ...]:
-    """The first m-tile of each block's share of a product, and `tiles` at the end: for a layer too large for one block,
-    whose rows are dealt out. Shares differ by at most one; the larger ones come first."""
-    share, more = divmod(tiles, blocks)
-    return tuple(block * share + min(block, more) for block in range(blocks + 1))

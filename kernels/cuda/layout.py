@@ -90,14 +90,14 @@ class Layout:
         """Numbers of a vector of any of these sizes that wait for their largest: int8 only. See `Target`."""
         return self.tile * (max(channels) + 4) * 4 if self.dtype == "int8" else 0
 
-    @property
+    @functools.cached_property
     def panels(self) -> tuple[int, int, int]:
         """Of dilated, residual and skip, in the block that has most of a layer."""
         s = self.shape
         dilated, residual, skip = (-(-n // self.team) for n in (s.HALF // 8, s.R // PANEL, s.S // PANEL))
         return dilated, residual, skip
 
-    @property
+    @functools.cached_property
     def layer_fragments(self) -> dict[str, int]:
         """Fragments of each matrix of a layer, in the block that has most of it."""
         s, (dilated, residual, skip) = self.shape, self.panels

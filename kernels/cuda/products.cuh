@@ -254,7 +254,7 @@ template <class Weights>
 DEVICE constexpr int unrolled(int steps) {
   if (Weights::kHeld) return steps;
   if (!kTensorCores || kEights > 1) return 1;
-  return plan::NEWEST_IN_REGISTERS || plan::RESIDUAL_IN_REGISTERS ? 2 : steps > 16 ? 4 : 8;
+  return plan::NEWEST_IN_REGISTERS || plan::RESIDUAL_IN_REGISTERS ? 1 : steps > 16 ? 4 : 8;
 }
 
 template <class Total, class Weights, int CHANNELS>

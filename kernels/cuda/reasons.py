@@ -141,8 +141,8 @@ def _team(way: Way) -> list[str]:
         return []
     layer = FRAGMENT_BYTES * sum(_whole(way.homes.asked).layer_fragments.values())
     return [
-        f"teams of {layout.team}: a layer has {kib(layer)} of weights, more than a block holds; no smaller teams take as "
-        "much of the batch."
+        f"teams of {layout.team}: a layer has {kib(layer)} of weights, more than a block holds; no smaller teams take "
+        "as much of the batch."
     ]
 
 

@@ -22,11 +22,12 @@ The rules of preference; reasoned, not measured:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from . import budget
-from .cut import cut, fewest_pieces
+from .cut import cut
 from .devices import DeviceProperties
 from .layout import Layout
 from .occupancy import most_registers
@@ -94,44 +95,52 @@ class Homes:
     asked: Asked
     hop: str
     layout: Layout
-    _known: dict[tuple[int, bool, int], bool] = field(default_factory=dict, compare=False, repr=False)
+    _fewest: dict[int, int | None] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def in_registers(self) -> bool:
         """Whether any weights are."""
         return self.layout.newest_in_registers or self.layout.residual_in_registers
 
-    def with_tiles(self, tiles: int) -> Layout:
-        return dataclasses.replace(self.layout, tiles=tiles)
-
     def shared(self, layers: int, head: bool, tiles: int) -> int:
-        return sum(self.with_tiles(tiles).block_parts(layers, head).values())
+        return sum(dataclasses.replace(self.layout, tiles=tiles).block_parts(layers, head).values())
 
     def holds(self, layers: int, head: bool, tiles: int) -> bool:
         """Whether one block has room for its share of so many layers, perhaps the head, and tiles in flight. What the
         compiler would have no registers for is refused: it would lie in memory, where the chain waits for it."""
-        key = (layers, head, tiles)
-        if key not in self._known:
-            device, layout = self.asked.device, self.layout
-            self._known[key] = (
-                not (self.in_registers and layers > budget.MOST_UNROLLED_LAYERS)
-                and not (layout.team > 1 and layers and head)
-                and budget.registers(layout, layers) <= most_registers(device, layout.threads)
-                and self.shared(*key) <= device.shared_per_block
-            )
-        return self._known[key]
-
-    def fits(self, tiles: int, first: int, end: int) -> bool:
-        """Whether a team holds the stages first … end − 1, of which the last is the head."""
-        head = end > self.asked.shape.LAYERS
-        return self.holds(end - first - head, head, tiles)
+        return (
+            layers <= self._most_by_registers
+            and not (self.layout.team > 1 and layers and head)
+            and self.shared(layers, head, tiles) <= self.asked.device.shared_per_block
+        )
 
     def fewest_teams(self, tiles: int) -> int | None:
-        return fewest_pieces(self.asked.shape.LAYERS + 1, lambda first, end: self.fits(tiles, first, end))
+        """None where no number holds the model."""
+        if tiles not in self._fewest:
+            alone = self._most_layers(False, tiles)
+            beside = self._most_layers(True, tiles) if alone else -1
+            left = self.asked.shape.LAYERS - beside  # for teams before the last
+            self._fewest[tiles] = None if beside < 0 or (left and alone < 1) else 1 + -(-left // max(alone, 1))
+        return self._fewest[tiles]
+
+    def _most_layers(self, head: bool, tiles: int) -> int:
+        """Of a team; −1 where it has no room for the head even alone. With fewer layers there is room all the more."""
+        low, high = -1 if head else 0, self._most_by_registers
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.holds(middle, head, tiles) else (low, middle - 1)
+        return low
+
+    @functools.cached_property
+    def _most_by_registers(self) -> int:
+        limit, layers = most_registers(self.asked.device, self.layout.threads), self.asked.shape.LAYERS
+        most = min(layers, budget.MOST_UNROLLED_LAYERS) if self.in_registers else layers
+        return next((own for own in range(most, 0, -1) if budget.registers(self.layout, own) <= limit), 0)
 
     def first_layers(self, teams: int, tiles: int) -> tuple[int, ...]:
-        costs = stage_costs(self.layout)
-        found = cut(costs, teams, lambda first, end: self.fits(tiles, first, end))
+        costs, layers = stage_costs(self.layout), self.asked.shape.LAYERS
+        alone, beside = self._most_layers(False, tiles), self._most_layers(True, tiles)
+        found = cut(costs, teams, lambda first, end: end - first <= (alone if end <= layers else beside + 1))
         assert found is not None
         return found
 
@@ -254,7 +263,7 @@ def best(asked: Asked, hop: str) -> Way | None:
         found = _best_of_team(asked, hop, team)
         if found is not None and (most is None or found.streams > most.streams):
             most = found
-        # One block does what several would do with hops; and more of a team are too many when each has one layer.
+        # Where a block holds a layer alone, several would only add hops.
         if most is not None and (team == 1 or most.streams >= asked.batch):
             return most
         if blocks_of(2, team + 1) > asked.device.multiprocessors:
