@@ -220,7 +220,7 @@ def nv_wavenet_chain(s: Shape, half: bool) -> list[Part]:
         # The largest of a thread's rows, of its warp, of all; weights and their sum; the class by a scan over warps,
         # threads, rows: on average half of 32 threads.
         Part("softmax and choice", 1, {
-            POLLED: 1, SHARED: 5 + 16, BARRIER: 6, FP32: A / (2 * R) + 5 + R / 16 + 3 + A / (2 * R) + 5 + R / 16 + 1
+            POLLED: 1, SHARED: 6, BARRIER: 6, FP32: A / (2 * R) + 5 + R / 16 + 3 + A / (2 * R) + 5 + R / 16 + 1
             + R / 16 + 16 + A / (2 * R), SPECIAL: 1, EXCHANGE: 10,
         }),
         Part("the next sample begins: a lock that all blocks poll", 1, {POLLED: 1, BARRIER: 2}),
