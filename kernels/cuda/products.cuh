@@ -1,8 +1,8 @@
 // Products of a panel of weights, 16 rows, with the operands of a tile of N streams.
 //
 // Same order everywhere. A sum begins with what is given, and takes its inputs step by step in their order; `by turns`
-// even steps go onto the sum and odd ones onto zero, and the two are added at the end: two short chains instead of one
-// long. Where the weights come from, which warp works, and how many streams there are changes no bit.
+// step s goes onto sum s mod 4, of which all but the first begin at zero, and the four are added at the end: four short
+// chains instead of one long. Where the weights come from, which warp works, and how many streams there are changes no bit.
 #pragma once
 
 #include "numbers.cuh"
@@ -227,60 +227,108 @@ DEVICE void multiply_fp32(Sums& sums, const float4* a, const Rows<CHANNELS>& x, 
   }
 }
 
-// Two steps, the second of which may be missing: onto `even` and onto `odd`, which may be the same.
+// Two steps, the second of which may be missing: onto `first_sums` and onto `second_sums`, which may be the same.
 template <bool BOTH, class Format, class Total, class Weights, int CHANNELS>
-DEVICE void multiply_pair(Total& even, Total& odd, Weights& weights, const Rows<CHANNELS>& x, int step) {
+DEVICE void multiply_pair(Total& first_sums, Total& second_sums, Weights& weights, const Rows<CHANNELS>& x, int step) {
   if constexpr (!kTensorCores) {
-    multiply_fp32(even, weights.next(), x, step);
-    if (BOTH) multiply_fp32(odd, weights.next(), x, step + 1);
+    multiply_fp32(first_sums, weights.next(), x, step);
+    if (BOTH) multiply_fp32(second_sums, weights.next(), x, step + 1);
   } else {
     u32 b[kEights][BOTH ? 4 : 2];
 #pragma unroll
     for (int e = 0; e < kEights; ++e) load_matrices(b[e], matrix_address(x, e, step));
     const uint4 first = weights.next();
 #pragma unroll
-    for (int e = 0; e < kEights; ++e) Format::multiply(even.v[e], first, b[e][0], b[e][1]);
+    for (int e = 0; e < kEights; ++e) Format::multiply(first_sums.v[e], first, b[e][0], b[e][1]);
     if constexpr (BOTH) {
       const uint4 second = weights.next();
 #pragma unroll
-      for (int e = 0; e < kEights; ++e) Format::multiply(odd.v[e], second, b[e][2], b[e][3]);
+      for (int e = 0; e < kEights; ++e) Format::multiply(second_sums.v[e], second, b[e][2], b[e][3]);
     }
   }
 }
 
-// How many pairs of steps are under way at once: they are loaded ahead, into registers that wide tiles, fp32 and blocks with
-// weights in registers need for other things. Those weights themselves have no index, so all of their steps are unrolled.
+// How many sums a product is dealt out to, by the number of its steps.
+DEVICE constexpr int turns(int steps) { return steps >= 4 ? 4 : steps >= 2 ? 2 : 1; }
+
+// How many rounds of `group` steps are under way at once: they are loaded ahead, into registers that wide tiles, fp32 and
+// blocks with weights in registers need for other things. Those weights themselves have no index, so all of their steps
+// are unrolled.
 template <class Weights>
-DEVICE constexpr int unrolled(int steps) {
-  if (Weights::kHeld) return steps;
-  if (!kTensorCores || kEights > 1) return 1;
-  return plan::NEWEST_IN_REGISTERS || plan::RESIDUAL_IN_REGISTERS ? 1 : steps > 16 ? 4 : 8;
+DEVICE constexpr int unrolled(int steps, int group) {
+  if (Weights::kHeld) return ceil_div(steps, group);
+  if (!kTensorCores || kEights > 1 || plan::NEWEST_IN_REGISTERS || plan::RESIDUAL_IN_REGISTERS) return 1;
+  return (steps > 16 ? 8 : 16) / group;
 }
 
-template <class Total, class Weights, int CHANNELS>
-DEVICE void multiply(Total& even, Total& odd, Weights& weights, const Rows<CHANNELS>& x) {
-  constexpr int kSteps = steps_of(CHANNELS);
-  constexpr int kUnroll = unrolled<Weights>(kSteps);
+// Step s onto sums[s mod TURNS].
+template <int TURNS, class Total, class Weights, int CHANNELS>
+DEVICE void multiply(Total (&sums)[TURNS], Weights& weights, const Rows<CHANNELS>& x) {
+  constexpr int kSteps = steps_of(CHANNELS), kGroup = TURNS == 1 ? 2 : TURNS, kRest = kSteps % kGroup;
+  constexpr int kUnroll = unrolled<Weights>(kSteps, kGroup);
 #pragma unroll kUnroll
-  for (int step = 0; step + 1 < kSteps; step += 2) multiply_pair<true, Numbers>(even, odd, weights, x, step);
-  if constexpr (kSteps % 2) multiply_pair<false, Numbers>(even, odd, weights, x, kSteps - 1);
+  for (int step = 0; step + kGroup <= kSteps; step += kGroup) {
+#pragma unroll
+    for (int i = 0; i < kGroup; i += 2) {
+      multiply_pair<true, Numbers>(sums[i % TURNS], sums[(i + 1) % TURNS], weights, x, step + i);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i + 1 < kRest; i += 2) {
+    multiply_pair<true, Numbers>(sums[i % TURNS], sums[(i + 1) % TURNS], weights, x, kSteps - kRest + i);
+  }
+  if constexpr (kRest % 2) {
+    multiply_pair<false, Numbers>(sums[(kRest - 1) % TURNS], sums[0], weights, x, kSteps - 1);
+  }
+}
+
+// All sums in the first: (0 + 1) + (2 + 3).
+template <int TURNS, class Total>
+DEVICE void gather(Total (&sums)[TURNS]) {
+#pragma unroll
+  for (int distance = 1; distance < TURNS; distance *= 2) {
+#pragma unroll
+    for (int t = 0; t + distance < TURNS; t += 2 * distance) {
+#pragma unroll
+      for (int e = 0; e < kEights; ++e) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums[t].v[e][i] += sums[t + distance].v[e][i];
+      }
+    }
+  }
 }
 
 // int8: whole numbers first, in which no order matters, then their worth.
-template <class Weights, int CHANNELS>
+template <int TURNS, class Weights, int CHANNELS>
 DEVICE void add_int8(Sums& sums, Weights& weights, const Rows<CHANNELS>& x, const float* units) {
   const float low = units[row_in_panel()], high = units[row_in_panel() + 8];
-  Totals<int> even, odd;
-  even.fill(0, 0);
-  odd.fill(0, 0);
-  multiply(even, odd, weights, x);
+  Totals<int> wholes[TURNS];
+#pragma unroll
+  for (int t = 0; t < TURNS; ++t) wholes[t].fill(0, 0);
+  multiply(wholes, weights, x);
+  gather(wholes);
 #pragma unroll
   for (int e = 0; e < kEights; ++e) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float unit = (i < 2 ? low : high) * x.unit(e * 8 + pair_in_eight() + i % 2);
-      sums.v[e][i] = fused(static_cast<float>(even.v[e][i] + odd.v[e][i]), unit, sums.v[e][i]);
+      sums.v[e][i] = fused(static_cast<float>(wholes[0].v[e][i]), unit, sums.v[e][i]);
     }
+  }
+}
+
+template <int TURNS, class Weights, int CHANNELS>
+DEVICE void add_product_in(Sums& sums, Weights& weights, const Rows<CHANNELS>& x, const float* units) {
+  if constexpr (kInt) {
+    add_int8<TURNS>(sums, weights, x, units);
+  } else {
+    Sums parts[TURNS];
+    parts[0] = sums;
+#pragma unroll
+    for (int t = 1; t < TURNS; ++t) parts[t].fill(0.0f, 0.0f);
+    multiply(parts, weights, x);
+    gather(parts);
+    sums = parts[0];
   }
 }
 
@@ -289,26 +337,11 @@ DEVICE void add_int8(Sums& sums, Weights& weights, const Rows<CHANNELS>& x, cons
 // sums += weights · x, one step after the other. `units`: what one unit is worth in each of the panel's rows, int8 only.
 template <class Weights, int CHANNELS>
 DEVICE void add_product(Sums& sums, Weights& weights, const Rows<CHANNELS>& x, const float* units) {
-  if constexpr (kInt) {
-    detail::add_int8(sums, weights, x, units);
-  } else {
-    detail::multiply(sums, sums, weights, x);
-  }
+  detail::add_product_in<1>(sums, weights, x, units);
 }
 
 // The same by turns.
 template <class Weights, int CHANNELS>
 DEVICE void add_product_by_turns(Sums& sums, Weights& weights, const Rows<CHANNELS>& x, const float* units) {
-  if constexpr (kInt) {
-    detail::add_int8(sums, weights, x, units);
-  } else {
-    Sums odd;
-    odd.fill(0.0f, 0.0f);
-    detail::multiply(sums, odd, weights, x);
-#pragma unroll
-    for (int e = 0; e < kEights; ++e) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums.v[e][i] += odd.v[e][i];
-    }
-  }
+  detail::add_product_in<detail::turns(steps_of(CHANNELS))>(sums, weights, x, units);
 }
