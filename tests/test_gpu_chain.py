@@ -19,6 +19,7 @@ from gpu_chain import (
     LEFT_OUT,
     POLLED,
     PRODUCT,
+    QUEUED,
     clocks,
     layout_of,
     nv_wavenet_chain,
@@ -78,10 +79,10 @@ def test_products_of_the_chain_follow_from_the_sizes() -> None:
     layout = layout_of("nv-medium")
     s = layout.shape
     assert (layout.chain, s.R, s.HALF, s.LAYERS) == (8, 64, 64, 20)
-    layers = 20 * 2 + 19 * 2  # four steps by turns are two
-    skip = ceil(8 / layout.skip) * 4
-    head = ceil(16 / 12) * 4 + ceil(16 / 12) * 8
-    assert total(resident_chain(layout))[PRODUCT] == layers + skip + head
+    found = total(resident_chain(layout))
+    # Four steps onto four sums; the skips' one behind the other; 8 and 16 steps in the head, two panels a warp.
+    assert found[PRODUCT] == 20 + 19 + ceil(8 / layout.skip) * 4 + 2 * 2 + 2 * 4
+    assert found[QUEUED] == (20 + 19 + 2 + 2) * 3
 
 
 def test_nv_wavenet_hops_once_a_layer_and_nine_times_outside() -> None:
