@@ -53,8 +53,8 @@ LATENCIES: dict[str, tuple[float, float, str]] = {
         "chips; 33 is taken for the upper end",
     ),
     QUEUED: (
-        4.3, 6.9, "2048 multiply-adds at the published peak of an H100 (989 TFLOPS, 132 · 4 tensor cores, 1.98 GHz), and "
-        "at the 62.9 % of a peak that Luo et al. report of mma",
+        4.3, 6.9, "2048 multiply-adds at the published peak of an H100 (989 TFLOPS, 132 · 4 tensor cores, 1.98 GHz), "
+        "and at the 62.9 % of a peak that Luo et al. report of mma",
     ),
     SHARED: (29.0, 29.0, f"{LUO}: Table IV"),
     L2: (263.0, 263.0, f"{LUO}: Table IV"),

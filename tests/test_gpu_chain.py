@@ -32,6 +32,7 @@ from wavenet_fast.kernels.cuda.shapes import Shape, steps
 from wavenet_fast.cases import case
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 def read(name: str) -> Any:
@@ -99,3 +100,17 @@ def test_an_estimate_takes_only_what_has_a_latency() -> None:
     low, high = LATENCIES[PRODUCT][:2]
     assert clocks({PRODUCT: 2, BARRIER: 5}) == (2 * low, 2 * high)
     assert all(low <= high and source for low, high, source in LATENCIES.values())
+
+
+def test_the_page_draws_the_conclusions_that_the_counts_allow() -> None:
+    case_, text = read("cuda-chain.json")["cases"]["nv-medium"], (DOCS / "gpu-cuda.md").read_text(encoding="utf-8")
+    ours = case_["resident"]["clocks"]
+    peers = [case_[f"nv-wavenet, {dtype}"]["clocks"] for dtype in ("fp32", "fp16")]
+    ratios = [mine / theirs for peer in peers for mine, theirs in zip(ours, peer, strict=True)]
+    assert ("By the ratios above it is missed" in text) == (max(ratios) > 1 / 3)
+    hops = sum(
+        p["times"] * clocks(p["operations"])[0] for p in case_["resident"]["parts"] if ARRIVAL in p["operations"]
+    )
+    assert ("all hops together are a third of the chain" in text) == (0.28 < hops / ours[0] < 0.38)
+    slowest = max(work["clocks"][1] for work in case_["blocks_work"].values())
+    assert 8 * (ours[1] // slowest) >= 16
