@@ -24,8 +24,14 @@ MOST_UNROLLED_LAYERS = 4
 BASE_REGISTERS = {8: 94, 16: 112, 32: 176}
 """By tile: registers of a thread for addresses, loops, operands and what is on its way, beside weights and what it
 keeps from layer to layer. Like the next from compiled kernels: so many that no named case spills (NVRTC 13.5)."""
+STREAMING_REGISTERS = {8: 94, 16: 112, 32: 132}
+"""The same of `streaming_weights`, which keeps nothing for several layers; and in int8, whose products have sums of their
+own, more."""
+MORE_IN_STREAMED_INT8 = {8: 0, 16: 0, 32: 8}
+MORE_IN_TEAMS = {8: 4, 16: 20, 32: 40}
+"""More of them where a team's blocks exchange gates and x."""
 MORE_IN_FP32 = {8: 0, 16: 44, 32: 24}
-"""And in fp32, where each lane reads rows and columns of its own."""
+"""More of them in fp32, where each lane reads rows and columns of its own."""
 
 STAGES = (16, 8, 4, 2)
 """Fragments of a warp's ring, most first: powers of two, since slots are counted with a mask. 16 fragments, 8 KiB a
@@ -35,6 +41,8 @@ SHARED_PER_CYCLE = 128
 """Bytes that the warps of a multiprocessor read from shared memory in a clock cycle: 32 banks of 4."""
 L2_PER_CYCLE = 64
 """Bytes that a multiprocessor reads from L2 in a clock cycle, at most: an estimate, not measured here."""
+L2_OF_CHIP = 5120
+"""And all multiprocessors together: what NVIDIA states for A100 (white paper), taken for every device."""
 HOP_CYCLES = {"none": 0, "cluster": 500, "grid": 1100}
 """Clock cycles from a block's last write to the next block's first read. Estimates of round trips, not measured here:
 data, then a flag, then a poll that sees it; about 180 cycles each to another block of the cluster, about 270 to L2
@@ -60,7 +68,10 @@ def registers(layout: Layout, own: int) -> int:
     device gives more, the compiler takes more; where it gives fewer, threads would spill to memory."""
     eights, (dilated, residual, skip) = layout.tile // 8, layout.panels
     of_panel = 4 * eights  # a panel's sums
-    base = BASE_REGISTERS[layout.tile] + (MORE_IN_FP32[layout.tile] if layout.dtype == "fp32" else 0)
+    base = (BASE_REGISTERS if layout.resident else STREAMING_REGISTERS)[layout.tile]
+    base += MORE_IN_STREAMED_INT8[layout.tile] if layout.dtype == "int8" and not layout.resident else 0
+    base += MORE_IN_TEAMS[layout.tile] if layout.team > 1 else 0
+    base += MORE_IN_FP32[layout.tile] if layout.dtype == "fp32" else 0
     skips = of_panel * (_share(skip, layout.skip) if layout.skip_in_registers else 1)
     x = of_panel * (_share(residual, layout.chain) if layout.x_in_registers else 1)
     if not layout.resident:

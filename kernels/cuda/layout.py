@@ -151,6 +151,13 @@ class Layout:
         return self.resident or self.carried(self.shape.S, self.skip) <= MOST_CARRIED
 
     @property
+    def pairs_ahead(self) -> int:
+        """Pairs of steps of a product that are loaded ahead of it, into registers that wide tiles, fp32 and blocks with
+        weights in registers need for other things."""
+        held = self.newest_in_registers or self.residual_in_registers
+        return 1 if held or self.tile > 8 or self.dtype == "fp32" else 8
+
+    @property
     def logits_shared(self) -> bool:
         return self._logits <= MOST_LOGITS
 
@@ -246,7 +253,7 @@ class Layout:
             "TILES": self.tiles, "BLOCKS": self.blocks, "TEAMS": self.teams, "TEAM": self.team,
             "OWN": max(self.own, default=0), "CLUSTER": self.cluster,
             "NEWEST_IN_REGISTERS": self.newest_in_registers, "RESIDUAL_IN_REGISTERS": self.residual_in_registers,
-            "HEAD_IN_L2": self.head_in_l2, "STAGES": max(self.stages, 2),
+            "AHEAD": self.pairs_ahead, "HEAD_IN_L2": self.head_in_l2, "STAGES": max(self.stages, 2),
             "LOGITS_SHARED": self.logits_shared, "X_IN_REGISTERS": self.x_in_registers,
             "SKIP_IN_REGISTERS": self.skip_in_registers, "FORCED": forced, "LOGITS": logits, "TRACE": trace,
         }  # fmt: skip

@@ -65,6 +65,7 @@ class Model:
         self.operand = OPERANDS[dtype]
         self._plans: dict[Any, Plan] = {}
         self._clusters: dict[int, int] = {}
+        self._resident: dict[tuple[Layout, Extras], int] = {}
         packed = pack(config, weights, dtype)
         self._speaker = {name: packed.pop(name) for name in ("speaker", "b_speaker") if name in packed}
         self._b_project = packed.pop("b_project")
@@ -119,8 +120,7 @@ class Model:
         return plan(self.shape, batch, self.dtype, self.device.properties, clusters=self._clusters, **asked)
 
     def plan(self, batch: int, extras: Extras = NO_EXTRAS, **asked: Any) -> Plan:
-        """The same where the device has said, of the kernel with these extras, how many clusters fit and whether a grid
-        is resident at once. Answers are kept.
+        """The same where the device has said, of the kernel with these extras, how many clusters fit. Answers are kept.
 
         Raises `BackendError` where the device has no room, `InputError` for what cannot be asked."""
         key = batch, tuple(sorted(asked.items()))
@@ -135,12 +135,6 @@ class Model:
             kernel = self._kernel(layout, extras)
             fit = device.clusters(kernel, (layout.threads,), layout.shared, layout.blocks)
             self._clusters[layout.blocks] = fit
-        layout = found.layout(self.shape)
-        if layout.resident and not layout.cluster:
-            kernel = self._kernel(layout, extras)
-            possible = device.largest_grid(kernel, (layout.threads,), layout.shared)
-            if found.grid > possible:
-                raise not_resident(kernel, found.grid, possible, device.properties)
         return found
 
     def ready(
@@ -175,10 +169,11 @@ class Model:
         if not trusted:
             check_values(self, given)
         check_patience(patience)
-        kernel = self._kernel(
-            layout, Extras(given.forced is not None, given.made.logits is not None, bool(given.made.trace))
-        )
+        extras = Extras(given.forced is not None, given.made.logits is not None, bool(given.made.trace))
+        kernel = self._kernel(layout, extras)
         rounds = places(layout, pipelines, numbers)
+        if layout.resident and not layout.cluster and rounds:
+            self._check_resident(kernel, layout, extras, len(rounds[0]) * layout.blocks)
         abort, made, streams, heard = device.zeros((1,), np.uint64), given.made, given.streams, given.heard
         call = {
             "rings": streams.rings, "inputs": streams.inputs, "filters": streams.filters,
@@ -205,6 +200,13 @@ class Model:
         ready.launch(stream)
         told = self.device.start_download(ready.abort, self.device.pinned((1,), np.uint64))
         return Launch(ready.layout, told, ready.patience)
+
+    def _check_resident(self, kernel: Kernel, layout: Layout, extras: Extras, blocks: int) -> None:
+        """Raises `BackendError` unless so many blocks are resident at once: they wait for each other."""
+        if (layout, extras) not in self._resident:
+            self._resident[layout, extras] = self.device.largest_grid(kernel, (layout.threads,), layout.shared)
+        if blocks > (possible := self._resident[layout, extras]):
+            raise not_resident(kernel, blocks, possible, self.device.properties)
 
     def _kernel(self, layout: Layout, extras: Extras) -> Kernel:
         return self.device.load(
@@ -257,9 +259,7 @@ def project_header(config: WaveNetConfig, dtype: str, channels: int) -> str:
     s, hearing = Shape.of(config, dtype), hearing_format(dtype)
     inputs = padded(channels)
     return header_text({
-        "plan": {
-            "FORMAT": FORMATS[hearing], "N": _PROJECT_ROWS, "NEWEST_IN_REGISTERS": False, "RESIDUAL_IN_REGISTERS": False,
-        },
+        "plan": {"FORMAT": FORMATS[hearing], "N": _PROJECT_ROWS, "AHEAD": 1},
         "project_plan": {
             "WARPS": _PROJECT_WARPS, "INPUTS": inputs, "CHUNK": inputs if inputs <= _PROJECT_CHUNK else PANEL,
             "ROUND": s.UPSAMPLING == 1 and hearing == "bf16",

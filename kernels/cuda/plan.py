@@ -242,7 +242,16 @@ def _streaming(asked: Asked, found: Streamed, why: list[str]) -> Plan:
     why += reasons.streaming_details(found)
     homes = dict.fromkeys(("newest", "past", "residual", "skip", "head"), "l2")
     pipelines = -(-asked.tiles_of(layout.tile) // found.rounds)
-    return _plan(asked, layout, "none", pipelines, found.rounds, homes, (layout.streaming_parts(),), why)
+    return _plan(
+        asked,
+        layout,
+        "none",
+        pipelines,
+        found.rounds,
+        homes,
+        ({name: size for name, size in layout.streaming_parts().items() if size},),
+        why,
+    )
 
 
 def _plan(

@@ -251,14 +251,13 @@ DEVICE void multiply_pair(Total& first_sums, Total& second_sums, Weights& weight
 // How many sums a product is dealt out to, by the number of its steps.
 DEVICE constexpr int turns(int steps) { return steps >= 4 ? 4 : steps >= 2 ? 2 : 1; }
 
-// How many rounds of `group` steps are under way at once: they are loaded ahead, into registers that wide tiles, fp32 and
-// blocks with weights in registers need for other things. Those weights themselves have no index, so all of their steps
-// are unrolled.
+// How many rounds of `group` steps are loaded ahead, of plan::AHEAD pairs of steps. Weights in registers have no index, so
+// all of their steps are unrolled.
 template <class Weights>
 DEVICE constexpr int unrolled(int steps, int group) {
   if (Weights::kHeld) return ceil_div(steps, group);
-  if (!kTensorCores || kEights > 1 || plan::NEWEST_IN_REGISTERS || plan::RESIDUAL_IN_REGISTERS) return 1;
-  return (steps > 16 ? 8 : 16) / group;
+  const int pairs = plan::AHEAD > 1 && steps > 16 ? plan::AHEAD / 2 : plan::AHEAD;
+  return ceil_div(2 * pairs, group);
 }
 
 // Step s onto sums[s mod TURNS].

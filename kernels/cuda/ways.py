@@ -214,8 +214,11 @@ class Streamed:
 
     @property
     def waits(self) -> int:
-        """Clock cycles that a block needs to read all weights from L2, once a sample."""
-        return self.layout.model_weights // budget.L2_PER_CYCLE
+        """Clock cycles that the blocks of a launch need to read all weights from L2, each of them once a sample."""
+        at_once = -(-self.asked.tiles_of(self.layout.tile) // self.rounds)
+        return max(
+            self.layout.model_weights // budget.L2_PER_CYCLE, at_once * self.layout.model_weights // budget.L2_OF_CHIP
+        )
 
     @property
     def cycles(self) -> int:
