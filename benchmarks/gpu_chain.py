@@ -230,7 +230,7 @@ def nv_wavenet_chain(s: Shape, half: bool) -> list[Part]:
         }),
         Part("the next sample begins: a lock that all blocks poll", 1, {POLLED: 1, BARRIER: 2}),
         # The first layer's block loads the class, then its rows, and polls what it wrote itself.
-        Part("embedding", 1, {L2: 3, math: 1, FP32: 2, SPECIAL: 2}),
+        Part("embedding", 1, followed({L2: 3, FP32: 2, SPECIAL: 2}, {math: 1})),
     ]  # fmt: skip
 
 

@@ -112,5 +112,6 @@ def test_the_page_draws_the_conclusions_that_the_counts_allow() -> None:
         p["times"] * clocks(p["operations"])[0] for p in case_["resident"]["parts"] if ARRIVAL in p["operations"]
     )
     assert ("all hops together are a third of the chain" in text) == (0.28 < hops / ours[0] < 0.38)
-    slowest = max(work["clocks"][1] for work in case_["blocks_work"].values())
-    assert 8 * (ours[1] // slowest) >= 16
+    for row in read("cuda-chain.json")["cases"].values():
+        slowest = max(work["clocks"][1] for work in row["blocks_work"].values())
+        assert 8 * (row["resident"]["clocks"][1] // slowest) >= 16, "the page says that the goal is met"
