@@ -71,7 +71,7 @@ def test_nvcc_and_nvrtc_agree() -> None:
     """The same compiler behind both: what one spills, the other spills."""
     rows = TABLE.recorded()[1]
     pairs = [(row, rows[Case(**{**vars(case), "by": "nvrtc"})]) for case, row in rows.items() if case.by == "nvcc"]
-    assert len(pairs) > 30
+    assert len(pairs) >= 18
     for ours, theirs in pairs:
         assert ours["tensor"] == theirs["tensor"] and ours["shared_bytes"] == theirs["shared_bytes"]
 
