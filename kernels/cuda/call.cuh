@@ -76,7 +76,7 @@ struct Call {
   float* hidden_trace;        // (H)
 
   // Room in global memory for what does not fit on the chip, and for what blocks of a grid hand over.
-  float* logits_room;       // (pipelines, N, A)
+  float* logits_room;       // (pipelines, N, A + 4): see `Logits`
   float* carried_room;      // (pipelines, (R + S) · N): sums of x and of the skips
   u8* mailboxes;            // (pipelines, TEAMS, TILES, bytes): see handover.cuh
   u32* flags;               // (pipelines, TEAMS, TILES, 6), zero before the launch

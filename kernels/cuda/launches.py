@@ -19,7 +19,7 @@ from .layout import Layout
 from .shapes import Shape
 
 PATIENCE = 1 << 36
-"""Clock cycles that a block waits for another: more than half a minute on any GPU."""
+"""Clock cycles that a block waits for another: about half a minute."""
 
 _GO_ON_THREADS = 128
 WAITED_FOR = ("x", "the skip sums", "the skip sums of all layers", "x of the next layer", "the gates", "the rings")
