@@ -124,7 +124,7 @@ def _survivors(level: Level, what: str, name: str, dtype: str, target: int | Non
     told = report.as_dict()
     unexplained = 0
     for mutant in told["survived"]:
-        mutant["reason"] = why_unnoticed(launch.ptx, mutant["line"])
+        mutant["reason"] = why_unnoticed(launch.ptx, mutant["line"], mutant["kind"])
         unexplained += mutant["reason"] is None
     dead = sorted({m.line for m in every} - reached)
     reason = f"{len(report.survived)} of {told['mutants']} go unnoticed, {unexplained} of them for no known reason"
@@ -134,13 +134,18 @@ def _survivors(level: Level, what: str, name: str, dtype: str, target: int | Non
     )  # fmt: skip
 
 
-def why_unnoticed(ptx: str, line: int) -> str | None:
+def why_unnoticed(ptx: str, line: int, kind: str = "delete") -> str | None:
     """The list of sites, by their line, whose mutants may go unnoticed."""
     lines = ptx.splitlines()
     if lines[line - 1].split() == ["cp.async.wait_group", "0;"] and _is_last(lines, line, "cp.async"):
         return (
             "the wait behind the last sample: nothing reads what is copied then. It keeps a copy from landing in shared"
             " memory that the block has given back, which is not emulated"
+        )
+    if ".entry streaming_weights" in ptx and kind == "loosen" and lines[line - 1].split()[-1] == "0;":
+        return (
+            "the wait behind the head, for a warp that has fewer fragments there than the ring is deep: a warp that has"
+            " two or more waits for an older group than the last. One that has none, as in bf16, needs it as it is"
         )
     if "barrier.cluster.arrive" in lines[line - 1] and _is_last(lines, line, "bar.sync"):
         return (

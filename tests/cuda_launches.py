@@ -4,7 +4,7 @@ launches so that other programs can run them again, and cuts of a model other th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,8 @@ _NONSENSE = 1 << 29
 @dataclass(frozen=True)
 class Cut:
     """How a model is laid over an emulated GPU, whatever the batch. `teams` of a pipeline, 0 for `streaming_weights`,
-    of `team` blocks each; `alone`: the last one owns the head and no layer. `hop`: "cluster" or "grid"."""
+    of `team` blocks each; `alone`: the last one owns the head and no layer. `first`: the teams' first layers, where
+    these are not to be dealt out evenly. `hop`: "cluster" or "grid"."""
 
     teams: int = 0
     hop: str = "cluster"
@@ -44,13 +45,18 @@ class Cut:
     head_in_l2: bool = False
     alone: bool = False
     team: int = 1
+    first: tuple[int, ...] = ()
     chain: int = 8
     skip: int = 4
     stages: int = 8
 
     def __str__(self) -> str:
         kind = f"{self.teams}x{self.team}-{self.hop}" if self.teams else "streaming"
-        changed = [f.name for f in fields(self)[2:] if f.name != "team" and getattr(self, f.name) != f.default]
+        changed = [
+            f.name
+            for f in fields(self)[2:]
+            if f.name != "team" and f.name != "first" and getattr(self, f.name) != f.default
+        ]
         return "-".join([kind, *(f"{name}{int(getattr(self, name))}" for name in changed)])
 
     def layout(self, engine: CudaEngine) -> Layout:
@@ -60,9 +66,9 @@ class Cut:
             return Layout(s, engine.dtype, "streaming_weights", self.tile, chain, skip, stages=self.stages)
         owners = self.teams - self.alone
         assert owners <= s.LAYERS, "every block has a layer or the head"
-        first = [block * s.LAYERS // owners for block in range(owners + 1)] + [s.LAYERS] * self.alone
+        even = [block * s.LAYERS // owners for block in range(owners + 1)] + [s.LAYERS] * self.alone
         return Layout(
-            s, engine.dtype, "resident", self.tile, chain, skip, self.tiles, tuple(first), self.team,
+            s, engine.dtype, "resident", self.tile, chain, skip, self.tiles, self.first or tuple(even), self.team,
             self.hop == "cluster", self.in_registers, self.in_registers, self.head_in_l2,
         )  # fmt: skip
 
@@ -90,13 +96,15 @@ FEW = small(
     hop_length=3, dilations=(1, 2, 1, 1, 2), residual_channels=20, gate_channels=36, skip_channels=24, head_channels=12,
     input=OneHotInput(kernel_size=2), head=CategoricalHead(classes=21), conditioning=Conditioning(upsampling=Linear()),
 )  # fmt: skip
-# Two tiles of streams at once. Blocks with one and with two layers before others, and the head alone.
+# Two tiles of streams at once. A block with one layer, one with so many that what its warps use by turns comes round
+# again, and the head alone.
+_UNEVEN = Cut(3, tiles=2, alone=True, chain=2, skip=2, first=(0, 1, 5, 5))
 FEW_CUTS = {
     "streaming_weights": (Cut(chain=2, skip=2, stages=4, pipelines=2), 80),
-    "cluster": (Cut(4, tiles=2, alone=True, chain=2, skip=2), 90),
-    "grid": (Cut(4, "grid", tiles=2, alone=True, chain=2, skip=2), 80),
+    "cluster": (_UNEVEN, 90),
+    "grid": (replace(_UNEVEN, hop="grid"), 80),
     # One tile: between two of them what is exchanged for one orders the rings of the other.
-    "teams": (Cut(4, "grid", pipelines=2, alone=True, chain=2, skip=2, team=2), 80),
+    "teams": (replace(_UNEVEN, hop="grid", tiles=1, pipelines=2, team=2), 80),
 }
 _FEW = 14
 

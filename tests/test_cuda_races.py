@@ -34,8 +34,9 @@ need_compiler()
 # --- sanitizers -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["thread", "address"])
-@pytest.mark.parametrize("name", FEW_CUTS)
+@pytest.mark.parametrize(
+    "name, mode", [*((name, "thread") for name in FEW_CUTS), ("streaming_weights", "address"), ("teams", "address")]
+)
 def test_sanitizers_find_nothing(name: str, mode: Any) -> None:
     cut, capability = FEW_CUTS[name]
     expected = say_few(EmulatedDevice(capability), cut)
@@ -44,10 +45,9 @@ def test_sanitizers_find_nothing(name: str, mode: Any) -> None:
     same_states(found[2], expected[2])
 
 
-@pytest.mark.parametrize("name", ["streaming_weights", "grid"])
-def test_no_race_in_fp32(name: str) -> None:
+def test_no_race_in_fp32() -> None:
     """Lanes read each other's weights there."""
-    cut, capability = FEW_CUTS[name]
+    cut, capability = FEW_CUTS["streaming_weights"]
     found = say_few(EmulatedDevice(capability, "thread"), cut, "fp32", 1)
     np.testing.assert_array_equal(found[1], say_few(EmulatedDevice(capability), cut, "fp32", 1)[1])
 
@@ -61,16 +61,16 @@ DRAWN = "if (more) post.send(0, kX, tile);"
 LOOP = "i < longest && !stopped; ++i"
 # What is done to the kernel; the blocks that then wait in vain, any of which may be the first to give up, and the tile.
 STUCK = {
-    "x is not handed on": (NEXT_X, "if (team != 0 || tile != 1 || i != 2) " + NEXT_X, "0123", 1, "cluster"),
-    "skip sums are not": (SKIPS, "if (team != 0 || tile != 0 || i != 1) " + SKIPS, "0123", 0, "grid"),
-    "nor the last ones": (SKIPS, "if (!last || tile != 1) " + SKIPS, "0123", 1, "grid"),
-    "by one warp": (SKIPS, "if (!last || warp != 3) " + SKIPS, "0123", 0, "cluster"),
-    "the head is silent": (DRAWN, "if (more && tile != 0) post.send(0, kX, tile);", "0123", 0, "grid"),
-    "the first block does not begin": (LOOP, LOOP.replace("longest", "(team == 0 ? 0 : longest)"), "123", 0, "grid"),
-    "a block does not begin": (LOOP, LOOP.replace("longest", "(team == 1 ? 0 : longest)"), "023", 0, "cluster"),
-    "the head does not begin": (LOOP, LOOP.replace("longest", "(head ? 0 : longest)"), "012", 0, "cluster"),
+    "x is not handed on": (NEXT_X, "if (team != 0 || tile != 1 || i != 2) " + NEXT_X, "012", 1, "cluster"),
+    "skip sums are not": (SKIPS, "if (team != 0 || tile != 0 || i != 1) " + SKIPS, "012", 0, "grid"),
+    "nor the last ones": (SKIPS, "if (!last || tile != 1) " + SKIPS, "012", 1, "grid"),
+    "by one warp": (SKIPS, "if (!last || warp != 3) " + SKIPS, "012", 0, "cluster"),
+    "the head is silent": (DRAWN, "if (more && tile != 0) post.send(0, kX, tile);", "012", 0, "grid"),
+    "the first block does not begin": (LOOP, LOOP.replace("longest", "(team == 0 ? 0 : longest)"), "12", 0, "grid"),
+    "a block does not begin": (LOOP, LOOP.replace("longest", "(team == 1 ? 0 : longest)"), "02", 0, "cluster"),
+    "the head does not begin": (LOOP, LOOP.replace("longest", "(head ? 0 : longest)"), "01", 0, "cluster"),
 }  # fmt: skip
-WAITED_FOR = {"0": "x", "1": "x|the skip sums", "2": "x|the skip sums", "3": "the skip sums of all layers"}
+WAITED_FOR = {"0": "x", "1": "x|the skip sums", "2": "the skip sums of all layers"}
 
 
 def spoilt(fault: str, folder: Path) -> Path:
@@ -130,16 +130,16 @@ def test_who_waits_long_enough_is_served(name: str) -> None:
 # --- mutants ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["streaming_weights", "cluster", "grid"])
+@pytest.mark.parametrize("name", ["streaming_weights", "cluster"])
 def test_a_missing_barrier_is_noticed(name: str) -> None:
-    """Of the sites every some; gpu_check.py runs all, in several orders of threads."""
+    """Of the sites every some; gpu_check.py runs all."""
     cut, capability = FEW_CUTS[name]
     device = Recorder(capability)
     say_few(device, cut)
     launch = device.launches["resident" if cut.teams else "streaming_weights"]
-    reached = launch.reached()
-    chosen = [m.site for m in mutants(launch.ptx) if m.line in reached and why_unnoticed(launch.ptx, m.line) is None]
-    report = survivors(launch.ptx, launch.run_orders, sites=chosen[1::9], workers=1)
+    chosen = [m.site for m in mutants(launch.ptx) if why_unnoticed(launch.ptx, m.line) is None]
+    report = survivors(launch.ptx, launch.run_orders, sites=chosen[1::12], workers=1)
     for caught in report.caught:
         print(caught.mutant.line, caught.mutant.description, caught.mode, caught.by)
-    assert len(report.caught) > 3 and not report.survived
+    reached = launch.reached() if report.survived else set()
+    assert len(report.caught) > 2 and not [m for m in report.survived if m.line in reached]

@@ -246,9 +246,8 @@ def stage_costs(layout: Layout) -> list[int]:
 def homes(asked: Asked, hop: str, tile: int, team: int) -> Iterator[list[Homes]]:
     """Those with as many warps as are useful, then those with fewer, each in order of preference. fp32 weights take two
     registers where 16-bit ones take one, and no tensor core reads them, so they stay in shared memory."""
-    chain, skip = budget.warps(asked.shape, team)
     cluster = hop != "grid" and asked.device.capability >= 90
-    for warps in dict.fromkeys(((chain, skip), (min(chain, budget.FEWER_CHAIN_WARPS), skip))):
+    for warps in budget.warps_to_try(asked.shape, team):
         yield [
             Homes(asked, hop, Layout(
                 asked.shape, asked.dtype, "resident", tile, *warps, team=team, cluster=cluster,
@@ -290,9 +289,9 @@ def streamed(asked: Asked) -> Streamed | None:
 
 def streaming_layouts(asked: Asked, tile: int) -> Iterator[Layout]:
     """In order of preference."""
-    chain, skip = budget.warps(asked.shape)
-    for stages in budget.STAGES:
-        yield Layout(asked.shape, asked.dtype, "streaming_weights", tile, chain, skip, stages=stages)
+    for warps in budget.warps_to_try(asked.shape):
+        for stages in budget.STAGES:
+            yield Layout(asked.shape, asked.dtype, "streaming_weights", tile, *warps, stages=stages)
 
 
 def blocks_needed(asked: Asked, hop: str) -> int | None:
