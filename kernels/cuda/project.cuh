@@ -18,7 +18,7 @@ struct Call {
 
 constexpr int kThreads = project_plan::WARPS * kWarp;
 
-extern "C" __global__ void __launch_bounds__(kThreads) project(const __grid_constant__ Call call) {
+extern "C" __global__ void __launch_bounds__(kThreads, 1) project(const __grid_constant__ Call call) {
   using Chunk = Rows<project_plan::CHUNK>;
   __shared__ __align__(16) u8 shared[Chunk::kBytes];
   const Chunk x(shared);
