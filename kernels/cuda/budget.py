@@ -21,6 +21,9 @@ three in the fullest (ptxas gives 320 threads 168 registers, as it gives 384).""
 
 MOST_UNROLLED_LAYERS = 4
 """Layers of a block whose weights may live in registers: registers have no index, so each layer is its own code."""
+MOST_LAYERS = 8
+"""Layers of a block in any case, since what is summed up before x arrives lies in registers too. 20 layers of nv-small
+are 450 KB of machine code, which a multiprocessor would fetch anew for every sample; 10 are 117 KB."""
 BASE_REGISTERS = {8: 94, 16: 162, 32: 224}
 """By tile: registers of a thread for addresses, loops, operands and what is on its way, beside weights and what it
 keeps from layer to layer. Like the next from kernels of the named cases, compiled by NVRTC 13.5: so many that those

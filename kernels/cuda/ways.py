@@ -134,7 +134,7 @@ class Homes:
     @functools.cached_property
     def _most_by_registers(self) -> int:
         limit, layers = most_registers(self.asked.device, self.layout.threads), self.asked.shape.LAYERS
-        most = min(layers, budget.MOST_UNROLLED_LAYERS) if self.in_registers else layers
+        most = min(layers, budget.MOST_UNROLLED_LAYERS if self.in_registers else budget.MOST_LAYERS)
         return next((own for own in range(most, 0, -1) if budget.registers(self.layout, own) <= limit), 0)
 
     def first_layers(self, teams: int, tiles: int) -> tuple[int, ...]:
