@@ -37,6 +37,7 @@ LANES = 32
 
 # What an operation is called.
 PRODUCT, FP32, SPECIAL, CONVERT = "tensor-core products", "fp32 operations", "special functions", "conversions"
+QUEUED = "tensor-core products that only wait for their turn"
 SHARED, BARRIER, EXCHANGE = "reads of shared memory", "barriers of a block", "exchanges within a warp"
 HALF2 = "half2 operations"
 RELEASED = "releases: another block's shared memory has what was written"
@@ -50,6 +51,10 @@ LATENCIES: dict[str, tuple[float, float, str]] = {
     PRODUCT: (
         24.1, 33.0, f"{LUO}: 24.1 for m16n8k16 in FP16 (Table VII). With fp32 sums 32 to 35 are reported for other "
         "chips; 33 is taken for the upper end",
+    ),
+    QUEUED: (
+        4.3, 6.9, "2048 multiply-adds at the published peak of an H100 (989 TFLOPS, 132 · 4 tensor cores, 1.98 GHz), "
+        "and at the 62.9 % of a peak that Luo et al. report of mma",
     ),
     SHARED: (29.0, 29.0, f"{LUO}: Table IV"),
     L2: (263.0, 263.0, f"{LUO}: Table IV"),
@@ -102,24 +107,34 @@ HOP = {RELEASED: 1, ARRIVAL: 1, SHARED: 1}
 """Data and an arrival; the look at the barrier that sees it."""
 
 
-def turns(inputs: int, dtype: str) -> int:
-    """Dependent products of one panel by turns: two chains beside each other."""
-    return ceil(steps(inputs, dtype) / 2)
+def by_turns(inputs: int, dtype: str, panels: int) -> dict[str, float]:
+    """Products of so many panels, one after the other: step s goes onto sum s mod 4, and the sums are added up."""
+    count = steps(inputs, dtype)
+    sums = 4 if count >= 4 else 2 if count >= 2 else 1
+    return {
+        PRODUCT: panels * ceil(count / sums), QUEUED: panels * (sums - 1), FP32: panels * sums.bit_length() - panels,
+    }  # fmt: skip
+
+
+def followed(*more: Operations) -> dict[str, float]:
+    """One after the other."""
+    found: Counter[str] = Counter()
+    for one in more:
+        for name, count in one.items():
+            found[name] += count  # type: ignore[assignment]
+    return dict(found)
 
 
 def dilated_part(layout: Layout) -> Operations:
     """From x in shared memory to gates there that all have seen. A warp's panels count one after the other."""
     s, panels = layout.shape, ceil(layout.panels[0] / layout.chain)
-    return {
-        SHARED: 1, PRODUCT: panels * turns(s.R, layout.dtype), FP32: 1 + GATE[FP32], SPECIAL: GATE[SPECIAL],
-        CONVERT: GATE[CONVERT], BARRIER: 1,
-    }  # fmt: skip
+    return followed({SHARED: 1, BARRIER: 1}, by_turns(s.R, layout.dtype, panels), GATE)
 
 
 def residual_part(layout: Layout) -> Operations:
     """From gates to the next x, but for the barrier behind it. Weights and biases are read beside the chain."""
     s, panels = layout.shape, ceil(layout.panels[1] / layout.chain)
-    return {SHARED: 1, PRODUCT: panels * turns(s.HALF, layout.dtype), FP32: 3, CONVERT: 1}
+    return followed({SHARED: 1, FP32: 2, CONVERT: 1}, by_turns(s.HALF, layout.dtype, panels))
 
 
 def past_part(layout: Layout, own: int) -> Operations:
@@ -130,23 +145,20 @@ def past_part(layout: Layout, own: int) -> Operations:
 
 
 def skip_part(layout: Layout) -> Operations:
-    """The skip product of one layer, on the chain for the last one only."""
+    """The skip product of one layer, step after step; on the chain for the last layer only."""
     s, panels = layout.shape, ceil(layout.panels[2] / layout.skip)
     return {SHARED: 1, PRODUCT: panels * steps(s.HALF, layout.dtype), FP32: 2, CONVERT: 1}
 
 
 def head_parts(layout: Layout) -> list[Part]:
     """From skip sums to the next sample's x on its way to the first block; a categorical head, classes as input."""
-    s, warps = layout.shape, layout.chain + layout.skip
+    s, warps, dtype = layout.shape, layout.chain + layout.skip, layout.dtype
     own = ceil(s.CLASSES / LANES)  # classes of a lane
     scan = 5  # log2 of the lanes
+    hidden, outputs = (by_turns(n, dtype, ceil(m / PANEL / warps)) for n, m in ((s.S, s.H), (s.H, s.A)))
     return [
-        Part("hidden", 1, {
-            SHARED: 1, PRODUCT: ceil(s.H // PANEL / warps) * turns(s.S, layout.dtype), FP32: 2, CONVERT: 1, BARRIER: 1,
-        }),
-        Part("outputs", 1, {
-            SHARED: 1, PRODUCT: ceil(s.A // PANEL / warps) * turns(s.H, layout.dtype), FP32: 1, BARRIER: 1,
-        }),
+        Part("hidden", 1, followed({SHARED: 1, FP32: 1, CONVERT: 1, BARRIER: 1}, hidden)),
+        Part("outputs", 1, followed({SHARED: 1, BARRIER: 1}, outputs)),
         # The largest logit, the sum of weights, its prefix, the comparisons, their sum.
         Part("draw", 1, {
             SHARED: 2, FP32: own + scan + 3 + own + 2 * scan + own + 1 + scan, SPECIAL: 2, EXCHANGE: 3 * scan + 2,
@@ -198,34 +210,27 @@ def nv_wavenet_chain(s: Shape, half: bool) -> list[Part]:
         """One row of a product: the longer of both sums, and bringing the partial sums together."""
         return {math: inputs / 4 + 2} if half else {math: inputs / 2 + 1}
 
-    def and_(*more: Operations) -> dict[str, float]:
-        found: Counter[str] = Counter()
-        for one in more:
-            for name, count in one.items():
-                found[name] += count  # type: ignore[assignment]
-        return dict(found)
-
     poll_and_share: Operations = {POLLED: 1, SHARED: 1, BARRIER: 1}
     return [
         # x is polled and shared; row; previous tap, bias, conditioning; tanh beside σ through shared memory.
-        Part("x from the block before, newest tap, tanh and σ", s.LAYERS, and_(
+        Part("x from the block before, newest tap, tanh and σ", s.LAYERS, followed(
             poll_and_share, row(R), {math: 3}, {FP32: 2, SPECIAL: 2, SHARED: 1, BARRIER: 1, CONVERT: 2 * half},
         )),
-        Part("their product, residual", s.LAYERS - 1, and_({math: 1, SHARED: 1, BARRIER: 1}, row(R), {math: 2})),
-        Part("gates of the last layer to its skip block", 1, and_({math: 1}, poll_and_share, row(R), {math: 3})),
-        Part("hidden layer, inputs in S/R blocks", 1, and_(poll_and_share, row(R), {math: 3})),
+        Part("their product, residual", s.LAYERS - 1, followed({math: 1, SHARED: 1, BARRIER: 1}, row(R), {math: 2})),
+        Part("gates of the last layer to its skip block", 1, followed({math: 1}, poll_and_share, row(R), {math: 3})),
+        Part("hidden layer, inputs in S/R blocks", 1, followed(poll_and_share, row(R), {math: 3})),
         Part("sums of these from block to block", S / R - 1, {POLLED: 1, math: 2}),
-        Part("outputs, inputs in A/R blocks", 1, and_(poll_and_share, row(R), {math: 2})),
+        Part("outputs, inputs in A/R blocks", 1, followed(poll_and_share, row(R), {math: 2})),
         Part("sums of these from block to block", A / R - 1, {POLLED: 1, math: 2}),
         # The largest of a thread's rows, of its warp, of all; weights and their sum; the class by a scan over warps,
         # threads, rows: on average half of 32 threads.
         Part("softmax and choice", 1, {
-            POLLED: 1, SHARED: 5 + 16, BARRIER: 6, FP32: A / (2 * R) + 5 + R / 16 + 3 + A / (2 * R) + 5 + R / 16 + 1
+            POLLED: 1, SHARED: 6, BARRIER: 6, FP32: A / (2 * R) + 5 + R / 16 + 3 + A / (2 * R) + 5 + R / 16 + 1
             + R / 16 + 16 + A / (2 * R), SPECIAL: 1, EXCHANGE: 10,
         }),
         Part("the next sample begins: a lock that all blocks poll", 1, {POLLED: 1, BARRIER: 2}),
         # The first layer's block loads the class, then its rows, and polls what it wrote itself.
-        Part("embedding", 1, {L2: 3, math: 1, FP32: 2, SPECIAL: 2}),
+        Part("embedding", 1, followed({L2: 3, FP32: 2, SPECIAL: 2}, {math: 1})),
     ]  # fmt: skip
 
 

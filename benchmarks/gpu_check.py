@@ -101,9 +101,10 @@ def about() -> dict[str, Any]:
             told[package] = version(package)
         except PackageNotFoundError:
             told[package] = None
-    from gpu_compile import compiler
+    import gpu_compile
+    import gpu_compile_cuda
 
-    told["compiler"] = compiler()
+    told["compiler"] = gpu_compile.compiler() | gpu_compile_cuda.compiler()
     looked = gpu_parts.gpu.look()
     told["gpu"] = looked if isinstance(looked, str) else {
         "driver": str(looked), "devices": [gpu.name for gpu in looked.gpus],

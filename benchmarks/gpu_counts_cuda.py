@@ -31,6 +31,7 @@ from wavenet_fast.kernels.cuda.model import Heard, Made, Model, Streams
 from wavenet_fast.kernels.cuda.plan import Plan
 from wavenet_fast.kernels.cuda.shapes import FRAGMENT_BYTES
 
+from wavenet_fast.backends.selftest import sources_hash
 from wavenet_fast.bench_gate import macs_per_sample
 from wavenet_fast.cases import case, random_weights
 from wavenet_fast.errors import WavenetFastError
@@ -40,6 +41,7 @@ CASES = [
     ("voice", "bf16"), ("nv-medium", "bf16"), ("r9y9-mol", "bf16"), ("nv-medium", "int8"), ("nv-medium", "fp32"),
 ]  # fmt: skip
 VARIANTS = ("resident", "streaming_weights")
+MANY_OF = ("nv-medium", "bf16")
 ONE, MANY = 1, 256
 STEPS = (2, 4)
 MOST_POLLS = 150
@@ -188,25 +190,27 @@ def counted(shape: str, dtype: str, variant: str, streams: int) -> dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--json", type=Path, help="where the counts go")
+    parser.add_argument(
+        "--json", type=Path, help="where the counts go; what it holds of these kernels is not counted again"
+    )
     parser.add_argument("--shapes", nargs="+", default=[shape for shape, _ in CASES])
     args = parser.parse_args()
-    wanted = [
-        (shape, dtype, variant, streams)
-        for shape, dtype in CASES
-        if shape in args.shapes
-        for variant in VARIANTS
-        for streams in ((ONE, MANY) if variant == "resident" else (ONE,))
-    ]
-    rows = []
-    for one in tqdm(wanted, "count", disable=None):
+    wanted = [(*case, variant, ONE) for case in CASES for variant in VARIANTS] + [(*MANY_OF, "resident", MANY)]
+    rows: list[dict[str, Any]] = []
+    if args.json and args.json.exists():
+        before = json.loads(args.json.read_text(encoding="utf-8"))
+        rows = before["cases"] if before.get("sources") == sources_hash() else []
+    known = [(row["shape"], row["dtype"], row["variant"], row["streams"]) for row in rows]
+    for one in tqdm([one for one in wanted if one[0] in args.shapes and one not in known], "count", disable=None):
         row = counted(*one)
         if row is None:
             tqdm.write(f"{one}: the planner has no room for it")
             continue
         rows.append(row)
+        rows.sort(key=lambda r: wanted.index((r["shape"], r["dtype"], r["variant"], r["streams"])))
         if args.json:
-            args.json.write_text(json.dumps({"device": DEVICE, "cases": rows}, indent=1) + "\n", encoding="utf-8")
+            told = {"device": DEVICE, "sources": sources_hash(), "cases": rows}
+            args.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     for row in rows:
         print(f"{row['shape']} {row['dtype']} {row['variant']}: {json.dumps(row['sample_of_a_tile'])}")
 

@@ -47,11 +47,13 @@ def compile_tables(told: Row) -> dict[str, str]:
         both.setdefault(key, {})[row["by"]] = row
     pairs = [pair for pair in both.values() if "nvcc" in pair]
     same = sum(pair["nvcc"]["registers"] == pair["nvrtc"]["registers"] for pair in pairs)
+    named = [f"{r['form']}, {r['shape']} {r['dtype']}, {r['streams']} streams, sm_{r['target']}" for r in spilled]
     return {
         "cuda-compiler": "; ".join(f"{tool} {version}" for tool, version in told["compiler"].items()),
         "cuda-resident": made(("resident, grid", "resident, cluster")),
         "cuda-streaming": made(("streaming_weights",)),
-        "cuda-spills": f"{len(spilled)} of {len(rows)} kernels spill registers. Of {len(pairs)} kernels that nvcc "
+        "cuda-spills": f"{len(spilled)} of {len(rows)} kernels spill registers"
+        f"{' (' + '; '.join(named) + ')' if named else ''}. Of {len(pairs)} kernels that nvcc "
         f"compiles too, {same} have the registers that NVRTC gives them.",
     }
 

@@ -51,17 +51,37 @@ def tried(what: str, check: Callable[[], Finding | None]) -> Finding:
 
 
 def compiles(level: Level) -> Iterator[Finding]:
-    """Every kernel for every target: within the limits, and the recorded code where this is the recorded compiler."""
-    from gpu_compile import cases, compiled, compiler, differences, faults, recorded_table, sample_of_cases
+    """Every kernel of Triton and of CUDA for every target: within the limits, and the recorded code where this is the
+    recorded compiler."""
+    import gpu_compile
 
-    by, rows = recorded_table()
-    chosen = cases() if level == "full" else sample_of_cases() if level == "usual" else sample_of_cases()[:2]
-    for case in tqdm(chosen, "compile", disable=None):
+    yield from compiled_as_recorded(gpu_compile, level)
+    if (why := gpu.why_no_nvrtc()) is not None:
+        yield Finding("the CUDA kernels", "skipped", reason=why)
+        return
+    import gpu_compile_cuda
+
+    without = gpu_compile_cuda.why_no_nvcc()
+    if without is not None:
+        yield Finding("the CUDA kernels by nvcc", "skipped", reason=without)
+    yield from compiled_as_recorded(gpu_compile_cuda, level, lambda case: case.by != "nvcc" or without is None)
+
+
+def compiled_as_recorded(
+    what: Any, level: Level, wanted: Callable[[Any], bool] = lambda case: True
+) -> Iterator[Finding]:
+    """`what`: gpu_compile or gpu_compile_cuda."""
+    from compile_table import differences
+
+    by, rows = what.TABLE.recorded()
+    sample = what.sample_of_cases()
+    chosen = {"full": what.cases(), "usual": sample, "quick": sample[:2]}[level]
+    for case in tqdm([case for case in chosen if wanted(case)], "compile", disable=None):
 
         def check(case: Any = case) -> Finding:
-            row = compiled(case)
-            wrong = faults(row)
-            if compiler() == by and case in rows:
+            row = what.compiled(case)
+            wrong = what.faults(row)
+            if what.compiler() == by and case in rows:
                 wrong += differences(row, rows[case])
             return Finding(str(case), "failed" if wrong else "passed", reason="; ".join(wrong) or None, details=row)
 

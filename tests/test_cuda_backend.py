@@ -81,9 +81,11 @@ def test_a_block_with_too_little_room_gives_another_plan_and_the_same_sound():
     weights, plans, sounds = random_weights(config), [], []
     # Three hops a sample take longer than to stream weights as few as these: resident is asked for.
     full, small = roomy.shared_per_block, 24_000
-    rooms = (full, 16, (16,), "auto"), (small, 16, (16,), "resident"), (small, 16, (), "resident"), (small, 1, (1,), "auto")
-    for size, multiprocessors, gpcs, variant in rooms:
-        properties = dataclasses.replace(roomy, shared_per_block=size, multiprocessors=multiprocessors, gpcs=gpcs)
+    rooms = (full, 16, 16, "auto"), (small, 16, 16, "resident"), (small, 16, 1, "resident"), (small, 1, 1, "auto")
+    for size, multiprocessors, cluster, variant in rooms:
+        properties = dataclasses.replace(
+            roomy, shared_per_block=size, multiprocessors=multiprocessors, max_cluster=cluster
+        )
         device = EmulatedDevice(90, properties=properties)
         engine = CudaEngine(config, weights, "fp32", device, variant=variant)
         plans.append(engine.explain(2, 1).details)
@@ -120,16 +122,23 @@ def test_how_many_clusters_fit_is_asked_of_the_device(capability, most):
 
     config = case("nv-small")
     properties = dataclasses.replace(emulated_properties(capability), multiprocessors=132, gpcs=(most,) * 8)
-    weights, plans = random_weights(config), []
-    for answers in ({size: 3 for size in range(most + 1)}, {most: 2}, {}):
+    weights = random_weights(config)
+
+    def planned(answers):
         device = Device(capability, properties=properties)
         device.answers, device.asked = answers, []
         model = Model(config, weights, "bf16", device)
-        plans.append(model.plan(8))
-        assert device.asked and len(device.asked) == len(set(device.asked)) and model.plan(8) is plans[-1]
-        assert plans[-1].hop == "grid" or plans[-1].blocks == device.asked[-1]
-    assert [plan.hop for plan in plans] == ["cluster", "cluster", "grid"]
-    assert plans[0].blocks < plans[1].blocks == most
+        plan = model.plan(8)
+        assert device.asked and len(device.asked) == len(set(device.asked)) and model.plan(8) is plan
+        assert plan.hop == "grid" or plan.blocks == device.asked[-1]
+        return plan
+
+    any_size = planned({size: 3 for size in range(most + 1)})
+    assert any_size.hop == "cluster"
+    assert planned({}).hop == "grid"
+    if any_size.blocks < most:
+        one_more = planned({any_size.blocks + 1: 2})
+        assert (one_more.hop, one_more.blocks) == ("cluster", any_size.blocks + 1)
 
 
 # --- a cache folder that cannot be written ----------------------------------------------------------------------

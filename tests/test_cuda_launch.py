@@ -54,14 +54,14 @@ def beginning(model, steps=6):
 
 def ready(model, arrays, counts, **options):
     from wavenet_fast.kernels.cuda.launches import Heard, Made, Streams
-    from wavenet_fast.kernels.cuda.planned import layout_of
+    from wavenet_fast.kernels.cuda.layout import Layout
 
     parts = [
         kind(**{field.name: arrays.get(field.name) for field in dataclasses.fields(kind)})
         for kind in (Streams, Heard, Made)
     ]
-    plan = model.plan(B, variant="streaming_weights")
-    return model.ready(layout_of(plan, model.shape), plan.pipelines, parts[0], counts, *parts[1:], **options)
+    cut = Layout(model.shape, model.dtype, "streaming_weights", 8, 1, 1, stages=4)
+    return model.ready(cut, 1, parts[0], counts, *parts[1:], **options)
 
 
 # --- what is taken ----------------------------------------------------------------------------------------------

@@ -145,16 +145,16 @@ def test_a_launch_made_ready_is_captured(run):
     """Memsets and kernels alone, on the stream that is captured."""
     run("""
 from wavenet_fast.kernels.cuda.launches import Heard, Made, Streams
-from wavenet_fast.kernels.cuda.planned import layout_of
+from wavenet_fast.kernels.cuda.layout import Layout
 
 model, s = engine.model, engine.model.shape
-plan = model.plan(3, variant="resident", blocks=2)
+grid = Layout(s, "fp32", "resident", 8, 1, 1, tiles=1, first_layers=(0, 2, s.LAYERS))
 zeros = device.zeros
 streams = Streams(state.rings, zeros((3, s.IN_DEPTH), np.float32), zeros((3,), np.float32), zeros((3,), np.int64),
                   zeros((3,), np.uint64))
 heard = Heard(zeros((3, 2, s.LAYERS, s.HALF, 2), np.float32), zeros((3,), np.int32), zeros((3,), np.int32))
 made = Made(zeros((3, 6), np.float32), zeros((3, 6), np.float32))
-given = layout_of(plan, s), plan.pipelines, streams, np.full(3, 6), heard, made
+given = grid, 1, streams, np.full(3, 6), heard, made
 ready = model.ready(*given)
 ready.prepare()
 ready.launch()

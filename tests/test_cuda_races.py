@@ -16,13 +16,14 @@ pytest.importorskip("torch", reason="the engines' conditioning network needs PyT
 pytest.importorskip("cuda.bindings", reason='cuda-bindings is not installed: pip install "wavenet-fast[cuda]"')
 
 from cuda_launches import FEW, FEW_CUTS, Recorder, laid, say_few
-from engine_models import random_mel, random_weights
+from engine_models import random_mel, random_weights, small
 from gpu_checks import same_states
 from gpu_cuda import why_unnoticed
 from wavenet_fast.kernels.cuda.compile import SOURCES, why_not_kernels
 from wavenet_fast.kernels.cuda.emulated_device import EmulatedDevice
 
 from wavenet_fast.backends.cuda import CudaEngine
+from wavenet_fast.config import CategoricalHead
 from wavenet_fast.emulated.mutate import mutants, survivors
 from wavenet_fast.errors import BackendError
 
@@ -142,3 +143,23 @@ def test_a_missing_barrier_is_noticed() -> None:
         print(caught.mutant.line, caught.mutant.description, caught.mode, caught.by)
     reached = launch.reached() if report.survived else set()
     assert len(report.caught) > 2 and not [m for m in report.survived if m.line in reached]
+
+
+# --- warps without a share --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head_channels", [32, 16])
+def test_the_past_arrives_by_warps_that_have_no_panel(head_channels: int) -> None:
+    """More panels of residual than of dilated or of the head, so that some chain warps meet no fragment between their
+    copies of the past and its use."""
+    config = small(
+        dilations=(1, 2, 1), kernel_size=3, residual_channels=64, gate_channels=32, skip_channels=16,
+        head_channels=head_channels, head=CategoricalHead(classes=16),
+    )  # fmt: skip
+    said = []
+    for device in (EmulatedDevice(90, "thread"), EmulatedDevice(90)):
+        engine = CudaEngine(config, random_weights(config), "bf16", device, variant="streaming_weights")
+        assert engine.explain(1, 1).details["chain_warps"] > engine.model.shape.HALF // 8
+        state = engine.start(np.arange(1, dtype=np.uint64), None)
+        said.append(engine.advance(state, random_mel(config, 1)[None], np.array([1]), np.array([True]), 1.0, raw=True)[0])
+    np.testing.assert_array_equal(said[0], said[1])

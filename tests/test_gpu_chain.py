@@ -19,6 +19,7 @@ from gpu_chain import (
     LEFT_OUT,
     POLLED,
     PRODUCT,
+    QUEUED,
     clocks,
     layout_of,
     nv_wavenet_chain,
@@ -31,6 +32,7 @@ from wavenet_fast.kernels.cuda.shapes import Shape, steps
 from wavenet_fast.cases import case
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 def read(name: str) -> Any:
@@ -78,10 +80,10 @@ def test_products_of_the_chain_follow_from_the_sizes() -> None:
     layout = layout_of("nv-medium")
     s = layout.shape
     assert (layout.chain, s.R, s.HALF, s.LAYERS) == (8, 64, 64, 20)
-    layers = 20 * 2 + 19 * 2  # four steps by turns are two
-    skip = ceil(8 / layout.skip) * 4
-    head = ceil(16 / 12) * 4 + ceil(16 / 12) * 8
-    assert total(resident_chain(layout))[PRODUCT] == layers + skip + head
+    found = total(resident_chain(layout))
+    # Four steps onto four sums; the skips' one behind the other; 8 and 16 steps in the head, two panels a warp.
+    assert found[PRODUCT] == 20 + 19 + ceil(8 / layout.skip) * 4 + 2 * 2 + 2 * 4
+    assert found[QUEUED] == (20 + 19 + 2 + 2) * 3
 
 
 def test_nv_wavenet_hops_once_a_layer_and_nine_times_outside() -> None:
@@ -98,3 +100,18 @@ def test_an_estimate_takes_only_what_has_a_latency() -> None:
     low, high = LATENCIES[PRODUCT][:2]
     assert clocks({PRODUCT: 2, BARRIER: 5}) == (2 * low, 2 * high)
     assert all(low <= high and source for low, high, source in LATENCIES.values())
+
+
+def test_the_page_draws_the_conclusions_that_the_counts_allow() -> None:
+    case_, text = read("cuda-chain.json")["cases"]["nv-medium"], (DOCS / "gpu-cuda.md").read_text(encoding="utf-8")
+    ours = case_["resident"]["clocks"]
+    peers = [case_[f"nv-wavenet, {dtype}"]["clocks"] for dtype in ("fp32", "fp16")]
+    ratios = [mine / theirs for peer in peers for mine, theirs in zip(ours, peer, strict=True)]
+    assert ("By the ratios above it is missed" in text) == (max(ratios) > 1 / 3)
+    hops = sum(
+        p["times"] * clocks(p["operations"])[0] for p in case_["resident"]["parts"] if ARRIVAL in p["operations"]
+    )
+    assert ("all hops together are a third of the chain" in text) == (0.28 < hops / ours[0] < 0.38)
+    for row in read("cuda-chain.json")["cases"].values():
+        slowest = max(work["clocks"][1] for work in row["blocks_work"].values())
+        assert 8 * (row["resident"]["clocks"][1] // slowest) >= 16, "the page says that the goal is met"

@@ -21,16 +21,20 @@ three in the fullest (ptxas gives 320 threads 168 registers, as it gives 384).""
 
 MOST_UNROLLED_LAYERS = 4
 """Layers of a block whose weights may live in registers: registers have no index, so each layer is its own code."""
-BASE_REGISTERS = {8: 94, 16: 112, 32: 176}
+MOST_LAYERS = 8
+"""Layers of a block in any case, since what is summed up before x arrives lies in registers too. 20 layers of nv-small
+are 450 KB of machine code, which a multiprocessor would fetch anew for every sample; 10 are 117 KB."""
+BASE_REGISTERS = {8: 94, 16: 162, 32: 224}
 """By tile: registers of a thread for addresses, loops, operands and what is on its way, beside weights and what it
-keeps from layer to layer. Like the next from compiled kernels: so many that no named case spills (NVRTC 13.5)."""
-STREAMING_REGISTERS = {8: 94, 16: 112, 32: 132}
-"""The same of `streaming_weights`, which keeps nothing for several layers; and in int8, whose products have sums of their
-own, more."""
-MORE_IN_STREAMED_INT8 = {8: 0, 16: 0, 32: 8}
+keeps from layer to layer. Like the next from kernels of the named cases, compiled by NVRTC 13.5: so many that those
+which spilled are refused. ptxas follows no formula, so the tests compile what leaves fewest over."""
+STREAMING_REGISTERS = {8: 94, 16: 120, 32: 150}
+"""The same of `streaming_weights`, which keeps nothing for several layers."""
+MORE_IN_INT8 = {8: 20, 16: 16, 32: 16}
+"""More of them in int8, whose products have whole numbers for sums besides."""
 MORE_IN_TEAMS = {8: 4, 16: 20, 32: 40}
 """More of them where a team's blocks exchange gates and x."""
-MORE_IN_FP32 = {8: 0, 16: 44, 32: 24}
+MORE_IN_FP32 = {8: 0, 16: 44, 32: 60}
 """More of them in fp32, where each lane reads rows and columns of its own."""
 
 STAGES = (16, 8, 4, 2)
@@ -58,6 +62,12 @@ def warps(shape: Shape, team: int = 1) -> tuple[int, int]:
     return _at_most(CHAIN_WARPS, max(shape.HALF // 8, residual), team), _at_most(SKIP_WARPS, shape.S // PANEL, team)
 
 
+def warps_to_try(shape: Shape, team: int = 1) -> list[tuple[int, int]]:
+    """As many as are useful, then fewer with more registers each."""
+    chain, skip = warps(shape, team)
+    return list(dict.fromkeys(((chain, skip), (min(chain, FEWER_CHAIN_WARPS), skip))))
+
+
 def most_of_a_team(shape: Shape) -> int:
     """Blocks beyond which no block's share gets smaller."""
     return max(shape.HALF // 8, shape.R // PANEL, shape.S // PANEL)
@@ -69,7 +79,7 @@ def registers(layout: Layout, own: int) -> int:
     eights, (dilated, residual, skip) = layout.tile // 8, layout.panels
     of_panel = 4 * eights  # a panel's sums
     base = (BASE_REGISTERS if layout.resident else STREAMING_REGISTERS)[layout.tile]
-    base += MORE_IN_STREAMED_INT8[layout.tile] if layout.dtype == "int8" and not layout.resident else 0
+    base += MORE_IN_INT8[layout.tile] if layout.dtype == "int8" else 0
     base += MORE_IN_TEAMS[layout.tile] if layout.team > 1 else 0
     base += MORE_IN_FP32[layout.tile] if layout.dtype == "fp32" else 0
     skips = of_panel * (_share(skip, layout.skip) if layout.skip_in_registers else 1)

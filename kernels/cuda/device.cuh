@@ -201,9 +201,7 @@ DEVICE u32 load_acquire(const u32* flag) {
 }
 
 // Adds one to a flag, behind everything that this thread has written or knows to be written.
-DEVICE void add_release(u32* flag) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(flag) : "memory");
-}
+DEVICE void add_release(u32* flag) { asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(flag) : "memory"); }
 
 DEVICE u64 load_relaxed(const u64* word) {
   u64 value;

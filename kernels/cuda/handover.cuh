@@ -30,8 +30,11 @@ struct Mailbox {
   DEVICE Rows<shape::HALF> gates() const { return Rows<shape::HALF>(layers + mail::gates); }
   DEVICE Rows<shape::S> skips() const { return Rows<shape::S>(head); }
 
-  // Where a vector is put that this mailbox's team needs: as `rows` (through `numbers` of the writer's own in int8), or,
-  // where the team has several blocks, in the mailbox, from which each of them takes it to rows of its own.
+  // Where a vector is put that this mailbox's team needs, `rows` and `numbers` being what the writer proposes:
+  //
+  //                  team of one block                      of several
+  //   int8           put: numbers, finish: rows             put: the mailbox's numbers, finish by each reader: rows
+  //   other formats  put: rows                              put: the mailbox's rows, taken by each reader
   DEVICE Target<shape::R> x_target(const Rows<shape::R>& rows, float* numbers) const {
     return target(rows, x(), layers + mail::x_numbers, numbers);
   }
@@ -43,7 +46,9 @@ struct Mailbox {
   }
 
   // What others have put there, on its way to `rows` of a block's own.
-  DEVICE Target<shape::R> arrived_x(const Rows<shape::R>& rows) const { return x_target(own_if_numbers(rows, x()), {}); }
+  DEVICE Target<shape::R> arrived_x(const Rows<shape::R>& rows) const {
+    return x_target(own_if_numbers(rows, x()), {});
+  }
   DEVICE Target<shape::S> arrived_skips(const Rows<shape::S>& rows) const {
     return skip_target(own_if_numbers(rows, skips()), {});
   }
@@ -60,8 +65,8 @@ struct Mailbox {
   }
 
   template <int CHANNELS>
-  DEVICE Target<CHANNELS> target(
-      const Rows<CHANNELS>& rows, const Rows<CHANNELS>& place, u8* mailed, float* numbers) const {
+  DEVICE Target<CHANNELS> target(const Rows<CHANNELS>& rows, const Rows<CHANNELS>& place, u8* mailed,
+                                 float* numbers) const {
     if (kSendsNumbers) return {rows, reinterpret_cast<float*>(mailed)};
     return {plan::TEAM > 1 ? place : rows, numbers};
   }
@@ -157,21 +162,22 @@ struct Post {
   }
 
   // Waits until for sample i, and for all before it, as many warps as `arrivals` have sent.
-  DEVICE void receive(Mail mail, int arrivals, int tile, int i, Watch& watch) const {
+  DEVICE void receive(Mail mail, u32 arrivals, int tile, int i, Watch& watch) const {
 #if __CUDA_ARCH__ >= 900
     if (plan::CLUSTER) {
       u64* const here = barrier(mail, tile);
-      return wait_until([&] { return barrier_passed(here, i & 1); }, watch, mail, tile);
+      wait_until([&] { return barrier_passed(here, i & 1); }, watch, mail, tile);
+      return warp_barrier();  // lanes may have left the loop apart
     }
 #endif
     const u32* const here = flag(team, mail, tile);
-    const auto arrived = [&] { return static_cast<int>(load_acquire(here) - static_cast<u32>(arrivals)) >= 0; };
+    const auto arrived = [&] { return static_cast<int>(load_acquire(here) - arrivals) >= 0; };
     if (lane_index() == 0) wait_until(arrived, watch, mail, tile);
     warp_barrier();
   }
 
   // Within a team: sends what a chain warp has put into the team's mailbox, and waits for the others'.
-  DEVICE void exchange(Mail mail, int arrivals, int tile, int i, Watch& watch) const {
+  DEVICE void exchange(Mail mail, u32 arrivals, int tile, int i, Watch& watch) const {
     send(team, mail, tile);
     receive(mail, arrivals, tile, i, watch);
   }
@@ -180,7 +186,7 @@ struct Post {
 
   // By all chain warps, which have yet to meet.
   template <int CHANNELS>
-  DEVICE void take_alone(const Rows<CHANNELS>& to, const Target<CHANNELS>& from, int warp, int thread) const {
+  DEVICE void take_unmet(const Rows<CHANNELS>& to, const Target<CHANNELS>& from, int warp, int thread) const {
     take_part(to, from, warp, plan::CHAIN, thread, kChainThreads);
   }
 
@@ -202,8 +208,8 @@ struct Post {
 
  private:
   template <int CHANNELS>
-  DEVICE static void take_part(
-      const Rows<CHANNELS>& to, const Target<CHANNELS>& from, int warp, int warps, int thread, int threads) {
+  DEVICE static void take_part(const Rows<CHANNELS>& to, const Target<CHANNELS>& from, int warp, int warps, int thread,
+                               int threads) {
     if (kSendsNumbers) return from.finish(warp, warps);
     for (int word = thread; word < Rows<CHANNELS>::kBytes / 16; word += threads) {
       copy_async(to.begin + word * 16, from.rows.begin + word * 16);

@@ -9,9 +9,13 @@ constexpr int kWarps = plan::CHAIN + plan::SKIP;
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kChainThreads = plan::CHAIN * kWarp, kSkipThreads = plan::SKIP * kWarp;
 
-// Barriers of a block, beside that of all its threads. Chain and skip warps do not wait for each other where they need
-// not: chain warps only arrive at kGatesReady, and skip warps only at kSkipDone. Of both there are two, by turns, as
-// there are two places for gates and x.
+// Barriers of a block, beside that of all its threads. Gates g and inputs x of layers have two places, by turns:
+//
+//   chain  g(l) → [GatesReady l] → meet → residual → wait [SkipDone l − 1] → x(l + 1) → meet → g(l + 1) → …
+//   skip           wait [GatesReady l] → skip product of g(l), ring of x(l) → [SkipDone l]
+//
+// Chain warps only arrive at kGatesReady, and skip warps only at kSkipDone. x(l + 1) and g(l + 1) lie where x(l − 1)
+// and g(l − 1) lay: so skip warps may be a layer late, and no more.
 constexpr int kChainMeets = 1, kSkipMeets = 2, kGatesReady = 3, kSkipDone = 5;
 
 // --- sums in memory -----------------------------------------------------------------------------------------------
@@ -46,9 +50,8 @@ DEVICE float& number_in_sums(float4* begin, int row, int n) {
 // --- head ---------------------------------------------------------------------------------------------------------
 
 template <class Weights>
-DEVICE void hidden_layer(
-    const Call& call, const Stream* streams, int i, const Rows<shape::S>& skip, const Target<shape::H>& hidden, int warp,
-    Weights weights) {
+DEVICE void hidden_layer(const Call& call, const Stream* streams, int i, const Rows<shape::S>& skip,
+                         const Target<shape::H>& hidden, int warp, Weights weights) {
   for (int m = warp; m < shape::H / 16; m += kWarps) {
     Sums sums = Biases(call.b_hidden, m).sums();
     auto&& source = weights(m);
@@ -72,8 +75,8 @@ struct Logits {
 };
 
 template <class Weights>
-DEVICE void output_layer(
-    const Call& call, const Rows<shape::H>& hidden, const Logits& logits, int warp, Weights weights) {
+DEVICE void output_layer(const Call& call, const Rows<shape::H>& hidden, const Logits& logits, int warp,
+                         Weights weights) {
   for (int m = warp; m < shape::A / 16; m += kWarps) {
     Sums sums = Biases(call.b_out, m).sums();
     auto&& source = weights(m);
@@ -93,8 +96,7 @@ struct Entrance {
 };
 
 // What sample i hears of its past, of the stream in place n; by one warp.
-DEVICE void embed_stream(
-    const Call& call, const Stream& s, const float* inputs, int i, int n, const Entrance& to) {
+DEVICE void embed_stream(const Call& call, const Stream& s, const float* inputs, int i, int n, const Entrance& to) {
   float largest = 0.0f;
   if (kInt) {  // and once more below: not every R fits the registers of a warp
     for (int r = lane_index(); r < shape::R; r += kWarp) {
@@ -161,9 +163,8 @@ struct Dice {
 };
 
 // Draws, sounds, and embeds for sample i + 1.
-DEVICE void draw_and_embed(
-    const Call& call, const Stream* streams, int i, const Dice& dice, const Logits& logits, const Memories& memories,
-    const Entrance& to, bool more, int warp) {
+DEVICE void draw_and_embed(const Call& call, const Stream* streams, int i, const Dice& dice, const Logits& logits,
+                           const Memories& memories, const Entrance& to, bool more, int warp) {
 #pragma unroll
   for (int k = 0; k < kDraws; ++k) {
     const int n = warp + k * kWarps;

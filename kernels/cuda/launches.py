@@ -19,7 +19,7 @@ from .layout import Layout
 from .shapes import Shape
 
 PATIENCE = 1 << 36
-"""Clock cycles that a block waits for another: more than half a minute on any GPU."""
+"""Clock cycles that a block waits for another: about half a minute."""
 
 _GO_ON_THREADS = 128
 WAITED_FOR = ("x", "the skip sums", "the skip sums of all layers", "x of the next layer", "the gates", "the rings")
@@ -150,7 +150,7 @@ def check_word(word: int, layout: Layout, patience: int) -> None:
     blocks = layout.blocks
     raise BackendError(
         f"the kernel gave up: block {block % blocks} of pipeline {block // blocks} waited more than "
-        f"{patience:,} clock cycles for {WAITED_FOR[what]} of tile {tile}. Nothing was made; if the GPU is not stopped "
+        f"{patience:,} clock cycles for {WAITED_FOR[what]} of tile {tile}. What was made is not to be used; if the GPU is not stopped "
         "by a debugger or shared with others, please report this; WAVENET_FAST_GPU_PATIENCE (seconds) lets it wait "
         "longer"
     )

@@ -177,7 +177,7 @@ class Layout:
         s, pasts = self.shape, 2 if self.tiles > 1 else 1  # of the tile at hand, and of the next
         return {
             "mail": self.tiles * self.mailbox["skips"] if self.cluster else 0, "hearing": self.tile * _HEARING,
-            "ring_table": own * _RING, "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF), "x_in": 0 if self.cluster else self.rows(s.R),
+            "ring_table": s.LAYERS * _RING, "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF), "x_in": 0 if self.cluster else self.rows(s.R),
             "numbers": self.numbers(s.R, s.HALF), "skip_numbers": self.numbers(s.S),
             "weights": own * self.layer_weights, "past": pasts * own * (s.K - 1) * self.rows(s.R),
         }  # fmt: skip

@@ -40,8 +40,8 @@ DEVICE float expand(float y, float mu) {
   return y < 0.0f ? -size : size;
 }
 
-// Φ⁻¹(v) = √2 · erfinv(2v − 1) by Giles' polynomials ("Approximating the erfinv function", GPU Computing Gems, 2011), as
-// in sampling.normal_quantile.
+// Φ⁻¹(v) = √2 · erfinv(2v − 1) by Giles' polynomials ("Approximating the erfinv function", GPU Computing Gems, 2011),
+// as in sampling.normal_quantile.
 DEVICE float normal_quantile(float v) {
   const float w = -logarithm(4.0f * v * (1.0f - v));
   float p;

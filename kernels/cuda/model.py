@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from wavenet_fast.config import CategoricalHead, WaveNetConfig
 from wavenet_fast.errors import BackendError
 from wavenet_fast.packing import hearing_format
+from wavenet_fast.sampling import check_temperature
 
 from ..tables import tables
 from .arguments import check_patience, check_values, checked, counted
@@ -64,6 +65,7 @@ class Model:
         self.config, self.dtype, self.device, self.shape = config, dtype, device, Shape.of(config, dtype)
         self.operand = OPERANDS[dtype]
         self._plans: dict[Any, Plan] = {}
+        self._tapes_made: dict[tuple[int, int], dict[str, Array]] = {}
         self._clusters: dict[int, int] = {}
         self._resident: dict[tuple[Layout, Extras], int] = {}
         packed = pack(config, weights, dtype)
@@ -169,6 +171,7 @@ class Model:
         if not trusted:
             check_values(self, given)
         check_patience(patience)
+        check_temperature(temperature)
         extras = Extras(given.forced is not None, given.made.logits is not None, bool(given.made.trace))
         kernel = self._kernel(layout, extras)
         rounds = places(layout, pipelines, numbers)
@@ -185,7 +188,7 @@ class Model:
             "audio": made.audio, "draws": made.draws, "logits": made.logits, "forced": given.forced,
             "stride": made.audio.shape[1], "logits_width": c.out_channels,
             **{f"{stage}_trace": None if made.trace is None else made.trace[stage] for stage in trace_shapes(s)},
-            "temperature": temperature, "log_scale_min": self._log_scale_min,
+            "temperature": min(max(float(temperature), 1e-37), 3e38), "log_scale_min": self._log_scale_min,
             "preemphasis": c.signal.preemphasis, "gain": c.signal.gain, "mu": self._mu,
             "residual_scale": c.residual_scale, "skip_scale": c.skip_scale, "abort": abort, "patience": patience,
             **self._rooms(layout, len(rounds[0]) if rounds else 0),
@@ -224,10 +227,12 @@ class Model:
     def _on_device(self) -> dict[str, Array]:
         return {name: self.device.upload(array) for name, array in self._fragments.items()}
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - a model lives as long as its voice
     def _tapes(self, chain: int, skip: int) -> dict[str, Array]:
-        tape, starts = tapes(self.shape, self._fragments, chain, skip)
-        return {"tapes": self.device.upload(tape), "tape_starts": self.device.upload(starts)}
+        if (chain, skip) not in self._tapes_made:
+            tape, starts = tapes(self.shape, self._fragments, chain, skip)
+            made = {"tapes": self.device.upload(tape), "tape_starts": self.device.upload(starts)}
+            self._tapes_made[chain, skip] = made
+        return self._tapes_made[chain, skip]
 
     def _rooms(self, layout: Layout, pipelines: int) -> dict[str, Array | None]:
         """Memory for what does not fit on the chip, and for what blocks of a grid hand over."""

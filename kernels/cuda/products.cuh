@@ -2,7 +2,8 @@
 //
 // Same order everywhere. A sum begins with what is given, and takes its inputs step by step in their order; `by turns`
 // step s goes onto sum s mod 4, of which all but the first begin at zero, and the four are added at the end: four short
-// chains instead of one long. Where the weights come from, which warp works, and how many streams there are changes no bit.
+// chains instead of one long. Where the weights come from, which warp works, and how many streams there are changes no
+// bit.
 #pragma once
 
 #include "numbers.cuh"
@@ -26,8 +27,8 @@ struct Totals {
 
 using Sums = Totals<float>;
 
-DEVICE int row_in_panel() { return lane_index() / 4; }        // g
-DEVICE int pair_in_eight() { return lane_index() % 4 * 2; }   // 2t
+DEVICE int row_in_panel() { return lane_index() / 4; }       // g
+DEVICE int pair_in_eight() { return lane_index() % 4 * 2; }  // 2t
 
 // Calls visit(row of the panel, stream of the tile, the lane's number) for each number of the lane.
 template <class Visit>
@@ -218,7 +219,7 @@ DEVICE void multiply_fp32(Sums& sums, const float4* a, const Rows<CHANNELS>& x, 
       const int n = e * 8 + pair_in_eight(), input = step * kStepInputs + quad * 4;
       const float4 left = *reinterpret_cast<const float4*>(x.row(n) + input);
       const float4 right = *reinterpret_cast<const float4*>(x.row(n + 1) + input);
-      float(&d)[4] = sums.v[e];
+      float (&d)[4] = sums.v[e];
       d[0] = fused(low.w, left.w, fused(low.z, left.z, fused(low.y, left.y, fused(low.x, left.x, d[0]))));
       d[1] = fused(low.w, right.w, fused(low.z, right.z, fused(low.y, right.y, fused(low.x, right.x, d[1]))));
       d[2] = fused(high.w, left.w, fused(high.z, left.z, fused(high.y, left.y, fused(high.x, left.x, d[2]))));
@@ -251,8 +252,8 @@ DEVICE void multiply_pair(Total& first_sums, Total& second_sums, Weights& weight
 // How many sums a product is dealt out to, by the number of its steps.
 DEVICE constexpr int turns(int steps) { return steps >= 4 ? 4 : steps >= 2 ? 2 : 1; }
 
-// How many rounds of `group` steps are loaded ahead, of plan::AHEAD pairs of steps. Weights in registers have no index, so
-// all of their steps are unrolled.
+// How many rounds of `group` steps are loaded ahead, of plan::AHEAD pairs of steps. Weights in registers have no index,
+// so all of their steps are unrolled.
 template <class Weights>
 DEVICE constexpr int unrolled(int steps, int group) {
   if (Weights::kHeld) return ceil_div(steps, group);
@@ -333,7 +334,8 @@ DEVICE void add_product_in(Sums& sums, Weights& weights, const Rows<CHANNELS>& x
 
 }  // namespace detail
 
-// sums += weights · x, one step after the other. `units`: what one unit is worth in each of the panel's rows, int8 only.
+// sums += weights · x, one step after the other. `units`: what one unit is worth in each of the panel's rows, int8
+// only.
 template <class Weights, int CHANNELS>
 DEVICE void add_product(Sums& sums, Weights& weights, const Rows<CHANNELS>& x, const float* units) {
   detail::add_product_in<1>(sums, weights, x, units);

@@ -1,8 +1,8 @@
 // `project`: mel features → what all layers hear of them, once per frame: rows times a matrix, on top of what each
 // utterance begins with.
 //
-// A block of WARPS warps makes 16 · WARPS outputs of a tile of N rows; inputs come CHUNK at a time. The order of a sum is
-// that of products.cuh, so that a row's numbers depend neither on the rows beside it nor on how many there are.
+// A block of WARPS warps makes 16 · WARPS outputs of a tile of N rows; inputs come CHUNK at a time. The order of a sum
+// is that of products.cuh, so that a row's numbers depend neither on the rows beside it nor on how many there are.
 #include "products.cuh"
 
 struct Call {
@@ -18,7 +18,7 @@ struct Call {
 
 constexpr int kThreads = project_plan::WARPS * kWarp;
 
-extern "C" __global__ void __launch_bounds__(kThreads) project(const __grid_constant__ Call call) {
+extern "C" __global__ void __launch_bounds__(kThreads, 1) project(const __grid_constant__ Call call) {
   using Chunk = Rows<project_plan::CHUNK>;
   __shared__ __align__(16) u8 shared[Chunk::kBytes];
   const Chunk x(shared);
@@ -42,9 +42,9 @@ extern "C" __global__ void __launch_bounds__(kThreads) project(const __grid_cons
     block_barrier();
     if (!works) continue;
     constexpr int kSteps = steps_of(project_plan::CHUNK);
-    FromMemory weights = {
-        call.project +
-        (static_cast<size_t>(panel) * (project_plan::INPUTS / kStepInputs) + chunk * kSteps) * kFragmentWords};
+    FromMemory weights = {call.project +
+                          (static_cast<size_t>(panel) * (project_plan::INPUTS / kStepInputs) + chunk * kSteps) *
+                              kFragmentWords};
     add_product(sums, weights, x, nullptr);
   }
   if (!works) return;

@@ -8,14 +8,14 @@
 // A team is one block, or TEAM blocks, where one layer does not fit a block: then each has a share of the rows of every
 // matrix, and gates and x are exchanged within the team. The head's team is always one block.
 //
-// Of a block's warps, CHAIN work on what the next layer waits for and SKIP on the rest, as in streaming_weights.cuh; and
-// what does not depend on this sample (conditioning, biases, the older taps) is summed up before x arrives. On the way
-// from layer to layer there is then: the newest tap's product, the gate, a barrier, the residual product, a barrier.
-// The weights of both products lie in registers where the plan says so, all others in shared memory.
+// Of a block's warps, CHAIN work on what the next layer waits for and SKIP on the rest, as in streaming_weights.cuh;
+// and what does not depend on this sample (conditioning, biases, the older taps) is summed up before x arrives. On the
+// way from layer to layer there is then: the newest tap's product, the gate, a barrier, the residual product, a
+// barrier. The weights of both products lie in registers where the plan says so, all others in shared memory.
 //
-// Shared memory (namespace at): streams, barriers; of a block with layers: mailboxes, hearing, x operands (2), gates (2),
-// weights of its layers, their past; of the block with the head: mailboxes, memories, hidden, logits, weights (or, where
-// HEAD_IN_L2, these are read from the second-level cache).
+// Shared memory (namespace at): streams, barriers; of a block with layers: mailboxes, hearing, x operands (2), gates
+// (2), weights of its layers, their past; of the block with the head: mailboxes, memories, hidden, logits, weights (or,
+// where HEAD_IN_L2, these are read from the second-level cache).
 #include "handover.cuh"
 #include "head.cuh"
 
@@ -70,10 +70,10 @@ constexpr int kOutWords = kPanelsA * steps_of(shape::H) * kFragmentWords;
 static_assert(!plan::CLUSTER, "clusters begin with sm_90");
 #endif
 static_assert(plan::TEAM == 1 || !plan::CLUSTER, "the blocks of a team reach each other through global memory");
-static_assert(at::weights + plan::OWN * (kLayerWords * 16 + kPasts * kPastBytes) <= at::total, "layout.py has room for layers");
-static_assert(
-    plan::HEAD_IN_L2 || at::head_weights + (kHiddenWords + kOutWords) * 16 <= at::total,
-    "layout.py has room for the head");
+static_assert(at::weights + plan::OWN * (kLayerWords * 16 + kPasts * kPastBytes) <= at::total,
+              "layout.py has room for layers");
+static_assert(plan::HEAD_IN_L2 || at::head_weights + (kHiddenWords + kOutWords) * 16 <= at::total,
+              "layout.py has room for the head");
 
 // Fragments of a layer's matrices in global memory.
 DEVICE const uint4* dilated_panel(const Call& call, int layer, int m, int tap) {
@@ -108,7 +108,8 @@ enum Home { kRegisters, kAhead, kShared };
 constexpr int kMostAhead = 8;  // fragments of a thread, 32 registers
 
 DEVICE constexpr Home home_of(bool in_registers, int panels, int steps) {
-  return in_registers ? kRegisters : kTensorCores && panels * steps <= kMostAhead ? kAhead : kShared;
+  if (in_registers) return kRegisters;
+  return kTensorCores && panels * steps <= kMostAhead ? kAhead : kShared;
 }
 
 template <Home HOME, int PANELS, int STEPS>
@@ -203,7 +204,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   bool fetched = false;
   const auto past_of_layer = [&](int o) { return past + (turn * own + o) * kPastBytes; };
   const auto fetch_pasts = [&](int i, int tile) {
-    if (plan::TEAM > 1) post.receive(kRing, i * plan::TEAM * plan::SKIP, tile, i, watch);
+    if (plan::TEAM > 1) post.receive(kRing, static_cast<u32>(i) * plan::TEAM * plan::SKIP, tile, i, watch);
 #pragma unroll 1
     for (int o = 0; o < own; ++o) {
       fetch_past(call, all_streams + tile * plan::N, i, rings[o], past_of_layer(o), thread, kChainThreads);
@@ -224,15 +225,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   };
   const auto own_x = [&](int o) { return Rows<shape::R>(shared + at::x + o % 2 * Rows<shape::R>::kBytes); };
   const auto gates = [&](int o) { return Rows<shape::HALF>(shared + at::gates + o % 2 * Rows<shape::HALF>::kBytes); };
-  const Target<shape::H> hidden = {
-      Rows<shape::H>(shared + at::hidden), reinterpret_cast<float*>(shared + at::head_numbers)};
-  const Logits logits = {
-      plan::LOGITS_SHARED ? reinterpret_cast<float*>(shared + at::logits)
-                          : call.logits_room + static_cast<size_t>(post.pipeline) * plan::N * Logits::kStride};
+  const Target<shape::H> hidden = {Rows<shape::H>(shared + at::hidden),
+                                   reinterpret_cast<float*>(shared + at::head_numbers)};
+  const Logits logits = {plan::LOGITS_SHARED
+                             ? reinterpret_cast<float*>(shared + at::logits)
+                             : call.logits_room + static_cast<size_t>(post.pipeline) * plan::N * Logits::kStride};
   const auto memories = [&](int tile) {
-    return Memories{
-        reinterpret_cast<float*>(shared + at::inputs) + tile * plan::N * shape::IN_DEPTH,
-        reinterpret_cast<float*>(shared + at::filters) + tile * plan::N};
+    return Memories{reinterpret_cast<float*>(shared + at::inputs) + tile * plan::N * shape::IN_DEPTH,
+                    reinterpret_cast<float*>(shared + at::filters) + tile * plan::N};
   };
 
   // --- what stays for the whole launch ---
@@ -262,12 +262,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   commit_copies();
   ChainWeights<home_of(plan::NEWEST_IN_REGISTERS, kOwnD, kStepsR), kOwnD, kStepsR> newest;
   ChainWeights<home_of(plan::RESIDUAL_IN_REGISTERS, kOwnR, kStepsG), kOwnR, kStepsG> residual;
-  newest.load(chain ? own : 0, dilated_share, warp, [&](int o, int m) {
-    return dilated_panel(call, first + o, m, kPastTaps);
-  });
-  residual.load(chain ? own : 0, residual_share, warp, [&](int o, int m) {
-    return residual_panel(call, first + o, m);
-  });
+  newest.load(chain ? own : 0, dilated_share, warp,
+              [&](int o, int m) { return dilated_panel(call, first + o, m, kPastTaps); });
+  residual.load(chain ? own : 0, residual_share, warp,
+                [&](int o, int m) { return residual_panel(call, first + o, m); });
   load_rings(call, rings, first, own, thread, kThreads);
   wait_copies<0>();
   block_barrier();
@@ -300,6 +298,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   for (int i = 0; i < longest && !stopped; ++i) {
     for (int tile = 0; tile < plan::TILES && !stopped; ++tile) {
       if (i >= steps[tile]) continue;
+      const u32 made = i;  // samples of this tile before this one; what arrivals are counted with
       const Stream* const streams = all_streams + tile * plan::N;
       const Mailbox mine = post.mine(tile);
       // Where operands do not arrive in shared memory they are taken there.
@@ -341,7 +340,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
         newest.read_ahead(dilated_share, warp, newest_of(0));
 
         // x arrives.
-        post.receive(kX, (i + 1) * (team == 0 ? kWarps : kTeamChain), tile, i, watch);
+        post.receive(kX, (made + 1) * (team == 0 ? kWarps : kTeamChain), tile, i, watch);
         Sums x[kOwnR];
         for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) { x[k] = load_sums(mine.x_sums(), m); });
         post.take(x_in, mine.arrived_x(x_in), warp, thread);
@@ -364,8 +363,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
           });
           residual.read_ahead(residual_share, warp, residual_of);
           if (plan::TEAM > 1) {
-            post.exchange(kGates, (i * own + o + 1) * kTeamChain, tile, i, watch);
-            post.take_alone(gates(o), gated, warp, thread);
+            post.exchange(kGates, (made * own + o + 1) * kTeamChain, tile, i, watch);
+            post.take_unmet(gates(o), gated, warp, thread);
           } else if (kInt) {
             named_barrier(kChainMeets, kChainThreads);
             gated.finish(warp, plan::CHAIN);
@@ -393,9 +392,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
           if (o + 1 == plan::OWN || o + 1 == own) {
             const Mailbox next = post.mailbox(team + 1, tile);
             put_x(next.x_target(next.x(), numbers));
-            for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) {
-              store_sums(next.x_sums(), m, x[k]);
-            });
+            for_panels<kOwnR, plan::CHAIN>(residual_share, warp,
+                                           [&](int k, int m) { store_sums(next.x_sums(), m, x[k]); });
             post.send(team + 1, kX, tile);
           } else {
             // Skip warps have read what lay in these places, and will lie in those of the next gates.
@@ -404,7 +402,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
             put_x(to);
             newest.read_ahead(dilated_share, warp, newest_of(o + 1));
             if (plan::TEAM > 1) {
-              post.exchange(kInner, (i * (own - 1) + o + 1) * kTeamChain, tile, i, watch);
+              post.exchange(kInner, (made * (own - 1) + o + 1) * kTeamChain, tile, i, watch);
               post.take(own_x(o + 1), to, warp, thread);
             } else {
               named_barrier(kChainMeets, kChainThreads);
@@ -420,7 +418,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
           if (o >= own) break;
           const int layer = first + o;
           named_barrier(kGatesReady + o % 2, kThreads);
-          if (o == 0 && first > 0) post.receive(kSkip, (i + 1) * kTeamSkip, tile, i, watch);
+          if (o == 0 && first > 0) post.receive(kSkip, (made + 1) * kTeamSkip, tile, i, watch);
           for_panels<kOwnS, plan::SKIP>(skip_share, skip_warp, [&](int k, int m) {
             if (o == 0) skip[k] = first == 0 ? first_skip(call, m) : load_sums(mine.skip_sums(), m);
             FromMemory source = {weights(o).skip(m - skip_share.first)};
@@ -452,19 +450,17 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
 
       if (head) {
         const Dice dice(streams, i, warp);
-        post.receive(kHead, (i + 1) * kTeamSkip, tile, i, watch);
+        post.receive(kHead, (made + 1) * kTeamSkip, tile, i, watch);
         post.take_all(skips, mine.arrived_skips(skips), warp, thread);
-        hidden_layer(call, streams, i, skips, hidden, warp, [&](int m) {
-          return FromMemory{hidden_from + m * steps_of(shape::S) * kFragmentWords};
-        });
+        hidden_layer(call, streams, i, skips, hidden, warp,
+                     [&](int m) { return FromMemory{hidden_from + m * steps_of(shape::S) * kFragmentWords}; });
         if (kInt) {
           block_barrier();
           hidden.finish(warp, kWarps);
         }
         block_barrier();
-        output_layer(call, hidden.rows, logits, warp, [&](int m) {
-          return FromMemory{out_from + m * steps_of(shape::H) * kFragmentWords};
-        });
+        output_layer(call, hidden.rows, logits, warp,
+                     [&](int m) { return FromMemory{out_from + m * steps_of(shape::H) * kFragmentWords}; });
         block_barrier();
         const bool more = i + 1 < steps[tile];
         const Entrance to = post.mailbox(0, tile).entrance();

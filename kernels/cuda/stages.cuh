@@ -118,8 +118,8 @@ DEVICE Operand* ring_row(const Call& call, const Stream& s, const Ring& ring, in
 }
 
 // Copies what a layer's K − 1 older taps meet to shared memory, oldest tap first, by the threads `thread` of `threads`.
-DEVICE void fetch_past(
-    const Call& call, const Stream* streams, int i, const Ring& ring, u8* past, int thread, int threads) {
+DEVICE void fetch_past(const Call& call, const Stream* streams, int i, const Ring& ring, u8* past, int thread,
+                       int threads) {
   constexpr int kWords = plan::N * kRowWords;
 #pragma unroll 1
   for (int word = thread; word < (shape::K - 1) * kWords; word += threads) {
@@ -133,8 +133,8 @@ DEVICE void fetch_past(
 }
 
 // Writes a layer's newest input to the rings.
-DEVICE void remember(
-    const Call& call, const Stream* streams, int i, const Ring& ring, const Rows<shape::R>& x, int thread, int threads) {
+DEVICE void remember(const Call& call, const Stream* streams, int i, const Ring& ring, const Rows<shape::R>& x,
+                     int thread, int threads) {
   for (int word = thread; word < plan::N * kRowWords; word += threads) {
     const int n = word / kRowWords, w = word % kRowWords;
     if (i >= streams[n].count) continue;
@@ -146,8 +146,8 @@ DEVICE void remember(
 // --- gate ---------------------------------------------------------------------------------------------------------
 
 // tanh · σ of a panel's sums: eight gates, as operands.
-DEVICE void store_gates(
-    const Call& call, const Stream* streams, int i, int layer, int m, const Sums& z, const Target<shape::HALF>& g) {
+DEVICE void store_gates(const Call& call, const Stream* streams, int i, int layer, int m, const Sums& z,
+                        const Target<shape::HALF>& g) {
   const int j = m * 8 + row_in_panel();
 #pragma unroll
   for (int e = 0; e < kEights; ++e) {
@@ -181,7 +181,8 @@ struct Biases {
   float low, high;
 
   DEVICE Biases() {}
-  DEVICE Biases(const float* bias, int m) : low(bias[m * 16 + row_in_panel()]), high(bias[m * 16 + row_in_panel() + 8]) {}
+  DEVICE Biases(const float* bias, int m)
+      : low(bias[m * 16 + row_in_panel()]), high(bias[m * 16 + row_in_panel() + 8]) {}
   DEVICE Sums sums() const {
     Sums sums;
     sums.fill(low, high);
@@ -227,8 +228,7 @@ DEVICE void end_skip(const Call& call, Sums& skip, int layer, int m) {
 }
 
 // The sum of all skips becomes what the head is given.
-DEVICE void store_skip(
-    const Call& call, const Stream* streams, int i, int m, Sums& skip, const Target<shape::S>& to) {
+DEVICE void store_skip(const Call& call, const Stream* streams, int i, int m, Sums& skip, const Target<shape::S>& to) {
   for_each(skip, [&](int row, int n, float& value) {
     const float scaled = shape::RUNNING ? value : value * call.skip_scale;
     const int s = m * 16 + row;

@@ -10,12 +10,12 @@
 //
 // In int8 chain warps meet once more before each: numbers wait for the largest of their vector (`Target`).
 //
-// g and x have two places each, used by turns: chain warps write layer l + 1's while skip warps read layer l's, and wait
-// before they write over what skip warps may still read. The past that a layer needs is fetched while the layer before
-// it works, that of the first layer while the head does.
+// g and x have two places each, used by turns: chain warps write layer l + 1's while skip warps read layer l's, and
+// wait before they write over what skip warps may still read. The past that a layer needs is fetched while the layer
+// before it works, that of the first layer while the head does.
 //
-// Shared memory (namespace at): streams, the rings' table, hearing, memories, x operands (2), gates (2), past (2), skip operands, hidden,
-// logits, x as sums, numbers on their way to int8, rings of the tapes.
+// Shared memory (namespace at): streams, the rings' table, hearing, memories, x operands (2), gates (2), past (2), skip
+// operands, hidden, logits, x as sums, numbers on their way to int8, rings of the tapes.
 #include "head.cuh"
 
 namespace {
@@ -52,6 +52,12 @@ struct Carried<PANELS, false> {
 
 using Tape = FromTape<plan::STAGES>;
 
+// A warp that has met no fragment since has not closed the group that its copies of the past are in.
+DEVICE void wait_for_past() {
+  commit_copies();
+  wait_copies<0>();
+}
+
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(const __grid_constant__ Call call) {
@@ -59,16 +65,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
   Stream* const streams = reinterpret_cast<Stream*>(shared + at::streams);
   Ring* const rings = reinterpret_cast<Ring*>(shared + at::ring_table);
   Hearing* const hearing = reinterpret_cast<Hearing*>(shared + at::hearing);
-  const Memories memories = {
-      reinterpret_cast<float*>(shared + at::inputs), reinterpret_cast<float*>(shared + at::filters)};
+  const Memories memories = {reinterpret_cast<float*>(shared + at::inputs),
+                             reinterpret_cast<float*>(shared + at::filters)};
   float* const numbers = reinterpret_cast<float*>(shared + at::numbers);
   float* const skip_numbers = reinterpret_cast<float*>(shared + at::skip_numbers);
   const Target<shape::S> skips = {Rows<shape::S>(shared + at::head_in), skip_numbers};
   const Target<shape::H> hidden = {Rows<shape::H>(shared + at::hidden), skip_numbers};
   float4* const x_sums = reinterpret_cast<float4*>(shared + at::x_sums);
-  const Logits logits = {
-      plan::LOGITS_SHARED ? reinterpret_cast<float*>(shared + at::logits)
-                          : call.logits_room + static_cast<size_t>(blockIdx.x) * plan::N * Logits::kStride};
+  const Logits logits = {plan::LOGITS_SHARED
+                             ? reinterpret_cast<float*>(shared + at::logits)
+                             : call.logits_room + static_cast<size_t>(blockIdx.x) * plan::N * Logits::kStride};
   const auto x = [&](int layer) { return Rows<shape::R>(shared + at::x + layer % 2 * Rows<shape::R>::kBytes); };
   const auto gates = [&](int layer) {
     return Rows<shape::HALF>(shared + at::gates + layer % 2 * Rows<shape::HALF>::kBytes);
@@ -88,14 +94,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
   block_barrier();
 
   const int tape_start = call.tape_starts[warp];
-  Tape tape(
-      call.tapes + static_cast<size_t>(tape_start) * kFragmentWords, call.tape_starts[warp + 1] - tape_start,
-      reinterpret_cast<uint4*>(shared + at::rings) + warp * plan::STAGES * kFragmentWords);
+  Tape tape(call.tapes + static_cast<size_t>(tape_start) * kFragmentWords, call.tape_starts[warp + 1] - tape_start,
+            reinterpret_cast<uint4*>(shared + at::rings) + warp * plan::STAGES * kFragmentWords);
   const auto from_tape = [&](int) -> Tape& { return tape; };
 
-  float4* const room =
-      reinterpret_cast<float4*>(call.carried_room) +
-      static_cast<size_t>(blockIdx.x) * (kPanelsR + kPanelsS) * kEights * kWarp;
+  float4* const room = reinterpret_cast<float4*>(call.carried_room) +
+                       static_cast<size_t>(blockIdx.x) * (kPanelsR + kPanelsS) * kEights * kWarp;
   Carried<kOwnR, plan::X_IN_REGISTERS> residual(room, warp, plan::CHAIN);
   Carried<kOwnS, plan::SKIP_IN_REGISTERS> skip(room + kPanelsR * kEights * kWarp, warp - plan::CHAIN, plan::SKIP);
 
@@ -133,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
           named_barrier(kChainMeets, kChainThreads);
           Target<shape::HALF>{gates(layer), numbers}.finish(warp, plan::CHAIN);
         }
-        if (kFragmentsOfLayer < plan::STAGES) wait_copies<0>();
+        if (kFragmentsOfLayer < plan::STAGES) wait_for_past();
         named_arrival(kGatesReady + layer % 2, kThreads);
         if (last) break;
         named_barrier(kChainMeets, kChainThreads);
@@ -202,7 +206,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
     output_layer(call, hidden.rows, logits, warp, from_tape);
     block_barrier();
     draw_and_embed(call, streams, i, dice, logits, memories, {x(0), x_sums}, i + 1 < steps, warp);
-    if (kFragmentsOfHead < plan::STAGES) wait_copies<0>();
+    if (kFragmentsOfHead < plan::STAGES) wait_for_past();
   }
   wait_copies<0>();
   block_barrier();

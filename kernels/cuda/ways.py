@@ -134,7 +134,7 @@ class Homes:
     @functools.cached_property
     def _most_by_registers(self) -> int:
         limit, layers = most_registers(self.asked.device, self.layout.threads), self.asked.shape.LAYERS
-        most = min(layers, budget.MOST_UNROLLED_LAYERS) if self.in_registers else layers
+        most = min(layers, budget.MOST_UNROLLED_LAYERS if self.in_registers else budget.MOST_LAYERS)
         return next((own for own in range(most, 0, -1) if budget.registers(self.layout, own) <= limit), 0)
 
     def first_layers(self, teams: int, tiles: int) -> tuple[int, ...]:
@@ -246,9 +246,8 @@ def stage_costs(layout: Layout) -> list[int]:
 def homes(asked: Asked, hop: str, tile: int, team: int) -> Iterator[list[Homes]]:
     """Those with as many warps as are useful, then those with fewer, each in order of preference. fp32 weights take two
     registers where 16-bit ones take one, and no tensor core reads them, so they stay in shared memory."""
-    chain, skip = budget.warps(asked.shape, team)
     cluster = hop != "grid" and asked.device.capability >= 90
-    for warps in dict.fromkeys(((chain, skip), (min(chain, budget.FEWER_CHAIN_WARPS), skip))):
+    for warps in budget.warps_to_try(asked.shape, team):
         yield [
             Homes(asked, hop, Layout(
                 asked.shape, asked.dtype, "resident", tile, *warps, team=team, cluster=cluster,
@@ -290,9 +289,9 @@ def streamed(asked: Asked) -> Streamed | None:
 
 def streaming_layouts(asked: Asked, tile: int) -> Iterator[Layout]:
     """In order of preference."""
-    chain, skip = budget.warps(asked.shape)
-    for stages in budget.STAGES:
-        yield Layout(asked.shape, asked.dtype, "streaming_weights", tile, chain, skip, stages=stages)
+    for warps in budget.warps_to_try(asked.shape):
+        for stages in budget.STAGES:
+            yield Layout(asked.shape, asked.dtype, "streaming_weights", tile, *warps, stages=stages)
 
 
 def blocks_needed(asked: Asked, hop: str) -> int | None:
