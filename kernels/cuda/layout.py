@@ -129,7 +129,8 @@ class Layout:
         fragments, (newest, residual) = self.layer_fragments, self.thread_fragments
         most = 0 if self.dtype == "fp32" else MOST_AHEAD
         waited = 0 if self.newest_in_registers or newest <= most else fragments["newest"]
-        return FRAGMENT_BYTES * (waited + (0 if self.residual_in_registers or residual <= most else fragments["residual"]))
+        waited += 0 if self.residual_in_registers or residual <= most else fragments["residual"]
+        return FRAGMENT_BYTES * waited
 
     @property
     def thread_fragments(self) -> tuple[int, int]:

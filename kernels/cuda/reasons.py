@@ -128,7 +128,7 @@ def _too_large(asked: Asked, hop: str) -> str:
         return f"the head with its buffers is more than the {has} of a block."
     layer = min(home.shared(1, False, 1) for home in every)
     if layer <= asked.device.shared_per_block:
-        return f"a single layer fits the {has} of a block only with more weights in registers than a thread has."
+        return f"a single layer fits the {has} of a block, but a thread has too few registers for its sums and weights."
     said = f"a single layer needs {kib(layer)} and a block has {has}"
     if hop != "grid":
         return f"{said}."
