@@ -178,7 +178,7 @@ HAND = [
      + 8 * (512 + 16) + 8 * 260 * 4 + 196_608, 94 + 3 * (4 + 2) + 4),
     # 13 tiles. A block with 3 layers has mailboxes of x 1,152, its sums 8·64·4 = 2,048 and those of skip 8·128·4 =
     # 4,096, and with several tiles in flight 2 pasts a layer: 172,032 + 6,912 and, with 6 tiles, 43,776 + 6,912 of all
-    # else are 229,632 of 232,448; with 7 they are more. 13 tiles are 3 pipelines, of 5 then; the head's block is fuller.
+    # else are 229,632 of 232,448; with 7 they are more. 13 tiles are 3 pipelines of 5; the head's block is fuller.
     (("nv-medium", "H100", "bf16", 100), ("resident", "cluster", 8, 5, 3, 1, 1, (0, 2, 5, 8, 11, 14, 17, 20)), "sss",
      5 * 256 + 128 + up(5 * 24) + 5 * 8 * (256 + 16) + up(5 * 64) + up(5 * 32)
      + 8 * (512 + 16) + 8 * 260 * 4 + 196_608, 94 + 3 * (4 + 2) + 4),
@@ -189,8 +189,8 @@ HAND = [
      STARTS_8 + HEARING_8 + up(3 * 12) + 2 * 1_152 + 2 * 1_152 + 1_152 + 3 * 49_152 + 3 * 1_152,
      94 + 3 * (16 + 4 + 2) + 4),
     # 99 KiB a block = 101,376: 2 layers only with the newest tap in registers, 2·40,960 bytes; 2·49,152 and the buffers
-    # are too many, and both in registers, 2·(16 + 16 + 4 + 2) + 4, more than 74. So 10 blocks, and the head's buffers do
-    # not fit beside the last two layers.
+    # are too many, and both in registers, 2·(16 + 16 + 4 + 2) + 4, more than 74. So 10 blocks, and the head's buffers
+    # do not fit beside the last two layers.
     (("nv-medium", "RTX 5090", "bf16", 8), ("resident", "grid", 8, 1, 1, 1, 1, (*range(0, 20, 2), 20)), "rsl",
      STARTS_8 + HEARING_8 + up(2 * 12) + 2 * 1_152 + 2 * 1_152 + 1_152 + 2 * 40_960 + 2 * 1_152,
      94 + 2 * (16 + 4 + 2) + 4),
@@ -207,14 +207,14 @@ HAND = [
      STARTS_8 + HEARING_8 + up(12) + 5 * 8 * (256 + 16) + 196_608 + 8 * (256 + 16)
      + 128 + 128 + 8 * (512 + 16) + 8 * 260 * 4 + 8 * (512 + 16), 94 + 32 + 2 * 4 + 4 + 2),
     # 99 KiB hold no layer, so two blocks share one: 8 of 16 panels of dilated, 4 of 8 of residual, 8 of 16 of skip. In
-    # shared memory the older tap 8·8·512 = 32,768, residual 16,384 and skip 32,768. The newest tap's 32,768 would be too
-    # much with them, and residual in its place would leave 98,304 and the buffers, so it lies in 1·8·4 registers. Where
-    # blocks exchange gates and x 4 more are set aside.
+    # shared memory the older tap 8·8·512 = 32,768, residual 16,384 and skip 32,768. The newest tap's 32,768 would be
+    # too much with them, and residual in its place would leave 98,304 and the buffers, so it lies in 1·8·4 registers.
+    # Where blocks exchange gates and x 4 more are set aside.
     (("nv-large", "RTX 4090", "bf16", 1), ("resident", "grid", 8, 1, 1, 1, 2, tuple(range(31))), "rsl",
      STARTS_8 + HEARING_8 + up(12) + 5 * 8 * (256 + 16) + 81_920 + 8 * (256 + 16), 94 + 4 + 32 + 4 + 4 + 2),
-    # In int8 a layer is 112 KiB: older tap 32,768, newest 32,768, residual 16,384, skip 32,768. Only without both of the
-    # chain's it fits, and not in 12 warps' registers: 114 + 2·4·4 + 4·4 + 2·4 + 4 + 2 are 176. Of 4 chain warps each
-    # has 4 panels × 4 steps and 2 × 4: 64 + 32 of 255, and sums, x and biases for 4 and 2 panels.
+    # In int8 a layer is 112 KiB: older tap 32,768, newest 32,768, residual 16,384, skip 32,768. Only without the two
+    # of the chain it fits, and not in 12 warps' registers: 114 + 2·4·4 + 4·4 + 2·4 + 4 + 2 are 176. Of 4 chain warps
+    # each has 4 panels × 4 steps and 2 × 4: 64 + 32 of 255, and sums, x and biases for 4 and 2 panels.
     (("nv-large", "RTX 4090", "int8", 1), ("resident", "grid", 8, 1, 1, 1, 1, tuple(range(31))), "rrl",
      STARTS_8 + HEARING_8 + up(12) + 5 * 8 * (128 + 16) + 8 * (128 + 4) * 4 + 8 * (256 + 4) * 4 + 65_536
      + 8 * (128 + 16), 94 + 20 + 64 + 32 + 4 * 4 + 2 * 4 + 2 * 2),
@@ -233,9 +233,9 @@ HAND = [
      256 + up(24 * 12) + HEARING_8 + 128 + 128 + 2 * 8 * (2_048 + 16) + 2 * 8 * (1_024 + 16) + 4 * 8 * (2_048 + 16)
      + 2 * 8 * (1_024 + 16)
      + 8 * (32 + 4) * 4 + 8 * 512 * 4 + 12 * 8 * 512, 94 + 4 + 16),
-    # 1,000 streams are 125 tiles, and clusters take at most 15 of 8 blocks × 8 of them, or of the 63 tiles of 16 streams
-    # 8 of 11 × 7: there is no room for more mailboxes. A grid, with mailboxes in global memory, takes 132 / 8 = 16
-    # pipelines × 8. The head's block is the fullest.
+    # 1,000 streams are 125 tiles, and clusters take at most 15 of 8 blocks × 8 of them, or of the 63 of 16 streams 8 of
+    # 11 × 7: there is no room for more mailboxes. A grid, with mailboxes in global memory, takes 132 / 8 = 16 pipelines
+    # × 8. The head's block is the fullest.
     (("nv-medium", "H100", "bf16", 1000), ("resident", "grid", 8, 8, 16, 1, 1, (0, 2, 5, 8, 11, 14, 17, 20)), "sss",
      8 * 256 + 128 + up(8 * 24) + up(8 * 64) + up(8 * 32) + 8 * (512 + 16) + 8 * 260 * 4 + 8 * (256 + 16) + 196_608,
      94 + 3 * (4 + 2) + 4),
@@ -266,7 +266,7 @@ COMPILED = [
     ("nv-medium", "H100", "bf16", 100), ("nv-medium", "H100", "bf16", 5000), ("nv-medium", "A100", "int8", 1),
     ("nv-large", "H100", "bf16", 1), ("voice", "B200", "bf16", 5000), ("r9y9-512", "H100", "int8", 1),
     ("r9y9-512", "RTX 4090", "bf16", 1), ("nv-medium", "RTX 5090", "fp32", 1),
-    ("nv-large", "H100", "bf16", 5000, "streaming_weights"),
+    ("nv-large", "A100", "bf16", 1), ("nv-large", "H100", "bf16", 5000, "streaming_weights"),
 ]  # fmt: skip
 
 

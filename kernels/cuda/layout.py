@@ -172,9 +172,9 @@ class Layout:
     @property
     def pairs_ahead(self) -> int:
         """Pairs of steps of a product that are loaded ahead of it, into registers that wide tiles, fp32 and blocks with
-        weights in registers need for other things."""
+        weights in registers need for other things, and those of teams some of."""
         held = self.newest_in_registers or self.residual_in_registers
-        return 1 if held or self.tile > 8 or self.dtype == "fp32" else 8
+        return 1 if held or self.tile > 8 or self.dtype == "fp32" else 8 if self.team == 1 else 4
 
     @property
     def logits_shared(self) -> bool:
@@ -224,7 +224,8 @@ class Layout:
         s, tile = self.shape, self.tile
         parts = {
             "streams": tile * _STREAM, "ring_table": s.LAYERS * _RING, "hearing": tile * _HEARING,
-            "inputs": tile * s.IN_DEPTH * 4, "filters": tile * 4, "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF),
+            "inputs": tile * s.IN_DEPTH * 4, "filters": tile * 4,
+            "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF),
             "past": 2 * (s.K - 1) * self.rows(s.R), "head_in": self.rows(s.S), "hidden": self.rows(s.H),
             "logits": self._logits if self.logits_shared else 0, "x_sums": self.sums(s.R),
             "numbers": self.numbers(s.R, s.HALF), "skip_numbers": self.numbers(s.S, s.H),
@@ -273,7 +274,8 @@ class Layout:
             "TILES": self.tiles, "BLOCKS": self.blocks, "TEAMS": self.teams, "TEAM": self.team,
             "OWN": max(self.own, default=0), "CLUSTER": self.cluster,
             "NEWEST_IN_REGISTERS": self.newest_in_registers, "RESIDUAL_IN_REGISTERS": self.residual_in_registers,
-            "AHEAD": self.pairs_ahead, "MOST_AHEAD": MOST_AHEAD, "HEAD_IN_L2": self.head_in_l2, "STAGES": max(self.stages, 2),
+            "AHEAD": self.pairs_ahead, "MOST_AHEAD": MOST_AHEAD, "HEAD_IN_L2": self.head_in_l2,
+            "STAGES": max(self.stages, 2),
             "LOGITS_SHARED": self.logits_shared, "X_IN_REGISTERS": self.x_in_registers,
             "SKIP_IN_REGISTERS": self.skip_in_registers, "FORCED": forced, "LOGITS": logits, "TRACE": trace,
         }  # fmt: skip

@@ -9,10 +9,10 @@ The rules of preference; reasoned, not measured:
 2. The smallest tile that takes the whole batch at once: more streams a tile make every product longer.
 3. Within a tile the way whose chain waits least for a sample, counted from hops and from the bytes of weights that it
    reads from shared memory or L2 when it needs them (`Way.waits`). Those of the newest tap and of `residual` it reads
-   before it needs them, and waits for none, where a thread multiplies at most `layout.MOST_AHEAD` fragments of a layer's
-   matrix with tensor cores. So these weights live in registers only where that saves hops, or where fragments are too
-   many and it costs fewer cycles of hops than it saves of reading. Of equals neither comes first, then `residual`,
-   then the newest tap, then both; and the head in shared memory before L2.
+   before it needs them, and waits for none, where a thread multiplies at most `layout.MOST_AHEAD` fragments of a
+   matrix with tensor cores. So these weights live in registers only where that saves hops, or where fragments are
+   too many and reading them costs more than the hops that registers cost. Of equals neither comes first, then
+   `residual`, then the newest tap, then both; and the head in shared memory before L2.
 4. The fewest blocks, so the fewest hops of a sample, with which the batch fits at once. Tiles in flight fill a pipeline
    before there is another; never more of them than teams, since a team works on one at a time. Where single layers do
    not fit a block, as few blocks as possible share one (a team, in a grid only): each more takes a share of every
