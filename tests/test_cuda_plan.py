@@ -16,6 +16,7 @@ from wavenet_fast.kernels.cuda.cut import cut
 from wavenet_fast.kernels.cuda.device import Kernel
 from wavenet_fast.kernels.cuda.devices import DEVICES, DeviceProperties, properties_of
 from wavenet_fast.kernels.cuda.emulated_device import EmulatedDevice
+from wavenet_fast.kernels.cuda.layout import Layout
 from wavenet_fast.kernels.cuda.model import Extras, Model
 from wavenet_fast.kernels.cuda.occupancy import occupancy
 from wavenet_fast.kernels.cuda.plan import Plan, as_dict, explain, plan
@@ -212,6 +213,12 @@ HAND = [
     # Where blocks exchange gates and x 4 more are set aside.
     (("nv-large", "RTX 4090", "bf16", 1), ("resident", "grid", 8, 1, 1, 1, 2, tuple(range(31))), "rsl",
      STARTS_8 + HEARING_8 + up(12) + 5 * 8 * (256 + 16) + 81_920 + 8 * (256 + 16), 94 + 4 + 32 + 4 + 4 + 2),
+    # 256 streams are 32 tiles of 8, and a pipeline of 2 · 30 + 1 of 108 has 31 teams: so 16 tiles of 16. A share of a
+    # layer fits 163 KiB, with two pasts. Of 8 warps' 255 registers 162 are set aside and 44 for teams; the newest tap's
+    # 2 panels × 8 steps × 4 are more than is left.
+    (("nv-large", "A100", "bf16", 256), ("resident", "grid", 16, 16, 1, 1, 2, tuple(range(31))), "ssl",
+     16 * 16 * 32 + up(16 * 4) + 16 * 24 + 16 * 24 + up(12) + 5 * 16 * (256 + 16) + 114_688 + 2 * 16 * (256 + 16),
+     162 + 44 + 2 * 8 + 8 + 2),
     # In int8 a layer is 112 KiB: older tap 32,768, newest 32,768, residual 16,384, skip 32,768. Only without the two
     # of the chain it fits, and not in 12 warps' registers: 114 + 2·4·4 + 4·4 + 2·4 + 4 + 2 are 176. Of 4 chain warps
     # each has 4 panels × 4 steps and 2 × 4: 64 + 32 of 255, and sums, x and biases for 4 and 2 panels.
@@ -260,6 +267,18 @@ def test_plans_by_hand(
     assert found == expected
     assert "".join(p.homes[what][0] for what in ("newest", "residual", "head")) == homes
     assert (p.shared_bytes, p.registers) == (shared, registers)
+
+
+def test_what_is_read_ahead_costs_no_waiting() -> None:
+    """Up to 8 fragments of a matrix a thread: here as many as there are steps of 16 channels, and not in fp32."""
+    for dtype, channels, waited in (
+        ("bf16", 128, 0), ("bf16", 144, 128 * 144 * 2), ("fp32", 16, 128 * 16 * 4 + 16 * 64 * 4)
+    ):  # fmt: skip
+        layout = Layout(replace(SHAPES["nv-medium", dtype], R=channels), dtype, "resident", 8, 8, 4)
+        assert layout.waited_bytes == waited
+        assert layout.chain_bytes == (128 * channels + channels * 64) * (4 if dtype == "fp32" else 2)
+        held = replace(layout, newest_in_registers=True, residual_in_registers=True)
+        assert (held.waited_bytes, held.chain_bytes) == (0, 0)
 
 
 COMPILED = [
