@@ -395,7 +395,8 @@ def test_the_device_is_asked_once() -> None:
     model = Model(config, weights, "bf16", device)
     assert model.assumed_plan(100).clusters_assumed and not device.asked
     p = model.plan(100)
-    assert (p.hop, p.blocks, p.pipelines, p.clusters_assumed) == ("cluster", 8, 2, False)
+    # 13 tiles, at most 6 of them in flight in a pipeline.
+    assert (p.hop, p.blocks, p.pipelines, p.clusters_assumed) == ("cluster", 8, 3, False)
     assert model.plan(9).blocks == 8 and device.asked == [8]
 
     device = Told({})
