@@ -285,7 +285,7 @@ COMPILED = [
     ("nv-medium", "H100", "bf16", 100), ("nv-medium", "H100", "bf16", 5000), ("nv-medium", "A100", "int8", 1),
     ("nv-large", "H100", "bf16", 1), ("voice", "B200", "bf16", 5000), ("r9y9-512", "H100", "int8", 1),
     ("r9y9-512", "RTX 4090", "bf16", 1), ("nv-medium", "RTX 5090", "fp32", 1),
-    ("nv-large", "A100", "bf16", 1), ("nv-large", "H100", "bf16", 5000, "streaming_weights"),
+    ("nv-large", "A100", "bf16", 100), ("nv-large", "H100", "bf16", 5000, "streaming_weights"),
 ]  # fmt: skip
 
 
@@ -297,7 +297,7 @@ def test_no_planned_kernel_spills(asked: tuple[object, ...]) -> None:
     p = of(name, batch, dtype, device, variant=variant[0] if variant else "auto")  # type: ignore[arg-type]
     image = compile_kernel(p.variant, {"shape.cuh": p.layout(SHAPES[name, dtype]).header()}, p.capability)  # type: ignore[index]
     assert image.registers is not None and image.registers <= p.register_limit
-    assert image.spills == 0
+    assert image.spills == 0, f"{image.spills} bytes"
 
 
 @pytest.mark.parametrize(

@@ -172,9 +172,9 @@ class Layout:
     @property
     def pairs_ahead(self) -> int:
         """Pairs of steps of a product that are loaded ahead of it, into registers that wide tiles, fp32 and blocks with
-        weights in registers need for other things, and those of teams some of."""
+        weights in registers need for other things, and those of teams most of."""
         held = self.newest_in_registers or self.residual_in_registers
-        return 1 if held or self.tile > 8 or self.dtype == "fp32" else 8 if self.team == 1 else 4
+        return 1 if held or self.tile > 8 or self.dtype == "fp32" else 8 if self.team == 1 else 2
 
     @property
     def logits_shared(self) -> bool:
