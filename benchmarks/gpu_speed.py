@@ -1,5 +1,5 @@
-"""How fast are the GPU kernels? Samples a second of one stream, and of as many streams as the GPU takes at once, for the
-named cases.
+"""How fast are the GPU kernels? Samples a second of one stream, and of as many streams as the GPU takes at once, for
+the named cases.
 
     pip install ".[torch,cuda]"
     python benchmarks/gpu_speed.py --json FILE

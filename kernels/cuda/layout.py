@@ -17,6 +17,9 @@ _STREAM, _HEARING, _RING, _BARRIERS = 32, 24, 12, 3 * 8  # see stages.cuh and ha
 _ALIGNMENT = 128
 MOST_LOGITS = 48 << 10
 """Of a tile's logits that stay in shared memory; more (thousands of classes) go through global memory."""
+MOST_AHEAD = 8
+"""Fragments of a matrix of a layer that a chain thread of `resident` reads from shared memory before the barrier behind
+which it needs them, into 32 registers; more of them it reads behind the barrier. See `Home` of resident.cuh."""
 MOST_CARRIED = 16
 """Registers of a thread that hold x between layers in `streaming_weights`, and as many for the skip sums; more lie in
 global memory, where only the warp that needs them reads and writes. With more in registers wide tiles spill."""
@@ -121,6 +124,23 @@ class Layout:
         return FRAGMENT_BYTES * (newest + (0 if self.residual_in_registers else fragments["residual"]))
 
     @property
+    def waited_bytes(self) -> int:
+        """Of `chain_bytes`, what the chain reads when it needs them, not before. fp32 reads nothing before."""
+        fragments, (newest, residual) = self.layer_fragments, self.thread_fragments
+        most = 0 if self.dtype == "fp32" else MOST_AHEAD
+        waited = 0 if self.newest_in_registers or newest <= most else fragments["newest"]
+        waited += 0 if self.residual_in_registers or residual <= most else fragments["residual"]
+        return FRAGMENT_BYTES * waited
+
+    @property
+    def thread_fragments(self) -> tuple[int, int]:
+        """Of a layer's newest tap and of its residual, those that a chain thread multiplies."""
+        s, (dilated, residual, _) = self.shape, self.panels
+        return (
+            -(-dilated // self.chain) * steps(s.R, self.dtype), -(-residual // self.chain) * steps(s.HALF, self.dtype)
+        )  # fmt: skip
+
+    @property
     def head_weights(self) -> int:
         s = self.shape
         return FRAGMENT_BYTES * (s.H // PANEL * steps(s.S, self.dtype) + s.A // PANEL * steps(s.H, self.dtype))
@@ -132,9 +152,8 @@ class Layout:
 
     def chain_registers(self, own: int) -> int:
         """Registers of a chain thread that hold weights, in a block of so many layers."""
-        s, (dilated, residual, _) = self.shape, self.panels
-        fragments = -(-dilated // self.chain) * steps(s.R, self.dtype) if self.newest_in_registers else 0
-        fragments += -(-residual // self.chain) * steps(s.HALF, self.dtype) if self.residual_in_registers else 0
+        newest, residual = self.thread_fragments
+        fragments = (newest if self.newest_in_registers else 0) + (residual if self.residual_in_registers else 0)
         return 4 * own * fragments
 
     def carried(self, channels: int, warps: int) -> int:
@@ -153,9 +172,9 @@ class Layout:
     @property
     def pairs_ahead(self) -> int:
         """Pairs of steps of a product that are loaded ahead of it, into registers that wide tiles, fp32 and blocks with
-        weights in registers need for other things."""
+        weights in registers need for other things, and those of teams most of."""
         held = self.newest_in_registers or self.residual_in_registers
-        return 1 if held or self.tile > 8 or self.dtype == "fp32" else 8
+        return 1 if held or self.tile > 8 or self.dtype == "fp32" else 8 if self.team == 1 else 2
 
     @property
     def logits_shared(self) -> bool:
@@ -177,9 +196,10 @@ class Layout:
         s, pasts = self.shape, 2 if self.tiles > 1 else 1  # of the tile at hand, and of the next
         return {
             "mail": self.tiles * self.mailbox["skips"] if self.cluster else 0, "hearing": self.tile * _HEARING,
-            "ring_table": s.LAYERS * _RING, "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF), "x_in": 0 if self.cluster else self.rows(s.R),
-            "numbers": self.numbers(s.R, s.HALF), "skip_numbers": self.numbers(s.S),
-            "weights": own * self.layer_weights, "past": pasts * own * (s.K - 1) * self.rows(s.R),
+            "ring_table": s.LAYERS * _RING, "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF),
+            "x_in": 0 if self.cluster else self.rows(s.R), "numbers": self.numbers(s.R, s.HALF),
+            "skip_numbers": self.numbers(s.S), "weights": own * self.layer_weights,
+            "past": pasts * own * (s.K - 1) * self.rows(s.R),
         }  # fmt: skip
 
     def head_parts(self) -> dict[str, int]:
@@ -203,8 +223,9 @@ class Layout:
         """All shared memory of a block of `streaming_weights` by name, each aligned."""
         s, tile = self.shape, self.tile
         parts = {
-            "streams": tile * _STREAM, "ring_table": s.LAYERS * _RING, "hearing": tile * _HEARING, "inputs": tile * s.IN_DEPTH * 4,
-            "filters": tile * 4, "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF),
+            "streams": tile * _STREAM, "ring_table": s.LAYERS * _RING, "hearing": tile * _HEARING,
+            "inputs": tile * s.IN_DEPTH * 4, "filters": tile * 4,
+            "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF),
             "past": 2 * (s.K - 1) * self.rows(s.R), "head_in": self.rows(s.S), "hidden": self.rows(s.H),
             "logits": self._logits if self.logits_shared else 0, "x_sums": self.sums(s.R),
             "numbers": self.numbers(s.R, s.HALF), "skip_numbers": self.numbers(s.S, s.H),
@@ -253,7 +274,8 @@ class Layout:
             "TILES": self.tiles, "BLOCKS": self.blocks, "TEAMS": self.teams, "TEAM": self.team,
             "OWN": max(self.own, default=0), "CLUSTER": self.cluster,
             "NEWEST_IN_REGISTERS": self.newest_in_registers, "RESIDUAL_IN_REGISTERS": self.residual_in_registers,
-            "AHEAD": self.pairs_ahead, "HEAD_IN_L2": self.head_in_l2, "STAGES": max(self.stages, 2),
+            "AHEAD": self.pairs_ahead, "MOST_AHEAD": MOST_AHEAD, "HEAD_IN_L2": self.head_in_l2,
+            "STAGES": max(self.stages, 2),
             "LOGITS_SHARED": self.logits_shared, "X_IN_REGISTERS": self.x_in_registers,
             "SKIP_IN_REGISTERS": self.skip_in_registers, "FORCED": forced, "LOGITS": logits, "TRACE": trace,
         }  # fmt: skip

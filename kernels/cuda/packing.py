@@ -12,7 +12,7 @@ Order, as sound passes through them, with the letters of `shapes.Shape` (padded 
     out           fragments (A/16, H/step); b_out (A)
 
 A fragment is 512 bytes, the weights of 16 rows for a step of 32 bytes of inputs, in the order that numbers.cuh tells.
-Row j of panel m of `dilated` belongs to gate 8m + j % 8: the tanh half's for j < 8, else the sigmoid half's; the rows of
+Row j of panel m of `dilated` belongs to gate 8m + j % 8: the tanh half's for j < 8, else the sigmoid half's; rows of
 `project` alternate, as a gate's two numbers lie side by side in what is heard. Biases are fp32. In int8 each matrix but
 `project`, which is bf16 then, has NAME_units beside it, fp32: what one unit is worth in each of its rows.
 """

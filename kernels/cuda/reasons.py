@@ -128,7 +128,7 @@ def _too_large(asked: Asked, hop: str) -> str:
         return f"the head with its buffers is more than the {has} of a block."
     layer = min(home.shared(1, False, 1) for home in every)
     if layer <= asked.device.shared_per_block:
-        return f"a single layer fits the {has} of a block only with more weights in registers than a thread has."
+        return f"a single layer fits the {has} of a block, but a thread has too few registers for its sums and weights."
     said = f"a single layer needs {kib(layer)} and a block has {has}"
     if hop != "grid":
         return f"{said}."
@@ -155,6 +155,9 @@ def _chain_home(way: Way, layout: Layout) -> str:
         return f"{what}in registers, {held} a thread, so that the chain reads none from memory."
     which = {(True, False): "the newest tap's in registers", (False, True): "residual's in registers"}
     lie = which.get((layout.newest_in_registers, layout.residual_in_registers), "in shared memory")
+    if layout.waited_bytes == 0:
+        saved = f", {held} a thread, which saves blocks; the other's in shared memory" if held else ""
+        return f"{what}{lie}{saved}, read before the chain needs them."
     return (
         f"{what}{lie}{f', {held} a thread' if held else ''}; the chain waits about {way.waits:,} clock cycles a sample "
         "for weights and hops; more weights in registers leave too few of them, or need more hops, or take fewer "

@@ -105,11 +105,10 @@ DEVICE void copy_words(uint4* to, const uint4* from, int words) {
 // They never stand between a barrier and the product behind it: they lie in registers for the whole launch, or are read
 // from shared memory into registers before the barrier (`read_ahead`), unless they are too many for that.
 enum Home { kRegisters, kAhead, kShared };
-constexpr int kMostAhead = 8;  // fragments of a thread, 32 registers
 
 DEVICE constexpr Home home_of(bool in_registers, int panels, int steps) {
   if (in_registers) return kRegisters;
-  return kTensorCores && panels * steps <= kMostAhead ? kAhead : kShared;
+  return kTensorCores && panels * steps <= plan::MOST_AHEAD ? kAhead : kShared;
 }
 
 template <Home HOME, int PANELS, int STEPS>

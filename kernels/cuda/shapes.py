@@ -62,7 +62,8 @@ class Shape:
             padded(n, dtype) for n in (c.residual_channels, c.gate_channels // 2, c.skip_channels, c.head_channels)
         )
         return cls(
-            LAYERS=c.n_layers, K=c.kernel_size, R=R, HALF=HALF, S=S, H=H, A=padded(c.out_channels), SLOTS=sum(depths(c)),
+            LAYERS=c.n_layers, K=c.kernel_size, R=R, HALF=HALF, S=S, H=H, A=padded(c.out_channels),
+            SLOTS=sum(depths(c)),
             CLASSES=head.classes if isinstance(head, CategoricalHead) else 1,
             COMPONENTS=1 if isinstance(head, CategoricalHead) else head.components,
             HEAD={CategoricalHead: 0, LogisticHead: 1, GaussianHead: 2}[type(head)],

@@ -8,9 +8,11 @@ The rules of preference; reasoned, not measured:
    streaming takes most streams at once. Of equals, the one named first.
 2. The smallest tile that takes the whole batch at once: more streams a tile make every product longer.
 3. Within a tile the way whose chain waits least for a sample, counted from hops and from the bytes of weights that it
-   reads from shared memory or L2 (`Way.waits`). So the weights of the newest tap and of `residual`, which the chain
-   waits for, live in registers, unless that takes more hops than it saves reading. Of equals both come first, then
-   the newest tap, then `residual`, then neither; and the head in shared memory before L2.
+   reads from shared memory or L2 when it needs them (`Way.waits`). Those of the newest tap and of `residual` it reads
+   before it needs them, and waits for none, where a thread multiplies at most `layout.MOST_AHEAD` fragments of a
+   matrix with tensor cores. So these weights live in registers only where that saves hops, or where fragments are
+   too many and reading them costs more than the hops that registers cost. Of equals neither comes first, then
+   `residual`, then the newest tap, then both; and the head in shared memory before L2.
 4. The fewest blocks, so the fewest hops of a sample, with which the batch fits at once. Tiles in flight fill a pipeline
    before there is another; never more of them than teams, since a team works on one at a time. Where single layers do
    not fit a block, as few blocks as possible share one (a team, in a grid only): each more takes a share of every
@@ -39,7 +41,7 @@ CLUSTERED = (90, 100, 103)
 only where the driver says how many fit."""
 PORTABLE_CLUSTER = 8
 """A larger cluster is an opt-in of the kernel and of the device."""
-_IN_REGISTERS = ((True, True), (True, False), (False, True), (False, False))
+_IN_REGISTERS = ((False, False), (False, True), (True, False), (True, True))
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class Way:
         """Clock cycles that the chain of a sample waits for hops and for weights from memory: a count for comparing
         ways of one model, tile and device, to which everything else adds much the same."""
         layout, shape = self.homes.layout, self.homes.asked.shape
-        layers = shape.LAYERS * layout.chain_bytes // budget.SHARED_PER_CYCLE
+        layers = shape.LAYERS * layout.waited_bytes // budget.SHARED_PER_CYCLE
         head = layout.head_weights // (budget.L2_PER_CYCLE if layout.head_in_l2 else budget.SHARED_PER_CYCLE)
         return layers + head + self.hops * budget.HOP_CYCLES[self.hop]
 
@@ -253,7 +255,7 @@ def homes(asked: Asked, hop: str, tile: int, team: int) -> Iterator[list[Homes]]
                 asked.shape, asked.dtype, "resident", tile, *warps, team=team, cluster=cluster,
                 newest_in_registers=newest, residual_in_registers=residual, head_in_l2=head_in_l2,
             ))
-            for newest, residual in (_IN_REGISTERS if asked.dtype != "fp32" else _IN_REGISTERS[-1:])
+            for newest, residual in (_IN_REGISTERS if asked.dtype != "fp32" else _IN_REGISTERS[:1])
             for head_in_l2 in (False, True)
         ]  # fmt: skip
 
