@@ -152,7 +152,7 @@ def up(size: int) -> int:
 
 # Arithmetic by hand. An operand row has 16 bytes behind it: 8 streams of 64 channels in 16 bit are 8·(2·64 + 16) =
 # 1,152 bytes. Of 12 warps each has at most 65,536 / 12 = 5,461, in units of 256 then 5,376 registers, 168 a thread.
-# For a tile of 8, 94 of them are set aside, in int8 20 more. A layer's sums take 4 a panel, its biases 2. Weights of
+# For a tile of 8, 94 of them are set aside, in int8 20 more, in fp32 72. A layer's sums take 4 a panel, its biases 2. Weights of
 # which a thread has at most 8 fragments a layer are read in time from shared memory: registers gain nothing but room.
 #
 # In every block: 32 bytes a stream, 4 and 24 a tile.
@@ -169,7 +169,7 @@ HAND = [
     # = 640, 8·(4·32 + 16) = 1,152. No clusters, so mailboxes in global memory, and room for x and for skips instead.
     (("tiny", "A100", "fp32", 9), ("resident", "none", 8, 1, 2, 1, 1, (0,)), "sss",
      STARTS_8 + HEARING_8 + up(6 * 12) + 2 * 640 + 2 * 640 + 640 + 6 * 7_168 + 6 * 640
-     + up(8 * 2 * 4) + up(8 * 4) + 1_152 + 8 * (256 + 4) * 4 + 1_152 + 36_864, 94 + 6 * 4 + 4 + 12),
+     + up(8 * 2 * 4) + up(8 * 4) + 1_152 + 8 * (256 + 4) * 4 + 1_152 + 36_864, 94 + 72 + 6 * 4 + 4 + 12),
     # A layer: 2 taps 128·64·2 = 16,384 each, residual 8,192, skip 16,384: 57,344. 1 panel × 4 steps a thread of the
     # newest tap and as many of residual: read in time. Of 227 KiB = 232,448, 4 layers would take 229,376 and their past
     # 4,608 more, so 3 a block: 20 layers in 7. The head, 128·256·2 + 256·256·2 = 196,608, leaves no room for a layer:
@@ -187,43 +187,43 @@ HAND = [
     # 4 steps × 4 = 16 a layer, they are 3·49,152, and 7 blocks do for 10. The head's 192 KiB come from L2, and then the
     # last 2 layers have room beside it. The fullest has 3 layers and 3 pasts.
     (("nv-medium", "A100", "bf16", 1), ("resident", "grid", 8, 1, 1, 1, 1, (0, 3, 6, 9, 12, 15, 18)), "srl",
-     STARTS_8 + HEARING_8 + up(3 * 12) + 2 * 1_152 + 2 * 1_152 + 1_152 + 3 * 49_152 + 3 * 1_152,
+     STARTS_8 + HEARING_8 + up(20 * 12) + 2 * 1_152 + 2 * 1_152 + 1_152 + 3 * 49_152 + 3 * 1_152,
      94 + 3 * (16 + 4 + 2) + 4),
     # 99 KiB a block = 101,376: 2 layers only with the newest tap in registers, 2·40,960 bytes; 2·49,152 and the buffers
     # are too many, and both in registers, 2·(16 + 16 + 4 + 2) + 4, more than 74. So 10 blocks, and the head's buffers
     # do not fit beside the last two layers.
     (("nv-medium", "RTX 5090", "bf16", 8), ("resident", "grid", 8, 1, 1, 1, 1, (*range(0, 20, 2), 20)), "rsl",
-     STARTS_8 + HEARING_8 + up(2 * 12) + 2 * 1_152 + 2 * 1_152 + 1_152 + 2 * 40_960 + 2 * 1_152,
+     STARTS_8 + HEARING_8 + up(20 * 12) + 2 * 1_152 + 2 * 1_152 + 1_152 + 2 * 40_960 + 2 * 1_152,
      94 + 2 * (16 + 4 + 2) + 4),
     # int8: steps of 32 inputs, so half the bytes, 28,672 a layer. Operands 8·(64 + 16) = 640, of 128 channels 1,152, of
     # 256 2,176; numbers that wait for their largest 8·(64 + 4)·4 = 2,176, 4,224, 8,320. 5 layers fit a block: 143,360
     # and 13,696 of all else; beside the head's 98,304 and its buffers 1, and that is the fullest.
     (("nv-medium", "A100", "int8", 1), ("resident", "grid", 8, 1, 1, 1, 1, (0, 4, 9, 14, 19)), "sss",
-     STARTS_8 + HEARING_8 + up(12) + 5 * 640 + 2_176 + 4_224 + 28_672 + 640
+     STARTS_8 + HEARING_8 + up(20 * 12) + 5 * 640 + 2_176 + 4_224 + 28_672 + 640
      + 128 + 128 + 2_176 + 8_320 + 8_320 + 1_152 + 98_304, 94 + 20 + 5 * (4 + 2) + 4),
     # A layer is 224 KiB, 192 of them beside the 32 of residual in registers: 1 panel × 8 steps × 4. The newest tap's
     # two panels, 16 fragments, are waited for; in registers they would take 64, and with 2·4 sums, x and biases 4 + 2
     # more than 74. The head is 256 KiB, so from L2, and without one a hop: beside the last layer.
     (("nv-large", "H100", "bf16", 1), ("resident", "grid", 8, 1, 1, 1, 1, tuple(range(30))), "srl",
-     STARTS_8 + HEARING_8 + up(12) + 5 * 8 * (256 + 16) + 196_608 + 8 * (256 + 16)
+     STARTS_8 + HEARING_8 + up(30 * 12) + 5 * 8 * (256 + 16) + 196_608 + 8 * (256 + 16)
      + 128 + 128 + 8 * (512 + 16) + 8 * 260 * 4 + 8 * (512 + 16), 94 + 32 + 2 * 4 + 4 + 2),
     # 99 KiB hold no layer, so two blocks share one: 8 of 16 panels of dilated, 4 of 8 of residual, 8 of 16 of skip. In
     # shared memory the older tap 8·8·512 = 32,768, residual 16,384 and skip 32,768. The newest tap's 32,768 would be
     # too much with them, and residual in its place would leave 98,304 and the buffers, so it lies in 1·8·4 registers.
     # Where blocks exchange gates and x 4 more are set aside.
     (("nv-large", "RTX 4090", "bf16", 1), ("resident", "grid", 8, 1, 1, 1, 2, tuple(range(31))), "rsl",
-     STARTS_8 + HEARING_8 + up(12) + 5 * 8 * (256 + 16) + 81_920 + 8 * (256 + 16), 94 + 4 + 32 + 4 + 4 + 2),
+     STARTS_8 + HEARING_8 + up(30 * 12) + 5 * 8 * (256 + 16) + 81_920 + 8 * (256 + 16), 94 + 4 + 32 + 4 + 4 + 2),
     # 256 streams are 32 tiles of 8, and a pipeline of 2 · 30 + 1 of 108 has 31 teams: so 16 tiles of 16. A share of a
-    # layer fits 163 KiB, with two pasts. Of 8 warps' 255 registers 162 are set aside and 44 for teams; the newest tap's
+    # layer fits 163 KiB, with two pasts. Of 8 warps' 255 registers 162 are set aside and 46 for teams; the newest tap's
     # 2 panels × 8 steps × 4 are more than is left.
     (("nv-large", "A100", "bf16", 256), ("resident", "grid", 16, 16, 1, 1, 2, tuple(range(31))), "ssl",
-     16 * 16 * 32 + up(16 * 4) + 16 * 24 + 16 * 24 + up(12) + 5 * 16 * (256 + 16) + 114_688 + 2 * 16 * (256 + 16),
-     162 + 44 + 2 * 8 + 8 + 2),
+     16 * 16 * 32 + up(16 * 4) + 16 * 24 + 16 * 24 + up(30 * 12) + 5 * 16 * (256 + 16) + 114_688 + 2 * 16 * (256 + 16),
+     162 + 46 + 2 * 8 + 8 + 2),
     # In int8 a layer is 112 KiB: older tap 32,768, newest 32,768, residual 16,384, skip 32,768. Only without the two
     # of the chain it fits, and not in 12 warps' registers: 114 + 2·4·4 + 4·4 + 2·4 + 4 + 2 are 176. Of 4 chain warps
     # each has 4 panels × 4 steps and 2 × 4: 64 + 32 of 255, and sums, x and biases for 4 and 2 panels.
     (("nv-large", "RTX 4090", "int8", 1), ("resident", "grid", 8, 1, 1, 1, 1, tuple(range(31))), "rrl",
-     STARTS_8 + HEARING_8 + up(12) + 5 * 8 * (128 + 16) + 8 * (128 + 4) * 4 + 8 * (256 + 4) * 4 + 65_536
+     STARTS_8 + HEARING_8 + up(30 * 12) + 5 * 8 * (128 + 16) + 8 * (128 + 4) * 4 + 8 * (256 + 4) * 4 + 65_536
      + 8 * (128 + 16), 94 + 20 + 64 + 32 + 4 * 4 + 2 * 4 + 2 * 2),
     # 24 layers of 960 KiB. A layer in each team: of at most 5 blocks, of 4 each with 3·65,536 + 32,768 + 16,384 bytes
     # too many, or 128 registers for 2 panels of the newest tap: 94 + 20 + 4 + 128 + 8 + 8 + 4 are more than 255; of 5
@@ -231,15 +231,16 @@ HAND = [
     # of dilated, × 16 steps × 512 = 16,384 a tap, 2 of residual × 8 and 1 of skip: 4,096. 2 chain warps with a panel
     # each. 3·61,440 and 68,096 of all else are too many, so residual lies in 8·4 registers a layer.
     (("r9y9-512", "H100", "int8", 1), ("resident", "grid", 8, 1, 1, 1, 16, (*range(0, 24, 3), 24)), "srs",
-     STARTS_8 + HEARING_8 + up(3 * 12) + 2 * 8 * 528 + 2 * 8 * 272 + 8 * 528 + 8 * 516 * 4 + 8 * 260 * 4
+     STARTS_8 + HEARING_8 + up(24 * 12) + 2 * 8 * 528 + 2 * 8 * 272 + 8 * 528 + 8 * 516 * 4 + 8 * 260 * 4
      + 3 * (3 * 16_384 + 4_096) + 3 * 2 * 8 * 528, 94 + 20 + 4 + 3 * (32 + 4 + 2) + 4),
     # Streaming: streams, the table of all rings, hearing, memories, two x, two gates, twice two pasts, skips, hidden,
-    # logits, x as sums, and rings of 8 fragments for 12 warps; 16 would be 49,152 bytes more, and 200,192 + 49,152 are
-    # more than 232,448. Of x and skip sums, 16 registers each.
+    # logits, x as sums, and rings. In fp32 94 + 72 registers are set aside, with a panel's 4 sums, x's and skips' more
+    # than 12 warps have; 8 warps have 255, and room for rings of 16 fragments. Each of 4 chain warps has 8 panels of x,
+    # 32 sums, too many to be carried in registers; each skip warp 4 panels, 16 sums.
     (("r9y9-512", "B200", "fp32", 1), ("streaming_weights", "none", 8, 1, 1, 1, 1, (0,)), "lll",
      256 + up(24 * 12) + HEARING_8 + 128 + 128 + 2 * 8 * (2_048 + 16) + 2 * 8 * (1_024 + 16) + 4 * 8 * (2_048 + 16)
      + 2 * 8 * (1_024 + 16)
-     + 8 * (32 + 4) * 4 + 8 * 512 * 4 + 12 * 8 * 512, 94 + 4 + 16),
+     + 8 * (32 + 4) * 4 + 8 * 512 * 4 + 8 * 16 * 512, 94 + 72 + 16),
     # 1,000 streams are 125 tiles, and clusters take at most 15 of 8 blocks × 8 of them, or of the 63 of 16 streams 8 of
     # 11 × 7: there is no room for more mailboxes. A grid, with mailboxes in global memory, takes 132 / 8 = 16 pipelines
     # × 8. The head's block is the fullest.
@@ -250,7 +251,7 @@ HAND = [
     # 168, but of 8 warps' 255; 2·8 sums of 2 panels, 2 for biases, and for x 8: 3 layers, where 4 would take 258. A
     # mailbox has x 16·(64 + 16) = 1,280, its sums 16·64·4, those of skip 16·128·4; two pasts of each layer.
     (("nv-medium", "H100", "int8", 1000), ("resident", "cluster", 16, 8, 8, 1, 1, (0, 2, 5, 8, 11, 14, 17, 20)), "sss",
-     8 * 16 * 32 + 128 + up(8 * 24) + 8 * (1_280 + 4_096 + 8_192) + 16 * 24 + up(3 * 12) + 4 * 1_280
+     8 * 16 * 32 + 128 + up(8 * 24) + 8 * (1_280 + 4_096 + 8_192) + 16 * 24 + up(20 * 12) + 4 * 1_280
      + 16 * (64 + 4) * 4 + 16 * (128 + 4) * 4 + 3 * 28_672 + 2 * 3 * 1_280, 162 + 16 + 3 * (2 * 8 + 2) + 8),
 ]  # fmt: skip
 
