@@ -152,8 +152,9 @@ def up(size: int) -> int:
 
 # Arithmetic by hand. An operand row has 16 bytes behind it: 8 streams of 64 channels in 16 bit are 8·(2·64 + 16) =
 # 1,152 bytes. Of 12 warps each has at most 65,536 / 12 = 5,461, in units of 256 then 5,376 registers, 168 a thread.
-# For a tile of 8, 94 of them are set aside, in int8 20 more, in fp32 72. A layer's sums take 4 a panel, its biases 2. Weights of
-# which a thread has at most 8 fragments a layer are read in time from shared memory: registers gain nothing but room.
+# For a tile of 8, 94 of them are set aside, in int8 20 more, in fp32 72. A layer's sums take 4 a panel, its biases 2.
+# Weights of which a thread has at most 8 fragments a layer are read in time from shared memory: registers gain nothing
+# but room.
 #
 # In every block: 32 bytes a stream, 4 and 24 a tile.
 STARTS_8 = up(8 * 32) + up(4) + up(24)

@@ -240,7 +240,7 @@ def test_auto_never_takes_the_emulated_device(machine, monkeypatch):
 def test_auto_with_a_device_takes_a_backend_that_runs_there(machine):
     machine(A100)
     assert choose(device="cpu")[0].name == "cpu"
-    with pytest.raises(BackendError, match=r"dtype is 'fp64'; there are 'fp32', 'fp16', 'bf16', 'int8' and 'auto'"):
+    with pytest.raises(BackendError, match=r"dtype is 'fp64'; there are 'fp32', 'bf16', 'fp16', 'int8' and 'auto'"):
         choose(dtype="fp64")
 
 

@@ -150,9 +150,9 @@ def check_word(word: int, layout: Layout, patience: int) -> None:
     blocks = layout.blocks
     raise BackendError(
         f"the kernel gave up: block {block % blocks} of pipeline {block // blocks} waited more than "
-        f"{patience:,} clock cycles for {WAITED_FOR[what]} of tile {tile}. What was made is not to be used; if the GPU is not stopped "
-        "by a debugger or shared with others, please report this; WAVENET_FAST_GPU_PATIENCE (seconds) lets it wait "
-        "longer"
+        f"{patience:,} clock cycles for {WAITED_FOR[what]} of tile {tile}. What was made is not to be used; if the "
+        "GPU is not stopped by a debugger or shared with others, please report this; WAVENET_FAST_GPU_PATIENCE "
+        "(seconds) lets it wait longer"
     )
 
 
