@@ -144,8 +144,8 @@ def why_unnoticed(ptx: str, line: int, kind: str = "delete") -> str | None:
         )
     if ".entry streaming_weights" in ptx and kind == "loosen" and lines[line - 1].split()[-1] == "0;":
         return (
-            "the wait behind the head, for a warp that uses fewer fragments there than the ring is deep: the past that it"
-            " waits for is older than the group of any fragment that it used. A warp that used none needs the wait as it is"
+            "the wait behind the head, for a warp that uses fewer fragments there than the ring is deep: the past that"
+            " it waits for is older than the group of any fragment that it used. A warp without any needs it as it is"
         )
     if "bar.warp.sync" in lines[line - 1] and "mbarrier.try_wait" in "".join(lines[line - 14 : line]):
         return (
