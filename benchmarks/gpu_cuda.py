@@ -144,8 +144,13 @@ def why_unnoticed(ptx: str, line: int, kind: str = "delete") -> str | None:
         )
     if ".entry streaming_weights" in ptx and kind == "loosen" and lines[line - 1].split()[-1] == "0;":
         return (
-            "the wait behind the head, for a warp that has fewer fragments there than the ring is deep: a warp that has"
-            " two or more waits for an older group than the last. One that has none, as in bf16, needs it as it is"
+            "the wait behind the head, for a warp that uses fewer fragments there than the ring is deep: the past that"
+            " it waits for is older than the group of any fragment that it used. A warp without any needs it as it is"
+        )
+    if "bar.warp.sync" in lines[line - 1] and "mbarrier.try_wait" in "".join(lines[line - 14 : line]):
+        return (
+            "the barrier behind a wait of all lanes: each of them has seen what it waited for, so it orders nothing. It"
+            " brings lanes together for the `.aligned` instructions that follow, which is not emulated"
         )
     if "barrier.cluster.arrive" in lines[line - 1] and _is_last(lines, line, "bar.sync"):
         return (

@@ -161,7 +161,6 @@ def test_the_past_arrives_by_warps_that_have_no_panel(head_channels: int) -> Non
         engine = CudaEngine(config, random_weights(config), "bf16", device, variant="streaming_weights")
         assert engine.explain(1, 1).details["chain_warps"] > engine.model.shape.HALF // 8
         state = engine.start(np.arange(1, dtype=np.uint64), None)
-        said.append(
-            engine.advance(state, random_mel(config, 1)[None], np.array([1]), np.array([True]), 1.0, raw=True)[0]
-        )
+        mel = random_mel(config, 1)[None]
+        said.append(engine.advance(state, mel, np.array([1]), np.array([True]), 1.0, raw=True)[0])
     np.testing.assert_array_equal(said[0], said[1])
