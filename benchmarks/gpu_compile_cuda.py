@@ -51,9 +51,6 @@ STREAMS = (1, 256)
 """Many in bf16 for sm_90 only."""
 ALL_FORMATS = "nv-medium"
 """In every number format; of the others only bf16. By nvcc too."""
-KNOWN_SPILLS = {("resident, grid", "voice", "bf16", 90, 256): 5}
-"""(form, shape, dtype, target, streams) → loads and stores of spilled registers that are known: of a plan that is taken
-only where the driver says that no cluster fits the GPU."""
 NO_CLUSTER = dict.fromkeys(range(2, 17), 0)
 """As if the driver had answered that no cluster fits."""
 
@@ -213,9 +210,7 @@ def compiler() -> dict[str, str]:
 
 def faults(row: Mapping[str, Any]) -> list[str]:
     """What of a row no version of the compiler may do."""
-    known = KNOWN_SPILLS.get(tuple(row[name] for name in ("form", "shape", "dtype", "target", "streams")), 0)
-    spills = row["spill_stores"] + row["spill_loads"]
-    found = code_faults({**row, "spill_stores": 0, "spill_loads": 0} if 0 < spills <= known else row)
+    found = code_faults(row)
     if row["registers"] > row["register_limit"]:
         found.append(
             f"{row['registers']} registers; a block of {row['threads']} threads may have {row['register_limit']}"
