@@ -298,6 +298,7 @@ def run(folder: Path, code: str, **variables: str) -> str:
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", BEGIN + code],
         env=environment,
+        cwd=folder,  # not the repository, whose sources would hide the installed package
         capture_output=True,
         text=True,
         check=False,
