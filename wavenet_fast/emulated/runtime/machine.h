@@ -78,7 +78,7 @@ struct Fiber : Thread {
   u32 result = 0;               // of a barrier reduction
   u64 cluster_phase = 0;
   bool cluster_arrived = false;
-  u64 cluster_waits = 0;  // barriers of the cluster that it has passed
+  u64 cluster_waits = 0;    // barriers of the cluster that it has passed
   Look looks[kLooks] = {};  // the places that it looked at last
   u32 next_look = 0;
   std::vector<Copy> copies;

@@ -69,9 +69,10 @@ void in_vain(Fiber& me, int line, const char* what, bool waits) {
     me.waits = what;
     me.line = line;
     head_of_report(me, line);
-    append("livelock: %llu polls in a row, by all threads together, have seen nothing new (max_spins allows %llu, and "
-           "%llu for each thread)",
-           (unsigned long long)fruitless, (unsigned long long)request->max_spins, (unsigned long long)kLooksOfEach);
+    append(
+        "livelock: %llu polls in a row, by all threads together, have seen nothing new (max_spins allows %llu, and "
+        "%llu for each thread)",
+        (unsigned long long)fruitless, (unsigned long long)request->max_spins, (unsigned long long)kLooksOfEach);
     append_waiting();
     abandon();
   }

@@ -43,8 +43,7 @@ std::string missing(const Fiber& fiber) {
     for (auto& look : fiber.looks) {
       if (!look.vain) continue;
       std::string state = mbarrier_state(look.at);
-      if (state.empty())
-        state = format("it sees 0x%llx in ", (unsigned long long)look.value) + name_of_place(look.at);
+      if (state.empty()) state = format("it sees 0x%llx in ", (unsigned long long)look.value) + name_of_place(look.at);
       told += (told.empty() ? "" : "; ") + state;
     }
     return told;
