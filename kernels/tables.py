@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from wavenet_fast.config import CategoricalHead, Linear, WaveNetConfig
 from wavenet_fast.packing import hearing_format
+from wavenet_fast.sampling import Head
 from wavenet_fast.signal import drawn_signal, fed_back
 
 
@@ -48,6 +49,18 @@ def tables(config: WaveNetConfig, dtype: str) -> Tables:
         sound, feedback = drawn_signal(classes, config), fed_back(classes, config).astype(np.float32)
     layers = np.stack([config.dilations, first, slots], axis=1).astype(np.int32)
     return Tables(layers, *_interpolation(config, dtype), np.asarray(sound, np.float32), feedback)
+
+
+def mu_of(config: WaveNetConfig) -> float:
+    """µ of the companding: of the head's classes, or of the signal."""
+    head = config.head
+    return float(head.classes - 1 if isinstance(head, CategoricalHead) else config.signal.mu)
+
+
+def log_scale_min(head: Head) -> float:
+    """−∞ where there is none."""
+    floor = None if isinstance(head, CategoricalHead) else head.log_scale_min
+    return -float("inf") if floor is None else floor
 
 
 def _interpolation(config: WaveNetConfig, dtype: str) -> tuple[NDArray[np.float32], NDArray[np.int32]]:

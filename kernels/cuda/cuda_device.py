@@ -27,7 +27,7 @@ from .compile import SOURCES, compile_kernel
 from .cuda_driver import CudaError, Driver, OutOfMemory
 from .cuda_memory import PIECE, STAGED_BYTES, DriverPool, InFlight, KeptBlocks, PinnedBlocks
 from .cuda_streams import CudaPending, Event, Queue
-from .device import Kernel, check_launch, largest_cluster, sizes
+from .device import Kernel, check_launch, sizes
 from .devices import DeviceProperties, properties_of
 from .foreign import cuda_view, shape_of
 from .transfers import check_same_bytes, checked_out
@@ -326,6 +326,7 @@ def _properties(driver: Driver, device: Any) -> DeviceProperties:
     name = driver("cuDeviceGetName", 256, device, doing="asking about the GPU").split(b"\0")[0].decode(errors="replace")
     capability = 10 * number("COMPUTE_CAPABILITY_MAJOR") + number("COMPUTE_CAPABILITY_MINOR")
     multiprocessors = number("MULTIPROCESSOR_COUNT")
+    assumed = properties_of(capability, multiprocessors)
     return DeviceProperties(
         name,
         capability,
@@ -335,7 +336,7 @@ def _properties(driver: Driver, device: Any) -> DeviceProperties:
         number("MAX_REGISTERS_PER_MULTIPROCESSOR"),
         number("MAX_THREADS_PER_MULTIPROCESSOR"),
         number("MAX_BLOCKS_PER_MULTIPROCESSOR"),
-        largest_cluster(capability),
         # Which no driver tells: what a plan begins with, before it asks how many clusters fit.
-        properties_of(capability, multiprocessors).gpcs,
+        assumed.max_cluster,
+        assumed.gpcs,
     )

@@ -19,11 +19,6 @@ from .devices import DeviceProperties
 MAX_THREADS = 1024
 
 
-def largest_cluster(capability: int) -> int:
-    """Blocks of a cluster: 8 wherever there are clusters, 16 where a kernel that asks for more may get them."""
-    return 16 if capability in (90, 100, 103) else 8 if capability >= 90 else 1
-
-
 @dataclass(frozen=True)
 class Kernel:
     """A kernel loaded on a device; `shared` bytes of static shared memory, `registers` of a thread where known,

@@ -55,7 +55,7 @@ class _Capability:
     max_cluster: int
 
 
-_CAPABILITIES = {
+CAPABILITIES = {
     # [1]; clusters [6]. 110 and 12x: the opt-in above 8 is documented for neither, so 8.
     80: _Capability(164, 2048, 32, 1),
     86: _Capability(100, 1536, 16, 1),
@@ -75,7 +75,7 @@ def properties_of(
 ) -> DeviceProperties:
     """Of any device with that capability; of the nearest older one where it is not in the table. Without `gpcs`, 16
     multiprocessors a GPC are assumed [A]."""
-    of = _CAPABILITIES[max((c for c in _CAPABILITIES if c <= capability), default=80)]
+    of = CAPABILITIES[max((c for c in CAPABILITIES if c <= capability), default=80)]
     whole, rest = divmod(multiprocessors, 16)
     return DeviceProperties(
         name=name or f"sm_{capability}",

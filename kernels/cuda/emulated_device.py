@@ -18,33 +18,21 @@ from wavenet_fast.errors import BackendError
 from .arrays import Array, HostArray
 from .call_struct import CallStruct
 from .compile import SOURCES, compile_kernel
-from .device import Kernel, check_launch, largest_cluster, not_resident, sizes
-from .devices import DeviceProperties
+from .device import Kernel, check_launch, not_resident, sizes
+from .devices import CAPABILITIES, DeviceProperties, properties_of
 from .foreign import host_view, shape_of
+from .occupancy import occupancy
 from .transfers import check_same_bytes, checked_out
 
-# By compute capability: shared memory of a block and of a multiprocessor in KiB, threads and blocks of a
-# multiprocessor. CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
-_LIMITS = {
-    80: (163, 164, 2048, 32), 86: (99, 100, 1536, 16), 87: (163, 164, 1536, 16), 89: (99, 100, 1536, 24),
-    90: (227, 228, 2048, 32), 100: (227, 228, 2048, 32), 103: (227, 228, 2048, 32), 120: (99, 100, 1536, 24),
-    121: (99, 100, 1536, 24),
-}  # fmt: skip
 _MULTIPROCESSORS = 16
-# Of shared memory, per block, for the driver (sm_80 and newer).
-_RESERVED = 1024
-_WARP, _REGISTER_UNIT = 32, 256
 
 
 def emulated_properties(capability: int) -> DeviceProperties:
     """A small GPU of this compute capability."""
-    if capability not in _LIMITS:
-        raise BackendError(f"no GPU of capability {capability} is known; there are {', '.join(map(str, _LIMITS))}")
-    block, whole, threads, blocks = _LIMITS[capability]
-    return DeviceProperties(
-        f"an emulated sm_{capability}", capability, _MULTIPROCESSORS, block << 10, whole << 10, 65_536, threads, blocks,
-        largest_cluster(capability), (_MULTIPROCESSORS,) if largest_cluster(capability) > 1 else (),
-    )  # fmt: skip
+    if capability not in CAPABILITIES:
+        known = ", ".join(map(str, CAPABILITIES))
+        raise BackendError(f"no GPU of capability {capability} is known; there are {known}")
+    return properties_of(capability, _MULTIPROCESSORS, f"an emulated sm_{capability}")
 
 
 @lru_cache(maxsize=64)
@@ -178,14 +166,9 @@ class EmulatedDevice:
 
     def largest_grid(self, kernel: Kernel, block: Sequence[int], shared: int) -> int:
         """By the limits of threads, blocks and shared memory; of registers only where the kernel says how many."""
-        p, warps = self.properties, -(-math.prod(sizes("block", block)) // _WARP)
-        room = kernel.shared + shared + _RESERVED
-        fits = [p.blocks_per_multiprocessor, p.threads_per_multiprocessor // (_WARP * warps)]
-        fits.append(p.shared_per_multiprocessor // room)
-        if kernel.registers:
-            of_warp = -(-kernel.registers * _WARP // _REGISTER_UNIT) * _REGISTER_UNIT
-            fits.append(p.registers_per_multiprocessor // (of_warp * warps))
-        return p.multiprocessors * min(fits)
+        threads, room = math.prod(sizes("block", block)), kernel.shared + shared
+        fits = occupancy(self.properties, threads, kernel.registers or 0, room, barriers=0)
+        return self.properties.multiprocessors * fits.blocks
 
     def clusters(self, kernel: Kernel, block: Sequence[int], shared: int, cluster: int) -> int:
         """As if clusters could lie on any multiprocessors; on a GPU fewer may fit."""

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wavenet_fast.config import CategoricalHead, WaveNetConfig
+from wavenet_fast.config import WaveNetConfig
 from wavenet_fast.errors import BackendError
 from wavenet_fast.packing import hearing_format
 from wavenet_fast.sampling import check_temperature
 
-from ..tables import tables
+from ..tables import log_scale_min, mu_of, tables
 from .arguments import check_patience, check_values, checked, counted
 from .arrays import Array
 from .device import Device, Kernel, not_resident
@@ -188,8 +188,8 @@ class Model:
             "audio": made.audio, "draws": made.draws, "logits": made.logits, "forced": given.forced,
             "stride": made.audio.shape[1], "logits_width": c.out_channels,
             **{f"{stage}_trace": None if made.trace is None else made.trace[stage] for stage in trace_shapes(s)},
-            "temperature": min(max(float(temperature), 1e-37), 3e38), "log_scale_min": self._log_scale_min,
-            "preemphasis": c.signal.preemphasis, "gain": c.signal.gain, "mu": self._mu,
+            "temperature": min(max(float(temperature), 1e-37), 3e38), "log_scale_min": log_scale_min(c.head),
+            "preemphasis": c.signal.preemphasis, "gain": c.signal.gain, "mu": mu_of(c),
             "residual_scale": c.residual_scale, "skip_scale": c.skip_scale, "abort": abort, "patience": patience,
             **self._rooms(layout, len(rounds[0]) if rounds else 0),
         }  # fmt: skip
@@ -246,17 +246,6 @@ class Model:
             "mailboxes": empty((boxes, layout.mailbox["bytes"]), np.uint8) if grid else None,
             "flags": empty((boxes, len(WAITED_FOR)), np.uint32) if grid else None,  # `Ready.launch` makes them zero
         }
-
-    @property
-    def _mu(self) -> float:
-        head = self.config.head
-        return float(head.classes - 1 if isinstance(head, CategoricalHead) else self.config.signal.mu)
-
-    @property
-    def _log_scale_min(self) -> float:
-        head = self.config.head
-        floor = None if isinstance(head, CategoricalHead) else head.log_scale_min
-        return -float("inf") if floor is None else floor
 
 
 def project_header(config: WaveNetConfig, dtype: str, channels: int) -> str:

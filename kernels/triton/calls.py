@@ -12,9 +12,9 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from wavenet_fast.config import CategoricalHead
 from wavenet_fast.sampling import Head, out_channels
 
+from ..tables import log_scale_min
 from . import tuning
 from .launch import Launcher
 from .shapes import BlockShape, HeadShape
@@ -45,12 +45,6 @@ def formats(launcher: Launcher, dtype: str) -> dict[str, Any]:
 def clamped(temperature: float) -> float:
     """To what fp32 can divide by; see `host_engine.Call`."""
     return min(max(float(temperature), 1e-37), 3e38)
-
-
-def log_scale_min(head: Head) -> float:
-    """−∞ where there is none."""
-    floor = None if isinstance(head, CategoricalHead) else head.log_scale_min
-    return -float("inf") if floor is None else floor
 
 
 def draw(launcher: Launcher, head: Head, logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:

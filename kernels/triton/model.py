@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wavenet_fast.config import CategoricalHead, WaveNetConfig
+from wavenet_fast.config import WaveNetConfig
 from wavenet_fast.errors import BackendError
 from wavenet_fast.packing import hearing_format
 
+from ..tables import log_scale_min, mu_of
 from ..tables import tables as shared_tables
 from . import calls, tuning
 from .block import FORMATS, as_operands
@@ -161,8 +162,8 @@ class Model:
                 "draws": made.draws, "logits_out": made.logits, "forced": forced,
                 "stride": steps, "logits_width": c.out_channels, **traces, "logits_room": logits_room,
                 "skip_room": skip_room, "batch": batch, "steps": steps,
-                "temperature": temperature, "log_scale_min": calls.log_scale_min(c.head),
-                "preemphasis": c.signal.preemphasis, "gain": c.signal.gain, "mu": self._mu,
+                "temperature": temperature, "log_scale_min": log_scale_min(c.head),
+                "preemphasis": c.signal.preemphasis, "gain": c.signal.gain, "mu": mu_of(c),
                 "residual_scale": c.residual_scale, "skip_scale": c.skip_scale, **s.constexprs(),
                 **calls.formats(self.launcher, self.dtype), "FORCED": forced is not None, "LOGITS": logits,
                 "TRACE": trace is not None, "N": o.tile, "BLOCK_R": o.block_r, "BLOCK_GATE": o.block_gate,
@@ -180,11 +181,6 @@ class Model:
         rings = torch.zeros(1, s.SLOTS, s.R, dtype=self.operand, device=device)
         inputs, filters = self.zeros(1, s.IN_DEPTH), self.zeros(1)
         self.generate(rings, inputs, filters, none.long(), none.long(), none, heard, steps=1, temperature=1.0)
-
-    @property
-    def _mu(self) -> float:
-        head = self.config.head
-        return float(head.classes - 1 if isinstance(head, CategoricalHead) else self.config.signal.mu)
 
     # --- all samples at once ------------------------------------------------------------------------------------
 
@@ -270,7 +266,7 @@ class Model:
             {
                 "draws": draws, "heard": heard, "audio": audio, "filters": filters, "counts": counts,
                 "sound": table.sound, "batch": batch, "steps": steps, "stride": steps,
-                "preemphasis": c.signal.preemphasis, "gain": c.signal.gain, "mu": self._mu,
+                "preemphasis": c.signal.preemphasis, "gain": c.signal.gain, "mu": mu_of(c),
                 "DRAWS_CLASSES": self.shape.HEAD == 0, "HEARD_CLASSES": self.shape.ONE_HOT,
                 "COMPANDED": self.shape.COMPANDED, "N": o.tile,
             }, o,
