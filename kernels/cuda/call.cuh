@@ -79,10 +79,12 @@ struct Call {
   float* logits_room;   // (pipelines, N, A + 4): see `Logits`
   float* carried_room;  // (pipelines, (R + S) · N): sums of x and of the skips
   u8* mailboxes;        // (pipelines, TEAMS, TILES, bytes): see handover.cuh
-  u32* flags;           // (pipelines, TEAMS, TILES, 6), zero before the launch
+  u32* flags;           // (pipelines, TEAMS, TILES)
+                        // both zero before the launch
 
   // Numbers.
   float temperature;     //
+  float sharpness;       // log2(e)/temperature
   float log_scale_min;   // −∞ where there is none
   float preemphasis;     //
   float gain;            //

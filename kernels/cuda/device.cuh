@@ -108,6 +108,12 @@ DEVICE T across(T x, int mask) {
 
 DEVICE void warp_barrier() { __syncwarp(); }
 
+// Answers that all lanes share.
+DEVICE bool in_all_lanes(bool mine) { return __all_sync(kAllLanes, mine); }
+DEVICE bool in_any_lane(bool mine) { return __any_sync(kAllLanes, mine); }
+DEVICE int sum_of_lanes(int x) { return __reduce_add_sync(kAllLanes, x); }
+DEVICE int largest_of_lanes(int x) { return __reduce_max_sync(kAllLanes, x); }
+
 // --- barriers of a block ------------------------------------------------------------------------------------------
 
 DEVICE void block_barrier() { __syncthreads(); }
@@ -217,6 +223,19 @@ DEVICE void claim(u64* word, u64 wanted) {
 
 DEVICE long long clock_now() { return clock64(); }
 
+// Words of 8 bytes in global memory, each written and read as a whole. Nothing else is ordered by that.
+DEVICE void store_word_in_gpu(u64* to, u64 word) {
+  asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
+}
+
+DEVICE void store_words_in_gpu(u64* to, u64 a, u64 b) {
+  asm volatile("st.relaxed.gpu.global.v2.b64 [%0], {%1, %2};" ::"l"(to), "l"(a), "l"(b) : "memory");
+}
+
+DEVICE void load_words_in_gpu(const u64* from, u64& a, u64& b) {
+  asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];" : "=l"(a), "=l"(b) : "l"(from) : "memory");
+}
+
 // --- clusters -----------------------------------------------------------------------------------------------------
 
 #if __CUDA_ARCH__ >= 900
@@ -241,34 +260,20 @@ DEVICE T* in_block(T* here, int rank) {
   return reinterpret_cast<T*>(there);
 }
 
-DEVICE void barrier_init(u64* barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+// Words to and from shared memory: `store_word` takes addresses of any block of the cluster, `load_words` of its own.
+DEVICE void store_word_in_cluster(u64* to, u64 word) {
+  asm volatile("st.relaxed.cluster.b64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
 }
 
-DEVICE void barriers_initialised() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-
-// Arrives at a barrier in the shared memory of block `rank`, behind everything that this thread has written or knows
-// to be written.
-DEVICE void barrier_arrive(u64* barrier, int rank) {
-  asm volatile(
-      "{\n\t.reg .b32 there;\n\t"
-      "mapa.shared::cluster.u32 there, %0, %1;\n\t"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n\t}" ::"r"(shared_address(barrier)),
-      "r"(rank)
-      : "memory");
+DEVICE void store_words_in_cluster(u64* to, u64 a, u64 b) {
+  asm volatile("st.relaxed.cluster.v2.b64 [%0], {%1, %2};" ::"l"(to), "l"(a), "l"(b) : "memory");
 }
 
-// Whether the phase of this parity has ended; waits a little for it.
-DEVICE bool barrier_passed(u64* barrier, int parity) {
-  u32 passed;
-  asm volatile(
-      "{\n\t.reg .pred p;\n\t"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
-      "selp.u32 %0, 1, 0, p;\n\t}"
-      : "=r"(passed)
-      : "r"(shared_address(barrier)), "r"(parity)
-      : "memory");
-  return passed;
+DEVICE void load_words_here(const u64* from, u64& a, u64& b) {
+  asm volatile("ld.relaxed.cluster.shared::cta.v2.b64 {%0, %1}, [%2];"
+               : "=l"(a), "=l"(b)
+               : "r"(shared_address(from))
+               : "memory");
 }
 
 #endif

@@ -6,12 +6,6 @@
 // Classes of one lane, neighbours.
 DEVICE constexpr int lane_classes(int classes) { return ceil_div(classes, kWarp); }
 
-DEVICE int warp_sum(int x) {
-#pragma unroll
-  for (int mask = kWarp / 2; mask; mask /= 2) x += across(x, mask);
-  return x;
-}
-
 // Sum of x over this lane and those below.
 DEVICE float warp_prefix(float x) {
 #pragma unroll
@@ -22,27 +16,42 @@ DEVICE float warp_prefix(float x) {
   return x;
 }
 
+// Classes of a lane whose weights stay in its registers between the two times that they are needed.
+constexpr int kMostHeld = 32;
+
 // Number of classes below the last whose prefix sum of e^((l − highest)/temperature) is at most u · total. Each lane
-// adds up its own classes in their order, and the lanes' sums are added in theirs.
+// adds up its own classes in their order, and the lanes' sums are added in theirs. `sharpness` is log2(e)/temperature.
 template <int CLASSES>
-DEVICE int choose(const float* logits, float u, float temperature) {
-  constexpr int kOwn = lane_classes(CLASSES);
+DEVICE int choose(const float* logits, float u, float sharpness) {
+  constexpr int kOwn = lane_classes(CLASSES), kHeld = kOwn <= kMostHeld ? kOwn : 1;
+  constexpr int kUnroll = kHeld == kOwn ? kOwn : 4;
   const int first = lane_index() * kOwn;
   float highest = -kFloatMax;
-  for (int c = first; c < min(first + kOwn, CLASSES); ++c) highest = larger(highest, logits[c]);
+#pragma unroll kUnroll
+  for (int k = 0; k < kOwn; ++k) {
+    if (first + k < CLASSES) highest = larger(highest, logits[first + k]);
+  }
   highest = warp_max(highest);
-  const auto weight = [&](int c) { return exponential((logits[c] - highest) / temperature); };
-  float own = 0.0f;
-  for (int c = first; c < min(first + kOwn, CLASSES); ++c) own += weight(c);
-  const float upto = warp_prefix(own), total = from_lane(upto, kWarp - 1);
+  const auto weight = [&](int k) { return exp2_fast((logits[first + k] - highest) * sharpness); };
+  float held[kHeld], own = 0.0f;
+#pragma unroll kUnroll
+  for (int k = 0; k < kOwn; ++k) {
+    if (first + k >= CLASSES) break;
+    const float w = weight(k);
+    if (kHeld == kOwn) held[k % kHeld] = w;
+    own += w;
+  }
+  const float upto = warp_prefix(own), bound = u * from_lane(upto, kWarp - 1);
   const float before = from_below(upto, 1);
   float sum = lane_index() ? before : 0.0f;
   int chosen = 0;
-  for (int c = first; c < min(first + kOwn, CLASSES - 1); ++c) {
-    sum += weight(c);
-    chosen += sum <= u * total;
+#pragma unroll kUnroll
+  for (int k = 0; k < kOwn; ++k) {
+    if (first + k >= CLASSES - 1) break;
+    sum += kHeld == kOwn ? held[k % kHeld] : weight(k);
+    chosen += sum <= bound;
   }
-  return warp_sum(chosen);
+  return sum_of_lanes(chosen);
 }
 
 // A mixture's draw in −1 … 1. Outputs are laid out [component logits | means | log scales], without the first where
@@ -50,7 +59,7 @@ DEVICE int choose(const float* logits, float u, float temperature) {
 DEVICE float draw_value(const Call& call, const float* outputs, float u0, float u1) {
   constexpr int kFirst = shape::COMPONENTS == 1 ? 0 : shape::COMPONENTS;
   int chosen = 0;
-  if (shape::COMPONENTS > 1) chosen = choose<shape::COMPONENTS>(outputs, u0, call.temperature);
+  if (shape::COMPONENTS > 1) chosen = choose<shape::COMPONENTS>(outputs, u0, call.sharpness);
   const float mean = outputs[kFirst + chosen];
   const float log_scale = larger(outputs[kFirst + shape::COMPONENTS + chosen], call.log_scale_min);
   // The largest float instead of infinity: infinity times a quantile of exactly 0 would be NaN.
@@ -63,7 +72,7 @@ DEVICE float draw_value(const Call& call, const float* outputs, float u0, float 
 // A class as its number, or a value.
 DEVICE float draw(const Call& call, const float* outputs, Words words) {
   const float u0 = uniform(words.zero);
-  if (shape::HEAD == 0) return static_cast<float>(choose<shape::CLASSES>(outputs, u0, call.temperature));
+  if (shape::HEAD == 0) return static_cast<float>(choose<shape::CLASSES>(outputs, u0, call.sharpness));
   return draw_value(call, outputs, u0, uniform(words.one));
 }
 
@@ -84,19 +93,18 @@ struct Memory {
   float* filter;
 };
 
-// A draw becomes sound and, unless the history is forced, the newest input. By one lane.
-DEVICE void speak(const Call& call, const Stream& s, const Memory& memory, int i, float drawn) {
+// What the next samples hear of a draw.
+DEVICE float heard_of(const Call& call, const Stream& s, int i, float drawn) {
+  if (plan::FORCED) return call.forced[output_row(call, s, i)];
+  return shape::HEAD == 0 && !shape::ONE_HOT ? call.feedback[static_cast<int>(drawn)] : drawn;
+}
+
+// A draw becomes sound. By one lane.
+DEVICE void speak(const Call& call, const Stream& s, const Memory& memory, int i, float drawn, float heard) {
   const size_t row = output_row(call, s, i);
   float emphasised = sound_of(call, drawn, *memory.filter, shape::HEAD == 0);
   call.audio[row] = clipped(emphasised / call.gain);
   call.draws[row] = drawn;
-  float heard = drawn;
-  if (plan::FORCED) {
-    heard = call.forced[row];
-    emphasised = sound_of(call, heard, *memory.filter, shape::ONE_HOT);
-  } else if (shape::HEAD == 0 && !shape::ONE_HOT) {
-    heard = call.feedback[static_cast<int>(drawn)];
-  }
+  if (plan::FORCED) emphasised = sound_of(call, heard, *memory.filter, shape::ONE_HOT);
   *memory.filter = emphasised;
-  memory.inputs[static_cast<int>(s.position + i) & (shape::IN_DEPTH - 1)] = heard;
 }

@@ -1,13 +1,18 @@
 // How the blocks of `resident` hand numbers to each other.
 //
-// Every team has a mailbox for each tile. Where the blocks of a pipeline are a cluster, a block writes into the shared
-// memory of the next and arrives at a barrier there. Otherwise all blocks of the launch are resident together (a
-// cooperative launch), and the mailbox lies in global memory beside flags that count arrivals.
+// Every number travels in a word of 8 bytes, with a postmark in its upper half: which layer of which sample it belongs
+// to. Words are written and read as a whole, and a reader looks at the words that it needs until they bear the postmark
+// that it waits for. So nothing has to be ordered: no fence, no flag, no barrier between blocks is on the way, and a
+// number is there as soon as its word is.
 //
-// Each place of a mailbox is written once a sample (those of a team's own exchange once a layer), and never before it
-// was read: the head draws sample i only after every block has handed on what it read for it, and no block is given
-// anything of sample i + 1 before that; within a team, gates of a layer arrive only from blocks that have read its x,
-// and x of the next layer only from blocks that have read these gates.
+// Every team has a mailbox for each tile. Where the blocks of a pipeline are a cluster, it lies in the shared memory of
+// the team's block, and others write there. Otherwise all blocks of the launch are resident together (a cooperative
+// launch), and it lies in global memory. It begins with zeros; postmarks begin with 1.
+//
+// Each place of a mailbox is written once a sample (those of x and of gates within a team once a layer), and never
+// before it was read: the head draws sample i only after every block has handed on what it read for it, and no block is
+// given anything of sample i + 1 before that; within a team, gates of a layer arrive only from blocks that have read
+// its x, and x of the next layer only from blocks that have read these gates.
 #pragma once
 
 #include "head.cuh"
@@ -15,66 +20,42 @@
 
 namespace {
 
-constexpr int kTeamChain = plan::TEAM * plan::CHAIN, kTeamSkip = plan::TEAM * plan::SKIP;  // warps
+// --- words --------------------------------------------------------------------------------------------------------
 
-// In int8 the blocks of a team exchange numbers: none of them has a whole vector to find its largest.
-constexpr bool kSendsNumbers = kInt && plan::TEAM > 1;
+DEVICE u64 word_of(float number, u32 postmark) { return static_cast<u64>(postmark) << 32 | bits_of(number); }
+DEVICE float number_in(u64 word) { return float_of(static_cast<u32>(word)); }
+DEVICE u32 postmark_of(u64 word) { return static_cast<u32>(word >> 32); }
+
+// Postmarks: of x that layer `layer` of sample i hears and of its gates; of what is once a sample.
+DEVICE u32 of_layer(int i, int layer) { return static_cast<u32>(i) * shape::LAYERS + layer + 1; }
+DEVICE u32 of_sample(int i) { return static_cast<u32>(i) + 1; }
+
+// Words of a vector in a mailbox, in pairs of neighbours that one lane writes and reads.
+struct Letters {
+  u64* begin;
+  DEVICE u64* pair(int index, int lane) const { return begin + (index * kWarp + lane) * 2; }
+};
+
+// Sums of panel m: for each eight streams, of a lane's four numbers first two, then two.
+DEVICE int pair_of_sums(int m, int e, int half) { return (m * kEights + e) * 2 + half; }
+// Gates of panel m: for each eight streams two of a lane.
+DEVICE int pair_of_gates(int m, int e) { return m * kEights + e; }
 
 struct Mailbox {
   u8* layers;  // of a team with layers
   u8* head;    // of the team with the head
 
-  DEVICE Rows<shape::R> x() const { return Rows<shape::R>(layers + mail::x); }
-  DEVICE float4* x_sums() const { return reinterpret_cast<float4*>(layers + mail::x_sums); }
-  DEVICE float4* skip_sums() const { return reinterpret_cast<float4*>(layers + mail::skip_sums); }
-  DEVICE Rows<shape::HALF> gates() const { return Rows<shape::HALF>(layers + mail::gates); }
-  DEVICE Rows<shape::S> skips() const { return Rows<shape::S>(head); }
-
-  // Where a vector is put that this mailbox's team needs, `rows` and `numbers` being what the writer proposes:
-  //
-  //                  team of one block                      of several
-  //   int8           put: numbers, finish: rows             put: the mailbox's numbers, finish by each reader: rows
-  //   other formats  put: rows                              put: the mailbox's rows, taken by each reader
-  DEVICE Target<shape::R> x_target(const Rows<shape::R>& rows, float* numbers) const {
-    return target(rows, x(), layers + mail::x_numbers, numbers);
-  }
-  DEVICE Target<shape::HALF> gate_target(const Rows<shape::HALF>& rows, float* numbers) const {
-    return target(rows, gates(), layers + mail::gate_numbers, numbers);
-  }
-  DEVICE Target<shape::S> skip_target(const Rows<shape::S>& rows, float* numbers) const {
-    return target(rows, skips(), head + mail::skip_numbers, numbers);
-  }
-
-  // What others have put there, on its way to `rows` of a block's own.
-  DEVICE Target<shape::R> arrived_x(const Rows<shape::R>& rows) const {
-    return x_target(own_if_numbers(rows, x()), {});
-  }
-  DEVICE Target<shape::S> arrived_skips(const Rows<shape::S>& rows) const {
-    return skip_target(own_if_numbers(rows, skips()), {});
-  }
-
-  // For the head's draws.
-  DEVICE Entrance entrance() const {
-    return {x(), x_sums(), kSendsNumbers ? reinterpret_cast<float*>(layers + mail::x_numbers) : nullptr};
-  }
-
- private:
-  template <int CHANNELS>
-  DEVICE static Rows<CHANNELS> own_if_numbers(const Rows<CHANNELS>& own, const Rows<CHANNELS>& place) {
-    return kSendsNumbers ? own : place;
-  }
-
-  template <int CHANNELS>
-  DEVICE Target<CHANNELS> target(const Rows<CHANNELS>& rows, const Rows<CHANNELS>& place, u8* mailed,
-                                 float* numbers) const {
-    if (kSendsNumbers) return {rows, reinterpret_cast<float*>(mailed)};
-    return {plan::TEAM > 1 ? place : rows, numbers};
-  }
+  DEVICE Letters x() const { return {reinterpret_cast<u64*>(layers + mail::x)}; }
+  DEVICE Letters skips() const { return {reinterpret_cast<u64*>(layers + mail::skips)}; }
+  DEVICE Letters gates() const { return {reinterpret_cast<u64*>(layers + mail::gates)}; }
+  DEVICE Letters all_skips() const { return {reinterpret_cast<u64*>(head)}; }
 };
 
-// What arrives: x from the team before, skip sums from it, all skips at the head; within a team x of its next layer,
+// What arrives: x, skip sums of the teams before, the sum of all skips at the head; within a team x of its next layer,
 // gates, and that all have written their share of the rings.
-enum Mail { kX, kSkip, kHead, kInner, kGates, kRing, kMails };
+enum Mail { kX, kSkip, kHead, kInner, kGates, kRing };
+
+// --- the post -----------------------------------------------------------------------------------------------------
 
 struct Post {
   const Call& call;
@@ -88,56 +69,35 @@ struct Post {
     member = block - team * plan::TEAM;
   }
 
-  // --- where ---
-
-  // Of team `to`, as this block reaches it.
+  // Of team `to`, as this block writes to it.
   DEVICE Mailbox mailbox(int to, int tile) const {
+#if __CUDA_ARCH__ >= 900
     if (plan::CLUSTER) {
       const Mailbox own = mine(tile);
-#if __CUDA_ARCH__ >= 900
       return {in_block(own.layers, to), in_block(own.head, to)};
-#endif
     }
+#endif
     u8* const begin =
         call.mailboxes + static_cast<size_t>((pipeline * plan::TEAMS + to) * plan::TILES + tile) * mail::bytes;
-    return {begin, begin + mail::skips};
+    return {begin, begin + mail::all_skips};
   }
 
-  // This team's own.
+  // This team's own, as it reads there.
   DEVICE Mailbox mine(int tile) const {
     if (!plan::CLUSTER) return mailbox(team, tile);
-    return {shared + at::mail + tile * mail::skips, shared + at::head_mail + tile * Rows<shape::S>::kBytes};
-  }
-
-  DEVICE u64* barrier(Mail mail, int tile) const {
-    return reinterpret_cast<u64*>(shared + at::barriers) + tile * kInner + mail;
-  }
-
-  DEVICE u32* flag(int to, Mail mail, int tile) const {
-    return call.flags + ((pipeline * plan::TEAMS + to) * plan::TILES + tile) * kMails + mail;
+    return {shared + at::mail + tile * mail::all_skips, shared + at::head_mail + tile * (mail::bytes - mail::all_skips)};
   }
 
   // --- begin and end ---
 
-  // By all threads, before their block's first barrier.
-  DEVICE void open() const {
+  // By all threads, a barrier of the block, before the first mail: nobody writes into a mailbox that is not empty yet.
+  DEVICE void open(bool layers, bool head) const {
 #if __CUDA_ARCH__ >= 900
-    if (plan::CLUSTER && thread_index() == 0) {
-      for (int tile = 0; tile < plan::TILES; ++tile) {
-        barrier_init(barrier(kX, tile), team == 0 ? kWarps : plan::CHAIN);
-        barrier_init(barrier(kSkip, tile), plan::SKIP);
-        barrier_init(barrier(kHead, tile), plan::SKIP);
-      }
-      barriers_initialised();
+    if (plan::CLUSTER) {
+      if (layers) clear(shared + at::mail, plan::TILES * mail::all_skips);
+      if (head) clear(shared + at::head_mail, plan::TILES * (mail::bytes - mail::all_skips));
+      return cluster_barrier();
     }
-#endif
-  }
-
-  // By all threads, a barrier of the block, before the first mail: nobody writes into a mailbox before its barriers are
-  // there.
-  DEVICE void opened() const {
-#if __CUDA_ARCH__ >= 900
-    if (plan::CLUSTER) return cluster_barrier();
 #endif
     block_barrier();
   }
@@ -149,73 +109,130 @@ struct Post {
 #endif
   }
 
-  // --- sending and receiving, by all lanes of a warp ---
+  // --- sending, by a warp ---
 
-  // What the warp has written is there.
-  DEVICE void send(int to, Mail mail, int tile) const {
-    warp_barrier();
-    if (lane_index()) return;
+  DEVICE void send_number(const Letters& to, int pair, int lane, int which, float number, u32 postmark) const {
+    u64* const place = to.pair(pair, lane) + which;
 #if __CUDA_ARCH__ >= 900
-    if (plan::CLUSTER) return barrier_arrive(barrier(mail, tile), to);
+    if (plan::CLUSTER) return store_word_in_cluster(place, word_of(number, postmark));
 #endif
-    add_release(flag(to, mail, tile));
+    store_word_in_gpu(place, word_of(number, postmark));
   }
 
-  // Waits until for sample i, and for all before it, as many warps as `arrivals` have sent.
-  DEVICE void receive(Mail mail, u32 arrivals, int tile, int i, Watch& watch) const {
+  DEVICE void send_sums(const Letters& to, int m, const Sums& sums, u32 postmark) const {
+#pragma unroll
+    for (int e = 0; e < kEights; ++e) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        u64* const place = to.pair(pair_of_sums(m, e, half), lane_index());
+        const u64 a = word_of(sums.v[e][half * 2], postmark), b = word_of(sums.v[e][half * 2 + 1], postmark);
 #if __CUDA_ARCH__ >= 900
-    if (plan::CLUSTER) {
-      u64* const here = barrier(mail, tile);
-      wait_until([&] { return barrier_passed(here, i & 1); }, watch, mail, tile);
-      return warp_barrier();  // lanes may have left the loop apart
+        if (plan::CLUSTER) {
+          store_words_in_cluster(place, a, b);
+          continue;
+        }
+#endif
+        store_words_in_gpu(place, a, b);
+      }
     }
-#endif
-    const u32* const here = flag(team, mail, tile);
-    const auto arrived = [&] { return static_cast<int>(load_acquire(here) - arrivals) >= 0; };
-    if (lane_index() == 0) wait_until(arrived, watch, mail, tile);
+  }
+
+  // --- receiving, by a warp ---
+
+  DEVICE Sums receive_sums(const Letters& from, int m, u32 postmark, Mail mail, int tile, Watch& watch) const {
+    Sums sums;
+#pragma unroll
+    for (int e = 0; e < kEights; ++e) receive<2>(sums.v[e], from, pair_of_sums(m, e, 0), postmark, mail, tile, watch);
+    return sums;
+  }
+
+  // Gates of panel m of a layer, which another block of the team computed, or this one.
+  template <class To>
+  DEVICE void receive_gates(const Letters& from, int m, u32 postmark, int tile, Watch& watch, const To& to) const {
+#pragma unroll
+    for (int e = 0; e < kEights; ++e) {
+      float gates[2];
+      receive<1>(gates, from, pair_of_gates(m, e), postmark, kGates, tile, watch);
+#pragma unroll
+      for (int c = 0; c < 2; ++c) to.put(e * 8 + pair_in_eight() + c, m * 8 + row_in_panel(), gates[c]);
+    }
+  }
+
+  // --- the rings, which the blocks of a team write together ---
+
+  DEVICE u32* ring_flag(int tile) const { return call.flags + (pipeline * plan::TEAMS + team) * plan::TILES + tile; }
+
+  // What this warp has written there is for all to read.
+  DEVICE void rings_written(int tile) const {
     warp_barrier();
+    if (lane_index() == 0) add_release(ring_flag(tile));
   }
 
-  // Within a team: sends what a chain warp has put into the team's mailbox, and waits for the others'.
-  DEVICE void exchange(Mail mail, u32 arrivals, int tile, int i, Watch& watch) const {
-    send(team, mail, tile);
-    receive(mail, arrivals, tile, i, watch);
-  }
-
-  // --- taking: from a mailbox in global memory to where products can read it ---
-
-  // By all chain warps, which have yet to meet.
-  template <int CHANNELS>
-  DEVICE void take_unmet(const Rows<CHANNELS>& to, const Target<CHANNELS>& from, int warp, int thread) const {
-    take_part(to, from, warp, plan::CHAIN, thread, kChainThreads);
-  }
-
-  // By all chain warps, which meet at the end.
-  template <int CHANNELS>
-  DEVICE void take(const Rows<CHANNELS>& to, const Target<CHANNELS>& from, int warp, int thread) const {
-    if (plan::CLUSTER) return;
-    take_part(to, from, warp, plan::CHAIN, thread, kChainThreads);
-    named_barrier(kChainMeets, kChainThreads);
-  }
-
-  // By all warps.
-  template <int CHANNELS>
-  DEVICE void take_all(const Rows<CHANNELS>& to, const Target<CHANNELS>& from, int warp, int thread) const {
-    if (plan::CLUSTER) return;
-    take_part(to, from, warp, kWarps, thread, kThreads);
-    block_barrier();
+  // Waits until all skip warps of the team have written the rings of all samples before i.
+  DEVICE void rings_ready(int i, int tile, Watch& watch) const {
+    const u32 arrivals = static_cast<u32>(i) * plan::TEAM * plan::SKIP;
+    const u32* const flag = ring_flag(tile);
+    const auto arrived = [&] { return in_all_lanes(static_cast<int>(load_acquire(flag) - arrivals) >= 0); };
+    wait_until(arrived, watch, kRing, tile);
   }
 
  private:
-  template <int CHANNELS>
-  DEVICE static void take_part(const Rows<CHANNELS>& to, const Target<CHANNELS>& from, int warp, int warps, int thread,
-                               int threads) {
-    if (kSendsNumbers) return from.finish(warp, warps);
-    for (int word = thread; word < Rows<CHANNELS>::kBytes / 16; word += threads) {
-      copy_async(to.begin + word * 16, from.rows.begin + word * 16);
+  // PAIRS neighbouring pairs of words, whose numbers a lane receives.
+  template <int PAIRS>
+  DEVICE void receive(float (&numbers)[2 * PAIRS], const Letters& from, int pair, u32 postmark, Mail mail, int tile,
+                      Watch& watch) const {
+    u64 words[2 * PAIRS];
+    const auto arrived = [&] {
+#pragma unroll
+      for (int k = 0; k < PAIRS; ++k) {
+        const u64* const place = from.pair(pair + k, lane_index());
+#if __CUDA_ARCH__ >= 900
+        if (plan::CLUSTER) {
+          load_words_here(place, words[2 * k], words[2 * k + 1]);
+          continue;
+        }
+#endif
+        load_words_in_gpu(place, words[2 * k], words[2 * k + 1]);
+      }
+      bool all = true;
+#pragma unroll
+      for (int k = 0; k < 2 * PAIRS; ++k) all &= postmark_of(words[k]) == postmark;
+      return in_all_lanes(all);
+    };
+    wait_until(arrived, watch, mail, tile);
+#pragma unroll
+    for (int k = 0; k < 2 * PAIRS; ++k) numbers[k] = number_in(words[k]);
+  }
+
+  DEVICE static void clear(u8* begin, int bytes) {
+    for (int word = thread_index(); word < bytes / 16; word += kThreads) {
+      reinterpret_cast<uint4*>(begin)[word] = {0, 0, 0, 0};
     }
-    commit_copies();
-    wait_copies<0>();
+  }
+};
+
+// Where x of the first layer of a sample is written, number by number.
+struct Posted {
+  static constexpr bool kQuantises = false;
+  const Post& post;
+  Letters to;
+  u32 postmark;
+
+  DEVICE void put(int n, int r, float x, const OperandOf<false>&) const {
+    const int lane = r % 8 * 4 + n % 8 / 2;
+    post.send_number(to, pair_of_sums(r / 16, n / 8, r % 16 / 8), lane, n % 2, x, postmark);
+  }
+  DEVICE void end(int, float) const {}
+};
+
+// Where a lane writes the gates of its own panels for a whole team.
+struct PostedGates {
+  const Post& post;
+  Letters to;
+  u32 postmark;
+
+  DEVICE void put(int n, int j, float gate) const {
+    post.send_number(to, pair_of_gates(j / 8, n / 8), lane_index(), n % 2, gate, postmark);
   }
 };
 

@@ -41,12 +41,6 @@ DEVICE void store_sums(float4* begin, int m, const Sums& sums) {
   }
 }
 
-// Where the number of channel `row`, stream n, lies among them.
-DEVICE float& number_in_sums(float4* begin, int row, int n) {
-  const int m = row / 16, lane = row % 8 * 4 + n % 8 / 2, i = row % 16 / 8 * 2 + n % 2;
-  return reinterpret_cast<float*>(begin + (m * kEights + n / 8) * kWarp + lane)[i];
-}
-
 // --- head ---------------------------------------------------------------------------------------------------------
 
 template <class Weights>
@@ -87,35 +81,39 @@ DEVICE void output_layer(const Call& call, const Rows<shape::H>& hidden, const L
 
 // --- the next input -----------------------------------------------------------------------------------------------
 
-// Where x is written for the first layer: as operands (or as numbers that will be made into int8 there, where that is
-// not null), and as sums.
+// Where x of the first layer is written within a block: as operands and as sums.
 struct Entrance {
+  static constexpr bool kQuantises = kInt;
   Rows<shape::R> operands;
   float4* sums;
-  float* numbers = nullptr;
+
+  DEVICE void put(int n, int r, float x, const OperandOf<kInt>& quantiser) const {
+    operands.at(n, r) = quantiser.operand(x);
+    const int m = r / 16, lane = r % 8 * 4 + n % 8 / 2, i = r % 16 / 8 * 2 + n % 2;
+    reinterpret_cast<float*>(sums + (m * kEights + n / 8) * kWarp + lane)[i] = x;
+  }
+  DEVICE void end(int n, float largest) const {
+    if (kInt && lane_index() == 0) operands.unit(n) = largest / 127.0f;
+  }
 };
 
 // What sample i hears of its past, of the stream in place n; by one warp.
-DEVICE void embed_stream(const Call& call, const Stream& s, const float* inputs, int i, int n, const Entrance& to) {
+template <class To>
+DEVICE void embed_stream(const Call& call, const Stream& s, const float* inputs, float newest, int i, int n,
+                         const To& to) {
+  const auto x = [&](int r) { return embed(call, inputs, newest, s.position + i, r); };
   float largest = 0.0f;
-  if (kInt) {  // and once more below: not every R fits the registers of a warp
-    for (int r = lane_index(); r < shape::R; r += kWarp) {
-      largest = larger(largest, fabsf(embed(call, inputs, s.position + i, r)));
-    }
+  if (To::kQuantises) {  // and once more below: not every R fits the registers of a warp
+    for (int r = lane_index(); r < shape::R; r += kWarp) largest = larger(largest, fabsf(x(r)));
     largest = warp_max(largest);
   }
-  const OperandOf<kInt> quantiser(largest);
+  const OperandOf<To::kQuantises> quantiser(largest);
   for (int r = lane_index(); r < shape::R; r += kWarp) {
-    const float x = embed(call, inputs, s.position + i, r);
-    if (plan::TRACE && i < s.count) call.embed_trace[output_row(call, s, i) * shape::R + r] = x;
-    if (kInt && to.numbers != nullptr) {
-      to.numbers[n * Target<shape::R>::kStride + r] = x;
-    } else {
-      to.operands.at(n, r) = quantiser.operand(x);
-    }
-    number_in_sums(to.sums, r, n) = x;
+    const float value = x(r);
+    if (plan::TRACE && i < s.count) call.embed_trace[output_row(call, s, i) * shape::R + r] = value;
+    to.put(n, r, value, quantiser);
   }
-  if (kInt && lane_index() == 0) to.operands.unit(n) = largest / 127.0f;
+  to.end(n, largest);
 }
 
 // What the streams of a tile remember of their own sound, in shared memory.
@@ -162,25 +160,37 @@ struct Dice {
   }
 };
 
-// Draws, sounds, and embeds for sample i + 1.
+// The first x of a launch, of the stream in place n; by one warp.
+template <class To>
+DEVICE void embed_first(const Call& call, const Stream& s, const Memory& memory, int n, const To& to) {
+  embed_stream(call, s, memory.inputs, memory.inputs[input_slot(s.position - 1)], 0, n, to);
+}
+
+// Draws, embeds for sample i + 1, then sounds: nobody waits for sound.
+template <class To>
 DEVICE void draw_and_embed(const Call& call, const Stream* streams, int i, const Dice& dice, const Logits& logits,
-                           const Memories& memories, const Entrance& to, bool more, int warp) {
+                           const Memories& memories, const To& to, bool more, int warp) {
 #pragma unroll
   for (int k = 0; k < kDraws; ++k) {
     const int n = warp + k * kWarps;
     if (n >= plan::N) break;
     const Stream& s = streams[n];
     const Memory memory = memories.of(n);
-    if (i < s.count) {
-      const float* outputs = logits.row(n);
-      if (plan::LOGITS) {
-        float* row = call.logits + output_row(call, s, i) * call.logits_width;
-        for (int c = lane_index(); c < call.logits_width; c += kWarp) row[c] = outputs[c];
-      }
-      const float drawn = draw(call, outputs, dice.words[k]);
-      if (lane_index() == 0) speak(call, s, memory, i, drawn);
-      warp_barrier();  // all lanes embed what this one wrote
+    const float* outputs = logits.row(n);
+    const bool speaks = i < s.count;
+    float& newest = memory.inputs[input_slot(s.position + i)];
+    const float drawn = speaks ? draw(call, outputs, dice.words[k]) : 0.0f;
+    const float heard = speaks ? heard_of(call, s, i, drawn) : newest;
+    if (more) embed_stream(call, s, memory.inputs, heard, i + 1, n, to);
+    if (!speaks) continue;
+    warp_barrier();  // all lanes have read the input that this one takes the place of
+    if (lane_index() == 0) {
+      newest = heard;
+      speak(call, s, memory, i, drawn, heard);
     }
-    if (more) embed_stream(call, s, memory.inputs, i + 1, n, to);
+    if (plan::LOGITS) {
+      float* row = call.logits + output_row(call, s, i) * call.logits_width;
+      for (int c = lane_index(); c < call.logits_width; c += kWarp) row[c] = outputs[c];
+    }
   }
 }

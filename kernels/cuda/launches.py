@@ -118,8 +118,9 @@ class Ready:
         layout, device = self.layout, self.device
         device.fill_zero(self.abort, stream)
         for call in self.calls:
-            if call["flags"] is not None:
-                device.fill_zero(call["flags"], stream)
+            for name in ("mailboxes", "flags"):
+                if call[name] is not None:
+                    device.fill_zero(call[name], stream)
             device.launch(
                 self.kernel, (call["places"].shape[0] * layout.blocks,), (layout.threads,), call, shared=layout.shared,
                 cluster=layout.blocks if layout.cluster else None, cooperative=layout.resident and not layout.cluster,

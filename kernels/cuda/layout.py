@@ -13,7 +13,7 @@ from .shapes import FRAGMENT_BYTES, OPERAND_BYTES, PANEL, Shape, steps
 FORMATS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3}
 """Number format → `Format` of numbers.cuh."""
 
-_STREAM, _HEARING, _RING, _BARRIERS = 32, 24, 12, 3 * 8  # see stages.cuh and handover.cuh
+_STREAM, _HEARING, _RING, _WORD = 32, 24, 12, 8  # see stages.cuh and handover.cuh
 _ALIGNMENT = 128
 MOST_LOGITS = 48 << 10
 """Of a tile's logits that stay in shared memory; more (thousands of classes) go through global memory."""
@@ -88,6 +88,10 @@ class Layout:
 
     def sums(self, channels: int) -> int:
         return channels * self.tile * 4
+
+    def mailed(self, channels: int) -> int:
+        """A word for each number."""
+        return _aligned(channels * self.tile * _WORD)
 
     def numbers(self, *channels: int) -> int:
         """Numbers of a vector of any of these sizes that wait for their largest: int8 only. See `Target`."""
@@ -189,16 +193,15 @@ class Layout:
     def common_parts(self) -> dict[str, int]:
         """Of every block of `resident`."""
         tiles = self.tiles
-        return {"streams": tiles * self.tile * _STREAM, "steps": tiles * 4, "barriers": tiles * _BARRIERS}
+        return {"streams": tiles * self.tile * _STREAM, "steps": tiles * 4}
 
     def layer_parts(self, own: int) -> dict[str, int]:
         """Of a block with so many layers, beside what is common."""
         s, pasts = self.shape, 2 if self.tiles > 1 else 1  # of the tile at hand, and of the next
         return {
-            "mail": self.tiles * self.mailbox["skips"] if self.cluster else 0, "hearing": self.tile * _HEARING,
+            "mail": self.tiles * self.mailbox["all_skips"] if self.cluster else 0, "hearing": self.tile * _HEARING,
             "ring_table": s.LAYERS * _RING, "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF),
-            "x_in": 0 if self.cluster else self.rows(s.R), "numbers": self.numbers(s.R, s.HALF),
-            "skip_numbers": self.numbers(s.S), "weights": own * self.layer_weights,
+            "numbers": self.numbers(s.R, s.HALF), "weights": own * self.layer_weights,
             "past": pasts * own * (s.K - 1) * self.rows(s.R),
         }  # fmt: skip
 
@@ -206,11 +209,10 @@ class Layout:
         """Of the block with the head, beside what is common."""
         s, tiles = self.shape, self.tiles
         return {
-            "head_mail": tiles * self.rows(s.S) if self.cluster else 0,
+            "head_mail": tiles * self.mailed(s.S) if self.cluster else 0,
             "inputs": tiles * self.tile * s.IN_DEPTH * 4, "filters": tiles * self.tile * 4,
             "hidden": self.rows(s.H), "logits": self._logits if self.logits_shared else 0,
-            "head_numbers": self.numbers(s.H),
-            "head_in": 0 if self.cluster else self.rows(s.S),
+            "head_numbers": self.numbers(s.S, s.H), "head_in": self.rows(s.S),
             "head_weights": 0 if self.head_in_l2 else self.head_weights,
         }  # fmt: skip
 
@@ -235,16 +237,11 @@ class Layout:
 
     @functools.cached_property
     def mailbox(self) -> dict[str, int]:
-        """Offsets in a team's mailbox; `skips` and `skip_numbers`, which counts from there, are the head's, and in a
-        cluster lie apart. See handover.cuh."""
-        s, several = self.shape, self.team > 1
-        at, end = _offsets({
-            "x": self.rows(s.R), "x_sums": self.sums(s.R), "skip_sums": self.sums(s.S),
-            "gates": self.rows(s.HALF) if several else 0, "x_numbers": self.numbers(s.R) if several else 0,
-            "gate_numbers": self.numbers(s.HALF) if several else 0,
-        })  # fmt: skip
-        skips = _aligned(self.rows(s.S))
-        return {**at, "skips": end, "skip_numbers": skips, "bytes": end + skips + (self.numbers(s.S) if several else 0)}
+        """Offsets in a team's mailbox; `all_skips` is the head's, and in a cluster lies apart. See handover.cuh."""
+        s = self.shape
+        gates = self.mailed(s.HALF) if self.team > 1 else 0
+        at, end = _offsets({"x": self.mailed(s.R), "skips": self.mailed(s.S), "gates": gates})
+        return {**at, "all_skips": end, "bytes": end + self.mailed(s.S)}
 
     @functools.cached_property
     def shared(self) -> int:

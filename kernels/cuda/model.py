@@ -7,6 +7,7 @@ B streams, T samples, F columns of conditioning; the letters of padded sizes are
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,6 @@ from .device import Device, Kernel, not_resident
 from .launches import (
     NO_EXTRAS,
     PATIENCE,
-    WAITED_FOR,
     Extras,
     Heard,
     Launch,
@@ -172,6 +172,7 @@ class Model:
             check_values(self, given)
         check_patience(patience)
         check_temperature(temperature)
+        warmth = min(max(float(temperature), 1e-37), 3e38)
         extras = Extras(given.forced is not None, given.made.logits is not None, bool(given.made.trace))
         kernel = self._kernel(layout, extras)
         rounds = places(layout, pipelines, numbers)
@@ -188,7 +189,7 @@ class Model:
             "audio": made.audio, "draws": made.draws, "logits": made.logits, "forced": given.forced,
             "stride": made.audio.shape[1], "logits_width": c.out_channels,
             **{f"{stage}_trace": None if made.trace is None else made.trace[stage] for stage in trace_shapes(s)},
-            "temperature": min(max(float(temperature), 1e-37), 3e38), "log_scale_min": log_scale_min(c.head),
+            "temperature": warmth, "sharpness": math.log2(math.e) / warmth, "log_scale_min": log_scale_min(c.head),
             "preemphasis": c.signal.preemphasis, "gain": c.signal.gain, "mu": mu_of(c),
             "residual_scale": c.residual_scale, "skip_scale": c.skip_scale, "abort": abort, "patience": patience,
             **self._rooms(layout, len(rounds[0]) if rounds else 0),
@@ -243,8 +244,8 @@ class Model:
         return {
             "logits_room": None if layout.logits_shared else empty((pipelines, layout.tile, s.A + 4), np.float32),
             "carried_room": empty((pipelines, (s.R + s.S) * layout.tile), np.float32) if carried else None,
-            "mailboxes": empty((boxes, layout.mailbox["bytes"]), np.uint8) if grid else None,
-            "flags": empty((boxes, len(WAITED_FOR)), np.uint32) if grid else None,  # `Ready.launch` makes them zero
+            "mailboxes": empty((boxes, layout.mailbox["bytes"]), np.uint8) if grid else None,  # `Ready.launch` empties them
+            "flags": empty((boxes,), np.uint32) if layout.team > 1 else None,
         }
 
 

@@ -31,8 +31,8 @@ DEVICE int row_in_panel() { return lane_index() / 4; }       // g
 DEVICE int pair_in_eight() { return lane_index() % 4 * 2; }  // 2t
 
 // Calls visit(row of the panel, stream of the tile, the lane's number) for each number of the lane.
-template <class Visit>
-DEVICE void for_each(Sums& sums, Visit visit) {
+template <class SomeSums, class Visit>
+DEVICE void for_each(SomeSums& sums, Visit visit) {
 #pragma unroll
   for (int e = 0; e < kEights; ++e) {
 #pragma unroll
@@ -42,10 +42,10 @@ DEVICE void for_each(Sums& sums, Visit visit) {
   }
 }
 
+// Largest of all lanes' numbers, none of them NaN: as whole numbers that are ordered like them.
 DEVICE float warp_max(float x) {
-#pragma unroll
-  for (int mask = kWarp / 2; mask; mask /= 2) x = larger(x, across(x, mask));
-  return x;
+  const auto ordered = [](int bits) { return bits ^ (bits >> 31 & 0x7fffffff); };
+  return float_of(ordered(largest_of_lanes(ordered(bits_of(x)))));
 }
 
 // --- operands -----------------------------------------------------------------------------------------------------

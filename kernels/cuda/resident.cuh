@@ -13,8 +13,8 @@
 // way from layer to layer there is then: the newest tap's product, the gate, a barrier, the residual product, a
 // barrier. The weights of both products lie in registers where the plan says so, all others in shared memory.
 //
-// Shared memory (namespace at): streams, barriers; of a block with layers: mailboxes, hearing, x operands (2), gates
-// (2), weights of its layers, their past; of the block with the head: mailboxes, memories, hidden, logits, weights (or,
+// Shared memory (namespace at): streams; of a block with layers: mailboxes, hearing, x operands (2), gates (2), weights
+// of its layers, their past; of the block with the head: mailboxes, memories, hidden, logits, weights (or,
 // where HEAD_IN_L2, these are read from the second-level cache).
 #include "handover.cuh"
 #include "head.cuh"
@@ -116,6 +116,7 @@ struct ChainWeights;
 
 template <int PANELS, int STEPS>
 struct ChainWeights<kRegisters, PANELS, STEPS> {
+  static_assert(kTensorCores, "in fp32 lanes read each other's part of a fragment");
   uint4 fragments[plan::OWN][PANELS][STEPS];
 
   // Once. `panel(o, m)` is where panel m of the block's layer o lies in global memory.
@@ -194,7 +195,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   const uint4* const hidden_from = plan::HEAD_IN_L2 ? call.hidden : hidden_weights;
   const uint4* const out_from = plan::HEAD_IN_L2 ? call.out : hidden_weights + kHiddenWords;
   float* const numbers = reinterpret_cast<float*>(shared + at::numbers);
-  float* const skip_numbers = reinterpret_cast<float*>(shared + at::skip_numbers);
   u8* const past = shared + at::weights + own * kLayerWords * 16;
   const auto weights = [&](int o) {
     return LayerWeights{reinterpret_cast<uint4*>(shared + at::weights) + o * kLayerWords};
@@ -203,7 +203,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   bool fetched = false;
   const auto past_of_layer = [&](int o) { return past + (turn * own + o) * kPastBytes; };
   const auto fetch_pasts = [&](int i, int tile) {
-    if (plan::TEAM > 1) post.receive(kRing, static_cast<u32>(i) * plan::TEAM * plan::SKIP, tile, i, watch);
+    if (plan::TEAM > 1) post.rings_ready(i, tile, watch);
 #pragma unroll 1
     for (int o = 0; o < own; ++o) {
       fetch_past(call, all_streams + tile * plan::N, i, rings[o], past_of_layer(o), thread, kChainThreads);
@@ -224,8 +224,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   };
   const auto own_x = [&](int o) { return Rows<shape::R>(shared + at::x + o % 2 * Rows<shape::R>::kBytes); };
   const auto gates = [&](int o) { return Rows<shape::HALF>(shared + at::gates + o % 2 * Rows<shape::HALF>::kBytes); };
-  const Target<shape::H> hidden = {Rows<shape::H>(shared + at::hidden),
-                                   reinterpret_cast<float*>(shared + at::head_numbers)};
+  float* const head_numbers = reinterpret_cast<float*>(shared + at::head_numbers);
+  const Target<shape::S> skips = {Rows<shape::S>(shared + at::head_in), head_numbers};
+  const Target<shape::H> hidden = {Rows<shape::H>(shared + at::hidden), head_numbers};
   const Logits logits = {plan::LOGITS_SHARED
                              ? reinterpret_cast<float*>(shared + at::logits)
                              : call.logits_room + static_cast<size_t>(post.pipeline) * plan::N * Logits::kStride};
@@ -238,7 +239,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   for (int n = thread; n < plan::TILES * plan::N; n += kThreads) {
     all_streams[n] = stream_at(call, post.pipeline * plan::TILES * plan::N + n);
   }
-  post.open();
   for (int o = 0; o < own; ++o) {
     const LayerWeights to = weights(o);
     for (int m = dilated_share.first; m < dilated_share.end; ++m) {
@@ -277,18 +277,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       load_memories(call, all_streams + tile * plan::N, memories(tile), thread, kThreads);
     }
   }
-  post.opened();
+  post.open(own > 0, head);
   int longest = 0;
   for (int tile = 0; tile < plan::TILES; ++tile) longest = max(longest, steps[tile]);
 
   // --- the first input of every stream ---
   if (head) {
     for (int tile = 0; tile < plan::TILES; ++tile) {
-      const Entrance to = post.mailbox(0, tile).entrance();
+      if (steps[tile] == 0) continue;
+      const Posted to = {post, post.mailbox(0, tile).x(), of_layer(0, 0)};
       for (int n = warp; n < plan::N; n += kWarps) {
-        embed_stream(call, all_streams[tile * plan::N + n], memories(tile).of(n).inputs, 0, n, to);
+        embed_first(call, all_streams[tile * plan::N + n], memories(tile).of(n), n, to);
       }
-      post.send(0, kX, tile);
     }
   }
 
@@ -297,13 +297,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   for (int i = 0; i < longest && !stopped; ++i) {
     for (int tile = 0; tile < plan::TILES && !stopped; ++tile) {
       if (i >= steps[tile]) continue;
-      const u32 made = i;  // samples of this tile before this one; what arrivals are counted with
       const Stream* const streams = all_streams + tile * plan::N;
       const Mailbox mine = post.mine(tile);
-      // Where operands do not arrive in shared memory they are taken there.
-      const Rows<shape::R> x_in = plan::CLUSTER ? mine.x() : Rows<shape::R>(shared + at::x_in);
-      const Rows<shape::S> skips = plan::CLUSTER ? mine.skips() : Rows<shape::S>(shared + at::head_in);
-      const auto layer_x = [&](int o) { return o == 0 ? x_in : own_x(o); };
 
       if (own > 0 && chain) {
         // What this sample does not change: conditioning, biases, older taps.
@@ -331,25 +326,47 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
             }
           });
         }
-        if (plan::CLUSTER) fetch_next(i, tile);
+        if (plan::TEAM == 1) fetch_next(i, tile);
 
         const auto newest_of = [&](int o) {
           return [&, o](int m) { return weights(o).newest(m - dilated_share.first); };
         };
         newest.read_ahead(dilated_share, warp, newest_of(0));
 
-        // x arrives.
-        post.receive(kX, (made + 1) * (team == 0 ? kWarps : kTeamChain), tile, i, watch);
         Sums x[kOwnR];
-        for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) { x[k] = load_sums(mine.x_sums(), m); });
-        post.take(x_in, mine.arrived_x(x_in), warp, thread);
-        if (!plan::CLUSTER) fetch_next(i, tile);  // now, so that x does not wait for these copies
+        const auto put_x = [&](const Sums& sums, int m, int o) {
+          const Target<shape::R> to = {own_x(o), numbers};
+          for_each(sums, [&](int row, int n, float value) { to.put(n, m * 16 + row, value); });
+        };
+        // All chain warps have put their part of the operands of layer o, and meet.
+        const auto meet_at_x = [&](int o) {
+          named_barrier(kChainMeets, kChainThreads);
+          if (!kInt) return;
+          Target<shape::R>{own_x(o), numbers}.finish(warp, plan::CHAIN);
+          named_barrier(kChainMeets, kChainThreads);
+        };
+        // x of layer o arrives: all of it as operands, this warp's share as sums too.
+        const auto receive_x = [&](int o, Mail mail) {
+          const u32 postmark = of_layer(i, first + o);
+          if (plan::TEAM > 1) {
+            for (int m = warp; m < kPanelsR; m += plan::CHAIN) {
+              put_x(post.receive_sums(mine.x(), m, postmark, mail, tile, watch), m, o);
+            }
+          }
+          for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) {
+            x[k] = post.receive_sums(mine.x(), m, postmark, mail, tile, watch);
+            if (plan::TEAM == 1) put_x(x[k], m, o);
+          });
+        };
+        receive_x(0, kX);
+        meet_at_x(0);
+        if (plan::TEAM > 1) fetch_next(i, tile);  // now, so that x does not wait for the others' rings
 
 #pragma unroll
         for (int o = 0; o < plan::OWN; ++o) {
           if (o >= own) break;
           const int layer = first + o;
-          const Target<shape::HALF> gated = mine.gate_target(gates(o), numbers);
+          const Target<shape::HALF> gated = {gates(o), numbers};
           const auto residual_of = [&](int m) { return weights(o).residual(m - residual_share.first); };
           Biases residual_biases[kOwnR];
           for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) {
@@ -357,14 +374,20 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
           });
           for_panels<kOwnD, plan::CHAIN>(dilated_share, warp, [&](int k, int m) {
             auto source = newest.panel(o, k, m, newest_of(o));
-            add_product_by_turns(z[o][k], source, layer_x(o), dilated_units(call, layer, m, kPastTaps));
-            store_gates(call, streams, i, layer, m, z[o][k], gated);
+            add_product_by_turns(z[o][k], source, own_x(o), dilated_units(call, layer, m, kPastTaps));
+            if (plan::TEAM == 1) {
+              store_gates(call, streams, i, layer, m, z[o][k], gated);
+            } else {
+              store_gates(call, streams, i, layer, m, z[o][k], PostedGates{post, mine.gates(), of_layer(i, layer)});
+            }
           });
           residual.read_ahead(residual_share, warp, residual_of);
           if (plan::TEAM > 1) {
-            post.exchange(kGates, (made * own + o + 1) * kTeamChain, tile, i, watch);
-            post.take_unmet(gates(o), gated, warp, thread);
-          } else if (kInt) {
+            for (int m = warp; m < kPanelsD; m += plan::CHAIN) {
+              post.receive_gates(mine.gates(), m, of_layer(i, layer), tile, watch, gated);
+            }
+          }
+          if (kInt) {
             named_barrier(kChainMeets, kChainThreads);
             gated.finish(warp, plan::CHAIN);
           }
@@ -379,33 +402,24 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
             add_update(call, x[k], update);
             if (plan::TRACE) trace_x(call, streams, i, layer, m, x[k]);
           });
-          const auto put_x = [&](const Target<shape::R>& to) {
-            for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) {
-              for_each(x[k], [&](int row, int n, float& value) { to.put(n, m * 16 + row, value); });
-            });
-            if (kInt && plan::TEAM == 1) {
-              named_barrier(kChainMeets, kChainThreads);
-              to.finish(warp, plan::CHAIN);
-            }
+          const u32 postmark = of_layer(i, layer + 1);
+          const auto send_x = [&](const Letters& to) {
+            for_panels<kOwnR, plan::CHAIN>(residual_share, warp,
+                                           [&](int k, int m) { post.send_sums(to, m, x[k], postmark); });
           };
           if (o + 1 == plan::OWN || o + 1 == own) {
-            const Mailbox next = post.mailbox(team + 1, tile);
-            put_x(next.x_target(next.x(), numbers));
-            for_panels<kOwnR, plan::CHAIN>(residual_share, warp,
-                                           [&](int k, int m) { store_sums(next.x_sums(), m, x[k]); });
-            post.send(team + 1, kX, tile);
+            send_x(post.mailbox(team + 1, tile).x());
           } else {
             // Skip warps have read what lay in these places, and will lie in those of the next gates.
             if (o > 0) named_barrier(kSkipDone + (o - 1) % 2, kThreads);
-            const Target<shape::R> to = mine.x_target(own_x(o + 1), numbers);
-            put_x(to);
-            newest.read_ahead(dilated_share, warp, newest_of(o + 1));
             if (plan::TEAM > 1) {
-              post.exchange(kInner, (made * (own - 1) + o + 1) * kTeamChain, tile, i, watch);
-              post.take(own_x(o + 1), to, warp, thread);
+              send_x(mine.x());
             } else {
-              named_barrier(kChainMeets, kChainThreads);
+              for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) { put_x(x[k], m, o + 1); });
             }
+            newest.read_ahead(dilated_share, warp, newest_of(o + 1));
+            if (plan::TEAM > 1) receive_x(o + 1, kInner);
+            meet_at_x(o + 1);
           }
         }
       }
@@ -417,41 +431,39 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
           if (o >= own) break;
           const int layer = first + o;
           named_barrier(kGatesReady + o % 2, kThreads);
-          if (o == 0 && first > 0) post.receive(kSkip, (made + 1) * kTeamSkip, tile, i, watch);
           for_panels<kOwnS, plan::SKIP>(skip_share, skip_warp, [&](int k, int m) {
-            if (o == 0) skip[k] = first == 0 ? first_skip(call, m) : load_sums(mine.skip_sums(), m);
+            if (o == 0) {
+              skip[k] = first == 0 ? first_skip(call, m)
+                                   : post.receive_sums(mine.skips(), m, of_sample(i), kSkip, tile, watch);
+            }
             FromMemory source = {weights(o).skip(m - skip_share.first)};
             add_product(skip[k], source, gates(o), skip_units(call, layer, m));
             end_skip(call, skip[k], layer, m);
           });
           const int member_thread = post.member * kSkipThreads + skip_thread;
-          remember(call, streams, i, rings[o], layer_x(o), member_thread, plan::TEAM * kSkipThreads);
+          remember(call, streams, i, rings[o], own_x(o), member_thread, plan::TEAM * kSkipThreads);
           if (o + 2 < own) named_arrival(kSkipDone + o % 2, kThreads);
         }
-        if (plan::TEAM > 1) post.send(team, kRing, tile);
+        if (plan::TEAM > 1) post.rings_written(tile);
         const bool last = first + own == shape::LAYERS;
-        const int to = last ? plan::TEAMS - 1 : team + 1;
-        const Mailbox next = post.mailbox(to, tile);
-        const Target<shape::S> total = next.skip_target(next.skips(), skip_numbers);
-        for_panels<kOwnS, plan::SKIP>(skip_share, skip_warp, [&](int k, int m) {
-          if (last) {
-            store_skip(call, streams, i, m, skip[k], total);
-          } else {
-            store_sums(next.skip_sums(), m, skip[k]);
-          }
-        });
-        if (kInt && plan::TEAM == 1 && last) {
-          named_barrier(kSkipMeets, kSkipThreads);
-          total.finish(skip_warp, plan::SKIP);
-        }
-        post.send(to, last ? kHead : kSkip, tile);
+        const Mailbox next = post.mailbox(last ? plan::TEAMS - 1 : team + 1, tile);
+        const Letters to = last ? next.all_skips() : next.skips();
+        for_panels<kOwnS, plan::SKIP>(skip_share, skip_warp,
+                                      [&](int k, int m) { post.send_sums(to, m, skip[k], of_sample(i)); });
       }
 
       if (head) {
         const Dice dice(streams, i, warp);
-        post.receive(kHead, (made + 1) * kTeamSkip, tile, i, watch);
-        post.take_all(skips, mine.arrived_skips(skips), warp, thread);
-        hidden_layer(call, streams, i, skips, hidden, warp,
+        for (int m = warp; m < kPanelsS; m += kWarps) {
+          Sums sums = post.receive_sums(mine.all_skips(), m, of_sample(i), kHead, tile, watch);
+          store_skip(call, streams, i, m, sums, skips);
+        }
+        block_barrier();
+        if (kInt) {
+          skips.finish(warp, kWarps);
+          block_barrier();
+        }
+        hidden_layer(call, streams, i, skips.rows, hidden, warp,
                      [&](int m) { return FromMemory{hidden_from + m * steps_of(shape::S) * kFragmentWords}; });
         if (kInt) {
           block_barrier();
@@ -462,9 +474,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
                      [&](int m) { return FromMemory{out_from + m * steps_of(shape::H) * kFragmentWords}; });
         block_barrier();
         const bool more = i + 1 < steps[tile];
-        const Entrance to = post.mailbox(0, tile).entrance();
+        const Posted to = {post, post.mailbox(0, tile).x(), of_layer(i + 1, 0)};
         draw_and_embed(call, streams, i, dice, logits, memories(tile), to, more, warp);
-        if (more) post.send(0, kX, tile);
       }
 
       // The rings, and what a block keeps in places used by turns, are now those of the next sample.

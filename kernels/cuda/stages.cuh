@@ -145,9 +145,9 @@ DEVICE void remember(const Call& call, const Stream* streams, int i, const Ring&
 
 // --- gate ---------------------------------------------------------------------------------------------------------
 
-// tanh · σ of a panel's sums: eight gates, as operands.
-DEVICE void store_gates(const Call& call, const Stream* streams, int i, int layer, int m, const Sums& z,
-                        const Target<shape::HALF>& g) {
+// tanh · σ of a panel's sums: eight gates of each stream.
+template <class To>
+DEVICE void store_gates(const Call& call, const Stream* streams, int i, int layer, int m, const Sums& z, const To& g) {
   const int j = m * 8 + row_in_panel();
 #pragma unroll
   for (int e = 0; e < kEights; ++e) {
@@ -241,13 +241,16 @@ DEVICE void store_skip(const Call& call, const Stream* streams, int i, int m, Su
 
 // --- embed --------------------------------------------------------------------------------------------------------
 
-// One channel of x from the last IN_TAPS inputs of a stream, a ring of IN_DEPTH. Class −1 is no input: there was none
-// yet.
-DEVICE float embed(const Call& call, const float* inputs, long long t, int r) {
+// Where input t lies in a stream's ring of them.
+DEVICE int input_slot(long long t) { return static_cast<int>(t) & (shape::IN_DEPTH - 1); }
+
+// One channel of x from the last IN_TAPS inputs of a stream: `newest` and, before that, a ring of IN_DEPTH. Class −1 is
+// no input: there was none yet.
+DEVICE float embed(const Call& call, const float* inputs, float newest, long long t, int r) {
   float x = call.b_input[r];
 #pragma unroll
   for (int k = 0; k < shape::IN_TAPS; ++k) {
-    const float value = inputs[static_cast<int>(t - (shape::IN_TAPS - k)) & (shape::IN_DEPTH - 1)];
+    const float value = k + 1 == shape::IN_TAPS ? newest : inputs[input_slot(t - (shape::IN_TAPS - k))];
     if (shape::ONE_HOT) {
       const int row = static_cast<int>(value);
       if (row >= 0) x += call.w_input[(static_cast<size_t>(k) * shape::CLASSES + row) * shape::R + r];

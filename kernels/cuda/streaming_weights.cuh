@@ -105,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
 
   if (steps > 0) {
     for (int n = warp; n < plan::N; n += kWarps) {
-      embed_stream(call, streams[n], memories.of(n).inputs, 0, n, {x(0), x_sums});
+      embed_first(call, streams[n], memories.of(n), n, Entrance{x(0), x_sums});
     }
     if (chain) fetch_past(call, streams, 0, rings[0], past(0, 0), thread, kChainThreads);
     commit_copies();
@@ -131,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
             add_product(z, tape, then, dilated_units(call, layer, m, tap));
           }
           add_product_by_turns(z, tape, x(layer), dilated_units(call, layer, m, shape::K - 1));
-          store_gates(call, streams, i, layer, m, z, {gates(layer), numbers});
+          store_gates(call, streams, i, layer, m, z, Target<shape::HALF>{gates(layer), numbers});
         }
         if (kInt) {
           named_barrier(kChainMeets, kChainThreads);
@@ -205,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
     block_barrier();
     output_layer(call, hidden.rows, logits, warp, from_tape);
     block_barrier();
-    draw_and_embed(call, streams, i, dice, logits, memories, {x(0), x_sums}, i + 1 < steps, warp);
+    draw_and_embed(call, streams, i, dice, logits, memories, Entrance{x(0), x_sums}, i + 1 < steps, warp);
     if (kFragmentsOfHead < plan::STAGES) wait_for_past();
   }
   wait_copies<0>();

@@ -1,8 +1,8 @@
 // Waiting for another block, never for ever.
 //
-// A thread that has waited for more than `patience` clock cycles writes who waited for what to the abort word, unless
-// something is there already, and gives up; threads that see the word give up too. Giving up does not change the way
-// of a thread: it goes on with whatever lies in memory, does not wait any more, and all threads of a block leave the
+// A warp that has waited for more than `patience` clock cycles writes who waited for what to the abort word, unless
+// something is there already, and gives up; warps that see the word give up too. Giving up does not change the way
+// of a warp: it goes on with whatever lies in memory, does not wait any more, and all threads of a block leave the
 // sample loop together at the end of a sample (`block_barrier_any`). So every barrier meets all its threads, no block
 // ends while others may still reach into its shared memory, and what was computed after that is thrown away by the
 // host. No address depends on what was waited for.
@@ -23,19 +23,16 @@ DEVICE u64 abort_word(int what, int tile) {
 
 constexpr int kPollsPerLook = 64;  // looks at the clock and at the abort word cost more than a poll
 
+// Polls `ready`, which says the same to all lanes of the warp that calls this, at least once and until it is true.
 template <class Ready>
 DEVICE void wait_until(Ready ready, Watch& watch, int what, int tile) {
-  if (watch.given_up) return;
   long long begin = 0;  // of the wait, as the first look finds it
-  int poll = 0;
-  do {
-    if (++poll % kPollsPerLook) continue;
+  for (int poll = 1; !ready() && !watch.given_up; ++poll) {
+    if (poll % kPollsPerLook) continue;
     const long long now = clock_now();
     if (begin == 0) begin = now;
-    const bool others = load_relaxed(watch.abort) != 0;
-    if (!others && now - begin <= watch.patience) continue;
-    if (!others) claim(watch.abort, abort_word(what, tile));
-    watch.given_up = true;
-    return;
-  } while (!ready());
+    const bool others = load_relaxed(watch.abort) != 0, late = now - begin > watch.patience;
+    if (late && !others) claim(watch.abort, abort_word(what, tile));
+    watch.given_up = in_any_lane(others || late);
+  }
 }
