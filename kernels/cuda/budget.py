@@ -14,7 +14,8 @@ CHAIN_WARPS = 8
 each other longer at every barrier, and leave fewer registers to each."""
 FEWER_CHAIN_WARPS = 4
 """Where weights or sums do not fit the registers of 12 warps: with 4 skip warps, 8 have up to 255 registers each."""
-SKIP_WARPS = 4
+SKIP_WARPS = 8
+FEWER_SKIP_WARPS = 4
 """At most, for skip products and ring writes, which the chain does not wait for: one in each quarter of a
 multiprocessor. Fewer beside 8 chain warps would free no registers: each quarter has its own, and 9 to 12 warps are
 three in the fullest (ptxas gives 320 threads 168 registers, as it gives 384)."""
@@ -65,7 +66,8 @@ def warps(shape: Shape, team: int = 1) -> tuple[int, int]:
 def warps_to_try(shape: Shape, team: int = 1) -> list[tuple[int, int]]:
     """As many as are useful, then fewer with more registers each."""
     chain, skip = warps(shape, team)
-    return list(dict.fromkeys(((chain, skip), (min(chain, FEWER_CHAIN_WARPS), skip))))
+    few = min(skip, FEWER_SKIP_WARPS)
+    return list(dict.fromkeys(((chain, skip), (chain, few), (min(chain, FEWER_CHAIN_WARPS), few))))
 
 
 def most_of_a_team(shape: Shape) -> int:

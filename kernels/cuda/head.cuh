@@ -1,6 +1,4 @@
 // The head, the draw and the next input, by all warps of a block.
-//
-// `weights(m)` gives where the fragments of panel m come from; see products.cuh.
 #pragma once
 
 #include "draw.cuh"
@@ -9,14 +7,15 @@ constexpr int kWarps = plan::CHAIN + plan::SKIP;
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kChainThreads = plan::CHAIN * kWarp, kSkipThreads = plan::SKIP * kWarp;
 
-// Barriers of a block, beside that of all its threads. Gates g and inputs x of layers have two places, by turns:
+// Barriers of a block, beside that of all its threads. Gates g and inputs x of layers have PLACES places, by turns:
 //
-//   chain  g(l) → [GatesReady l] → meet → residual → wait [SkipDone l − 1] → x(l + 1) → meet → g(l + 1) → …
+//   chain  g(l) → [GatesReady l] → meet → residual → wait [SkipDone l + 1 − PLACES] → x(l + 1) → meet → g(l + 1) → …
 //   skip           wait [GatesReady l] → skip product of g(l), ring of x(l) → [SkipDone l]
 //
-// Chain warps only arrive at kGatesReady, and skip warps only at kSkipDone. x(l + 1) and g(l + 1) lie where x(l − 1)
-// and g(l − 1) lay: so skip warps may be a layer late, and no more.
-constexpr int kChainMeets = 1, kSkipMeets = 2, kGatesReady = 3, kSkipDone = 5;
+// Chain warps only arrive at kGatesReady, and skip warps only at kSkipDone. x(l + 1) and g(l + 1) lie where those of
+// PLACES layers before lay: so skip warps may be late by so many layers less one, and each of these has its barriers.
+constexpr int kChainMeets = 1, kSkipMeets = 2, kGatesReady = 3, kSkipDone = kGatesReady + plan::PLACES;
+static_assert(kSkipDone + plan::PLACES <= 16, "a block has 16 barriers");
 
 // --- sums in memory -----------------------------------------------------------------------------------------------
 
@@ -43,12 +42,25 @@ DEVICE void store_sums(float4* begin, int m, const Sums& sums) {
 
 // --- head ---------------------------------------------------------------------------------------------------------
 
-template <class Weights>
-DEVICE void hidden_layer(const Call& call, const Stream* streams, int i, const Rows<shape::S>& skip,
-                         const Target<shape::H>& hidden, int warp, Weights weights) {
-  for (int m = warp; m < shape::H / 16; m += kWarps) {
-    Sums sums = Biases(call.b_hidden, m).sums();
-    auto&& source = weights(m);
+// Panels of the warp that has most of them.
+constexpr int kOwnHidden = ceil_div(shape::H / 16, kWarps), kOwnOut = ceil_div(shape::A / 16, kWarps);
+
+// Calls work(k, m) for the k-th panel m that is warp `warp`'s; side by side where `UNROLL`.
+template <int OWN, bool UNROLL, class Work>
+DEVICE void for_head_panels(int panels, int warp, Work work) {
+#pragma unroll(UNROLL ? OWN : 1)
+  for (int k = 0; k < OWN; ++k) {
+    if (const int m = warp + k * kWarps; m < panels) work(k, m);
+  }
+}
+
+// `weights(k, m)` gives where the fragments of a warp's k-th panel, m, come from.
+template <bool UNROLL, class Weights>
+DEVICE void hidden_layer(const Call& call, const float* biases, const Stream* streams, int i,
+                         const Rows<shape::S>& skip, const Target<shape::H>& hidden, int warp, Weights weights) {
+  for_head_panels<kOwnHidden, UNROLL>(shape::H / 16, warp, [&](int k, int m) {
+    Sums sums = Biases(biases, m).sums();
+    auto&& source = weights(k, m);
     add_product_by_turns(sums, source, skip, call.hidden_units + m * 16);
     for_each(sums, [&](int row, int n, float& value) {
       const int h = m * 16 + row;
@@ -57,7 +69,7 @@ DEVICE void hidden_layer(const Call& call, const Stream* streams, int i, const R
       }
       hidden.put(n, h, relu(value));
     });
-  }
+  });
 }
 
 // Outputs of the head, a row of A for each stream: in shared memory, rows 4 longer than their content so that eight
@@ -68,15 +80,15 @@ struct Logits {
   DEVICE float* row(int n) const { return begin + n * kStride; }
 };
 
-template <class Weights>
-DEVICE void output_layer(const Call& call, const Rows<shape::H>& hidden, const Logits& logits, int warp,
-                         Weights weights) {
-  for (int m = warp; m < shape::A / 16; m += kWarps) {
-    Sums sums = Biases(call.b_out, m).sums();
-    auto&& source = weights(m);
+template <bool UNROLL, class Weights>
+DEVICE void output_layer(const Call& call, const float* biases, const Rows<shape::H>& hidden, const Logits& logits,
+                         int warp, Weights weights) {
+  for_head_panels<kOwnOut, UNROLL>(shape::A / 16, warp, [&](int k, int m) {
+    Sums sums = Biases(biases, m).sums();
+    auto&& source = weights(k, m);
     add_product_by_turns(sums, source, hidden, call.out_units + m * 16);
     for_each(sums, [&](int row, int n, float& value) { logits.row(n)[m * 16 + row] = value; });
-  }
+  });
 }
 
 // --- the next input -----------------------------------------------------------------------------------------------

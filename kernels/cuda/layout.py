@@ -20,6 +20,8 @@ MOST_LOGITS = 48 << 10
 MOST_AHEAD = 8
 """Fragments of a matrix of a layer that a chain thread of `resident` reads from shared memory before the barrier behind
 which it needs them, into 32 registers; more of them it reads behind the barrier. See `Home` of resident.cuh."""
+MOST_PLACES = 4
+"""Layers whose gates and inputs a block of `resident` keeps until the skip warps have seen them."""
 MOST_CARRIED = 16
 """Registers of a thread that hold x between layers in `streaming_weights`, and as many for the skip sums; more lie in
 global memory, where only the warp that needs them reads and writes. With more in registers wide tiles spill."""
@@ -69,6 +71,12 @@ class Layout:
     def blocks(self) -> int:
         """Of a pipeline."""
         return self.teams if self.team == 1 else (self.teams - 1) * self.team + 1
+
+    @property
+    def places(self) -> int:
+        """For x and gates of so many layers, by turns: as many as a block of `resident` has layers, so that the chain
+        waits for no skip warp, up to what named barriers there are for and what is cheap."""
+        return min(max(2, max(self.own, default=0)), MOST_PLACES)
 
     @property
     def threads(self) -> int:
@@ -200,8 +208,9 @@ class Layout:
         s, pasts = self.shape, 2 if self.tiles > 1 else 1  # of the tile at hand, and of the next
         return {
             "mail": self.tiles * self.mailbox["all_skips"] if self.cluster else 0, "hearing": self.tile * _HEARING,
-            "ring_table": s.LAYERS * _RING, "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF),
-            "numbers": self.numbers(s.R, s.HALF), "weights": own * self.layer_weights,
+            "ring_table": s.LAYERS * _RING, "x": self.places * self.rows(s.R),
+            "gates": self.places * self.rows(s.HALF), "numbers": self.numbers(s.R, s.HALF),
+            "residual_biases": own * s.R * 4, "weights": own * self.layer_weights,
             "past": pasts * own * (s.K - 1) * self.rows(s.R),
         }  # fmt: skip
 
@@ -211,8 +220,8 @@ class Layout:
         return {
             "head_mail": tiles * self.mailed(s.S) if self.cluster else 0,
             "inputs": tiles * self.tile * s.IN_DEPTH * 4, "filters": tiles * self.tile * 4,
-            "hidden": self.rows(s.H), "logits": self._logits if self.logits_shared else 0,
-            "head_numbers": self.numbers(s.S, s.H), "head_in": self.rows(s.S),
+            "head_biases": (s.H + s.A) * 4, "hidden": self.rows(s.H),
+            "logits": self._logits if self.logits_shared else 0, "head_numbers": self.numbers(s.S, s.H), "head_in": self.rows(s.S),
             "head_weights": 0 if self.head_in_l2 else self.head_weights,
         }  # fmt: skip
 
@@ -227,7 +236,7 @@ class Layout:
         parts = {
             "streams": tile * _STREAM, "ring_table": s.LAYERS * _RING, "hearing": tile * _HEARING,
             "inputs": tile * s.IN_DEPTH * 4, "filters": tile * 4,
-            "x": 2 * self.rows(s.R), "gates": 2 * self.rows(s.HALF),
+            "x": self.places * self.rows(s.R), "gates": self.places * self.rows(s.HALF),
             "past": 2 * (s.K - 1) * self.rows(s.R), "head_in": self.rows(s.S), "hidden": self.rows(s.H),
             "logits": self._logits if self.logits_shared else 0, "x_sums": self.sums(s.R),
             "numbers": self.numbers(s.R, s.HALF), "skip_numbers": self.numbers(s.S, s.H),
@@ -268,7 +277,7 @@ class Layout:
         """The text of "shape.cuh"."""
         plan: dict[str, int | bool] = {
             "FORMAT": FORMATS[self.dtype], "N": self.tile, "CHAIN": self.chain, "SKIP": self.skip,
-            "TILES": self.tiles, "BLOCKS": self.blocks, "TEAMS": self.teams, "TEAM": self.team,
+            "TILES": self.tiles, "PLACES": self.places, "BLOCKS": self.blocks, "TEAMS": self.teams, "TEAM": self.team,
             "OWN": max(self.own, default=0), "CLUSTER": self.cluster,
             "NEWEST_IN_REGISTERS": self.newest_in_registers, "RESIDUAL_IN_REGISTERS": self.residual_in_registers,
             "AHEAD": self.pairs_ahead, "MOST_AHEAD": MOST_AHEAD, "HEAD_IN_L2": self.head_in_l2,

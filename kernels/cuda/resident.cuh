@@ -13,8 +13,8 @@
 // way from layer to layer there is then: the newest tap's product, the gate, a barrier, the residual product, a
 // barrier. The weights of both products lie in registers where the plan says so, all others in shared memory.
 //
-// Shared memory (namespace at): streams; of a block with layers: mailboxes, hearing, x operands (2), gates (2), weights
-// of its layers, their past; of the block with the head: mailboxes, memories, hidden, logits, weights (or,
+// Shared memory (namespace at): streams; of a block with layers: mailboxes, hearing, x operands and gates (PLACES of each),
+// weights of its layers, their past; of the block with the head: mailboxes, memories, hidden, logits, weights (or,
 // where HEAD_IN_L2, these are read from the second-level cache).
 #include "handover.cuh"
 #include "head.cuh"
@@ -24,6 +24,7 @@ namespace {
 constexpr int kPanelsD = shape::HALF / 8, kPanelsR = shape::R / 16, kPanelsS = shape::S / 16;
 constexpr int kPanelsH = shape::H / 16, kPanelsA = shape::A / 16;
 constexpr int kStepsR = steps_of(shape::R), kStepsG = steps_of(shape::HALF);
+constexpr int kStepsS = steps_of(shape::S), kStepsH = steps_of(shape::H);
 constexpr int kPastTaps = shape::K - 1;
 constexpr int kPastBytes = kPastTaps * Rows<shape::R>::kBytes;
 constexpr int kPasts = plan::TILES > 1 ? 2 : 1;  // of the tile at hand and of the next one
@@ -39,6 +40,7 @@ constexpr int kShareS = ceil_div(kPanelsS, plan::TEAM), kOwnS = ceil_div(kShareS
 struct Share {
   int first, end;
 
+  DEVICE explicit Share(int panels) : first(0), end(panels) {}
   DEVICE Share(int panels, int member) {
     const int each = panels / plan::TEAM, more = panels % plan::TEAM;
     first = member * each + min(member, more);
@@ -64,8 +66,8 @@ constexpr int kNewestWords = plan::NEWEST_IN_REGISTERS ? 0 : kShareD * kStepsR *
 constexpr int kResidualWords = plan::RESIDUAL_IN_REGISTERS ? 0 : kShareR * kStepsG * kFragmentWords;
 constexpr int kSkipWords = kShareS * kStepsG * kFragmentWords;
 constexpr int kLayerWords = kPastWords + kNewestWords + kResidualWords + kSkipWords;
-constexpr int kHiddenWords = kPanelsH * steps_of(shape::S) * kFragmentWords;
-constexpr int kOutWords = kPanelsA * steps_of(shape::H) * kFragmentWords;
+constexpr int kHiddenWords = kPanelsH * kStepsS * kFragmentWords;
+constexpr int kOutWords = kPanelsA * kStepsH * kFragmentWords;
 #if __CUDA_ARCH__ < 900
 static_assert(!plan::CLUSTER, "clusters begin with sm_90");
 #endif
@@ -101,21 +103,26 @@ DEVICE void copy_words(uint4* to, const uint4* from, int words) {
   for (int i = thread_index(); i < words; i += kThreads) copy_async(to + i, from + i);
 }
 
-// The weights of one matrix that a chain warp meets: PANELS panels of each layer of its block, STEPS fragments of each.
-// They never stand between a barrier and the product behind it: they lie in registers for the whole launch, or are read
-// from shared memory into registers before the barrier (`read_ahead`), unless they are too many for that.
-enum Home { kRegisters, kAhead, kShared };
+// The weights of one matrix that a warp, one of WARPS, meets: PANELS panels of each layer of its block, STEPS fragments
+// of each. They never stand between a barrier and the product behind it: they lie in registers for the whole launch, or
+// are read into registers before the barrier (`read_ahead`), unless they are too many for that.
+enum Home { kRegisters, kAhead, kInPlace };
 
 DEVICE constexpr Home home_of(bool in_registers, int panels, int steps) {
   if (in_registers) return kRegisters;
-  return kTensorCores && panels * steps <= plan::MOST_AHEAD ? kAhead : kShared;
+  return kTensorCores && panels * steps <= plan::MOST_AHEAD ? kAhead : kInPlace;
 }
 
-template <Home HOME, int PANELS, int STEPS>
-struct ChainWeights;
+// Registers that hold a layer's weights have no room for the head's.
+DEVICE constexpr Home home_of_head(int panels, int steps) {
+  return plan::NEWEST_IN_REGISTERS || plan::RESIDUAL_IN_REGISTERS ? kInPlace : home_of(false, panels, steps);
+}
 
-template <int PANELS, int STEPS>
-struct ChainWeights<kRegisters, PANELS, STEPS> {
+template <Home HOME, int WARPS, int PANELS, int STEPS>
+struct WarpWeights;
+
+template <int WARPS, int PANELS, int STEPS>
+struct WarpWeights<kRegisters, WARPS, PANELS, STEPS> {
   static_assert(kTensorCores, "in fp32 lanes read each other's part of a fragment");
   uint4 fragments[plan::OWN][PANELS][STEPS];
 
@@ -125,7 +132,7 @@ struct ChainWeights<kRegisters, PANELS, STEPS> {
 #pragma unroll
     for (int o = 0; o < plan::OWN; ++o) {
       if (o >= own) break;
-      for_panels<PANELS, plan::CHAIN>(share, warp, [&](int k, int m) {
+      for_panels<PANELS, WARPS>(share, warp, [&](int k, int m) {
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) {
           fragments[o][k][step] = Fragments::read(panel(o, m) + step * kFragmentWords);
@@ -134,7 +141,7 @@ struct ChainWeights<kRegisters, PANELS, STEPS> {
     }
   }
 
-  // For each layer. `panel(m)` is where panel m of this layer lies in shared memory.
+  // For each product. `panel(m)` is where panel m of this layer lies.
   template <class Panel>
   DEVICE void read_ahead(const Share&, int, Panel) {}
   template <class Panel>
@@ -143,15 +150,15 @@ struct ChainWeights<kRegisters, PANELS, STEPS> {
   }
 };
 
-template <int PANELS, int STEPS>
-struct ChainWeights<kAhead, PANELS, STEPS> {
+template <int WARPS, int PANELS, int STEPS>
+struct WarpWeights<kAhead, WARPS, PANELS, STEPS> {
   uint4 fragments[PANELS][STEPS];
 
   template <class Panel>
   DEVICE void load(int, const Share&, int, Panel) {}
   template <class Panel>
   DEVICE void read_ahead(const Share& share, int warp, Panel panel) {
-    for_panels<PANELS, plan::CHAIN>(share, warp, [&](int k, int m) {
+    for_panels<PANELS, WARPS>(share, warp, [&](int k, int m) {
 #pragma unroll
       for (int step = 0; step < STEPS; ++step) fragments[k][step] = Fragments::read(panel(m) + step * kFragmentWords);
     });
@@ -162,8 +169,8 @@ struct ChainWeights<kAhead, PANELS, STEPS> {
   }
 };
 
-template <int PANELS, int STEPS>
-struct ChainWeights<kShared, PANELS, STEPS> {
+template <int WARPS, int PANELS, int STEPS>
+struct WarpWeights<kInPlace, WARPS, PANELS, STEPS> {
   template <class Panel>
   DEVICE void load(int, const Share&, int, Panel) {}
   template <class Panel>
@@ -191,6 +198,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   int* const steps = reinterpret_cast<int*>(shared + at::steps);
   Hearing* const hearing = reinterpret_cast<Hearing*>(shared + at::hearing);
   Ring* const rings = reinterpret_cast<Ring*>(shared + at::ring_table);
+  float* const residual_bias = reinterpret_cast<float*>(shared + at::residual_biases);
+  float* const hidden_bias = reinterpret_cast<float*>(shared + at::head_biases);
+  float* const out_bias = hidden_bias + shape::H;
   uint4* const hidden_weights = reinterpret_cast<uint4*>(shared + at::head_weights);
   const uint4* const hidden_from = plan::HEAD_IN_L2 ? call.hidden : hidden_weights;
   const uint4* const out_from = plan::HEAD_IN_L2 ? call.out : hidden_weights + kHiddenWords;
@@ -222,8 +232,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       if (fetched) fetch_pasts(sample, next);
     }
   };
-  const auto own_x = [&](int o) { return Rows<shape::R>(shared + at::x + o % 2 * Rows<shape::R>::kBytes); };
-  const auto gates = [&](int o) { return Rows<shape::HALF>(shared + at::gates + o % 2 * Rows<shape::HALF>::kBytes); };
+  const auto own_x = [&](int o) {
+    return Rows<shape::R>(shared + at::x + o % plan::PLACES * Rows<shape::R>::kBytes);
+  };
+  const auto gates = [&](int o) {
+    return Rows<shape::HALF>(shared + at::gates + o % plan::PLACES * Rows<shape::HALF>::kBytes);
+  };
   float* const head_numbers = reinterpret_cast<float*>(shared + at::head_numbers);
   const Target<shape::S> skips = {Rows<shape::S>(shared + at::head_in), head_numbers};
   const Target<shape::H> hidden = {Rows<shape::H>(shared + at::hidden), head_numbers};
@@ -259,13 +273,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
     copy_words(hidden_weights + kHiddenWords, call.out, kOutWords);
   }
   commit_copies();
-  ChainWeights<home_of(plan::NEWEST_IN_REGISTERS, kOwnD, kStepsR), kOwnD, kStepsR> newest;
-  ChainWeights<home_of(plan::RESIDUAL_IN_REGISTERS, kOwnR, kStepsG), kOwnR, kStepsG> residual;
+  WarpWeights<home_of(plan::NEWEST_IN_REGISTERS, kOwnD, kStepsR), plan::CHAIN, kOwnD, kStepsR> newest;
+  WarpWeights<home_of(plan::RESIDUAL_IN_REGISTERS, kOwnR, kStepsG), plan::CHAIN, kOwnR, kStepsG> residual;
   newest.load(chain ? own : 0, dilated_share, warp,
               [&](int o, int m) { return dilated_panel(call, first + o, m, kPastTaps); });
   residual.load(chain ? own : 0, residual_share, warp,
                 [&](int o, int m) { return residual_panel(call, first + o, m); });
   load_rings(call, rings, first, own, thread, kThreads);
+  for (int r = thread; r < own * shape::R; r += kThreads) residual_bias[r] = call.b_residual[first * shape::R + r];
+  if (head) {
+    for (int h = thread; h < shape::H; h += kThreads) hidden_bias[h] = call.b_hidden[h];
+    for (int a = thread; a < shape::A; a += kThreads) out_bias[a] = call.b_out[a];
+  }
   wait_copies<0>();
   block_barrier();
   for (int tile = thread; tile < plan::TILES; tile += kThreads) {
@@ -370,7 +389,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
           const auto residual_of = [&](int m) { return weights(o).residual(m - residual_share.first); };
           Biases residual_biases[kOwnR];
           for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) {
-            residual_biases[k] = Biases(call.b_residual + layer * shape::R, m);
+            residual_biases[k] = Biases(residual_bias + o * shape::R, m);
           });
           for_panels<kOwnD, plan::CHAIN>(dilated_share, warp, [&](int k, int m) {
             auto source = newest.panel(o, k, m, newest_of(o));
@@ -391,7 +410,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
             named_barrier(kChainMeets, kChainThreads);
             gated.finish(warp, plan::CHAIN);
           }
-          named_arrival(kGatesReady + o % 2, kThreads);
+          named_arrival(kGatesReady + o % plan::PLACES, kThreads);
           if (layer + 1 == shape::LAYERS) break;  // nothing follows
           named_barrier(kChainMeets, kChainThreads);
 
@@ -411,7 +430,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
             send_x(post.mailbox(team + 1, tile).x());
           } else {
             // Skip warps have read what lay in these places, and will lie in those of the next gates.
-            if (o > 0) named_barrier(kSkipDone + (o - 1) % 2, kThreads);
+            if (o + 1 >= plan::PLACES) named_barrier(kSkipDone + (o + 1) % plan::PLACES, kThreads);
             if (plan::TEAM > 1) {
               send_x(mine.x());
             } else {
@@ -430,19 +449,19 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
         for (int o = 0; o < plan::OWN; ++o) {
           if (o >= own) break;
           const int layer = first + o;
-          named_barrier(kGatesReady + o % 2, kThreads);
+          named_barrier(kGatesReady + o % plan::PLACES, kThreads);
           for_panels<kOwnS, plan::SKIP>(skip_share, skip_warp, [&](int k, int m) {
             if (o == 0) {
               skip[k] = first == 0 ? first_skip(call, m)
                                    : post.receive_sums(mine.skips(), m, of_sample(i), kSkip, tile, watch);
             }
             FromMemory source = {weights(o).skip(m - skip_share.first)};
-            add_product(skip[k], source, gates(o), skip_units(call, layer, m));
+            add_product_by_turns(skip[k], source, gates(o), skip_units(call, layer, m));
             end_skip(call, skip[k], layer, m);
           });
           const int member_thread = post.member * kSkipThreads + skip_thread;
           remember(call, streams, i, rings[o], own_x(o), member_thread, plan::TEAM * kSkipThreads);
-          if (o + 2 < own) named_arrival(kSkipDone + o % 2, kThreads);
+          if (o + plan::PLACES < own) named_arrival(kSkipDone + o % plan::PLACES, kThreads);
         }
         if (plan::TEAM > 1) post.rings_written(tile);
         const bool last = first + own == shape::LAYERS;
@@ -454,6 +473,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
 
       if (head) {
         const Dice dice(streams, i, warp);
+        constexpr Home kHomeH = home_of_head(kOwnHidden, kStepsS), kHomeA = home_of_head(kOwnOut, kStepsH);
+        WarpWeights<kHomeH, kWarps, kOwnHidden, kStepsS> hidden_ahead;
+        WarpWeights<kHomeA, kWarps, kOwnOut, kStepsH> out_ahead;
+        const auto hidden_of = [&](int m) { return hidden_from + m * kStepsS * kFragmentWords; };
+        const auto out_of = [&](int m) { return out_from + m * kStepsH * kFragmentWords; };
+        hidden_ahead.read_ahead(Share(kPanelsH), warp, hidden_of);
         for (int m = warp; m < kPanelsS; m += kWarps) {
           Sums sums = post.receive_sums(mine.all_skips(), m, of_sample(i), kHead, tile, watch);
           store_skip(call, streams, i, m, sums, skips);
@@ -463,15 +488,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
           skips.finish(warp, kWarps);
           block_barrier();
         }
-        hidden_layer(call, streams, i, skips.rows, hidden, warp,
-                     [&](int m) { return FromMemory{hidden_from + m * steps_of(shape::S) * kFragmentWords}; });
+        hidden_layer<kHomeH == kAhead>(call, hidden_bias, streams, i, skips.rows, hidden, warp,
+                                       [&](int k, int m) { return hidden_ahead.panel(0, k, m, hidden_of); });
         if (kInt) {
           block_barrier();
           hidden.finish(warp, kWarps);
         }
+        out_ahead.read_ahead(Share(kPanelsA), warp, out_of);
         block_barrier();
-        output_layer(call, hidden.rows, logits, warp,
-                     [&](int m) { return FromMemory{out_from + m * steps_of(shape::H) * kFragmentWords}; });
+        output_layer<kHomeA == kAhead>(call, out_bias, hidden.rows, logits, warp,
+                                       [&](int k, int m) { return out_ahead.panel(0, k, m, out_of); });
         block_barrier();
         const bool more = i + 1 < steps[tile];
         const Posted to = {post, post.mailbox(0, tile).x(), of_layer(i + 1, 0)};

@@ -75,9 +75,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
   const Logits logits = {plan::LOGITS_SHARED
                              ? reinterpret_cast<float*>(shared + at::logits)
                              : call.logits_room + static_cast<size_t>(blockIdx.x) * plan::N * Logits::kStride};
-  const auto x = [&](int layer) { return Rows<shape::R>(shared + at::x + layer % 2 * Rows<shape::R>::kBytes); };
+  const auto x = [&](int layer) { return Rows<shape::R>(shared + at::x + layer % plan::PLACES * Rows<shape::R>::kBytes); };
   const auto gates = [&](int layer) {
-    return Rows<shape::HALF>(shared + at::gates + layer % 2 * Rows<shape::HALF>::kBytes);
+    return Rows<shape::HALF>(shared + at::gates + layer % plan::PLACES * Rows<shape::HALF>::kBytes);
   };
   const auto past = [&](int i, int layer) {  // by turns, whether or not the number of layers is even
     return shared + at::past + ((i & 1) * shape::LAYERS + layer) % 2 * kPastBytes;
@@ -96,7 +96,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
   const int tape_start = call.tape_starts[warp];
   Tape tape(call.tapes + static_cast<size_t>(tape_start) * kFragmentWords, call.tape_starts[warp + 1] - tape_start,
             reinterpret_cast<uint4*>(shared + at::rings) + warp * plan::STAGES * kFragmentWords);
-  const auto from_tape = [&](int) -> Tape& { return tape; };
+  const auto from_tape = [&](int, int) -> Tape& { return tape; };
 
   float4* const room = reinterpret_cast<float4*>(call.carried_room) +
                        static_cast<size_t>(blockIdx.x) * (kPanelsR + kPanelsS) * kEights * kWarp;
@@ -138,10 +138,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
           Target<shape::HALF>{gates(layer), numbers}.finish(warp, plan::CHAIN);
         }
         if (kFragmentsOfLayer < plan::STAGES) wait_for_past();
-        named_arrival(kGatesReady + layer % 2, kThreads);
+        named_arrival(kGatesReady + layer % plan::PLACES, kThreads);
         if (last) break;
         named_barrier(kChainMeets, kChainThreads);
-        if (layer > 0) named_barrier(kSkipDone + (layer - 1) % 2, kThreads);
+        if (layer + 1 >= plan::PLACES) named_barrier(kSkipDone + (layer + 1) % plan::PLACES, kThreads);
 #pragma unroll kUnrollR
         for (int own = 0; own < kOwnR; ++own) {
           const int m = warp + own * plan::CHAIN;
@@ -168,18 +168,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
         if (const int m = skip_warp + own * plan::SKIP; m < kPanelsS) skip.set(own, first_skip(call, m));
       }
       for (int layer = 0; layer < shape::LAYERS; ++layer) {
-        named_barrier(kGatesReady + layer % 2, kThreads);
+        named_barrier(kGatesReady + layer % plan::PLACES, kThreads);
 #pragma unroll kUnrollS
         for (int own = 0; own < kOwnS; ++own) {
           const int m = skip_warp + own * plan::SKIP;
           if (m >= kPanelsS) break;
           Sums sums = skip.get(own);
-          add_product(sums, tape, gates(layer), skip_units(call, layer, m));
+          add_product_by_turns(sums, tape, gates(layer), skip_units(call, layer, m));
           end_skip(call, sums, layer, m);
           skip.set(own, sums);
         }
         remember(call, streams, i, rings[layer], x(layer), thread - kChainThreads, kSkipThreads);
-        if (layer + 2 < shape::LAYERS) named_arrival(kSkipDone + layer % 2, kThreads);
+        if (layer + plan::PLACES < shape::LAYERS) named_arrival(kSkipDone + layer % plan::PLACES, kThreads);
       }
 #pragma unroll kUnrollS
       for (int own = 0; own < kOwnS; ++own) {
@@ -197,13 +197,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
     const Dice dice(streams, i, warp);
     block_barrier();
     if (chain && i + 1 < steps) fetch_past(call, streams, i + 1, rings[0], past(i + 1, 0), thread, kChainThreads);
-    hidden_layer(call, streams, i, skips.rows, hidden, warp, from_tape);
+    hidden_layer<false>(call, call.b_hidden, streams, i, skips.rows, hidden, warp, from_tape);
     if (kInt) {
       block_barrier();
       hidden.finish(warp, kWarps);
     }
     block_barrier();
-    output_layer(call, hidden.rows, logits, warp, from_tape);
+    output_layer<false>(call, call.b_out, hidden.rows, logits, warp, from_tape);
     block_barrier();
     draw_and_embed(call, streams, i, dice, logits, memories, Entrance{x(0), x_sums}, i + 1 < steps, warp);
     if (kFragmentsOfHead < plan::STAGES) wait_for_past();
