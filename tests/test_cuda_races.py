@@ -56,9 +56,9 @@ def test_no_race_in_fp32() -> None:
 # --- waiting in vain --------------------------------------------------------------------------------------------
 
 PATIENCE = 3_000_000
-NEXT_X = "post.send(team + 1, kX, tile);"
-SKIPS = "post.send(to, last ? kHead : kSkip, tile);"
-DRAWN = "if (more) post.send(0, kX, tile);"
+NEXT_X = "send_x(next_x);"
+SKIPS = "post.send_sums(to, m, skip[k], of_sample(i));"
+DRAWN = "memories(tile), to, more, warp);"
 LOOP = "i < longest && !stopped; ++i"
 # What is done to the kernel; the blocks that then wait in vain, any of which may be the first to give up, and the tile.
 STUCK = {
@@ -66,7 +66,7 @@ STUCK = {
     "skip sums are not": (SKIPS, "if (team != 0 || tile != 0 || i != 1) " + SKIPS, "012", 0, "grid"),
     "nor the last ones": (SKIPS, "if (!last || tile != 1) " + SKIPS, "012", 1, "grid"),
     "by one warp": (SKIPS, "if (!last || warp != 3) " + SKIPS, "012", 0, "cluster"),
-    "the head is silent": (DRAWN, "if (more && tile != 0) post.send(0, kX, tile);", "012", 0, "grid"),
+    "the head is silent": (DRAWN, DRAWN.replace("more", "more && tile != 0"), "012", 0, "grid"),
     "the first block does not begin": (LOOP, LOOP.replace("longest", "(team == 0 ? 0 : longest)"), "12", 0, "grid"),
     "a block does not begin": (LOOP, LOOP.replace("longest", "(team == 1 ? 0 : longest)"), "02", 0, "cluster"),
     "the head does not begin": (LOOP, LOOP.replace("longest", "(head ? 0 : longest)"), "01", 0, "cluster"),

@@ -377,6 +377,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
             if (plan::TEAM == 1) put_x(x[k], m, o);
           });
         };
+        const Letters next_x = post.mailbox(min(team + 1, plan::TEAMS - 1), tile).x();
         receive_x(0, kX);
         meet_at_x(0);
         if (plan::TEAM > 1) fetch_next(i, tile);  // now, so that x does not wait for the others' rings
@@ -427,7 +428,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
                                            [&](int k, int m) { post.send_sums(to, m, x[k], postmark); });
           };
           if (o + 1 == plan::OWN || o + 1 == own) {
-            send_x(post.mailbox(team + 1, tile).x());
+            send_x(next_x);
           } else {
             // Skip warps have read what lay in these places, and will lie in those of the next gates.
             if (o + 1 >= plan::PLACES) named_barrier(kSkipDone + (o + 1) % plan::PLACES, kThreads);
@@ -444,6 +445,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       }
 
       if (own > 0 && !chain) {
+        const bool last = first + own == shape::LAYERS;
+        const Mailbox next = post.mailbox(last ? plan::TEAMS - 1 : team + 1, tile);
+        const Letters to = last ? next.all_skips() : next.skips();
         Sums skip[kOwnS];
 #pragma unroll
         for (int o = 0; o < plan::OWN; ++o) {
@@ -464,14 +468,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
           if (o + plan::PLACES < own) named_arrival(kSkipDone + o % plan::PLACES, kThreads);
         }
         if (plan::TEAM > 1) post.rings_written(tile);
-        const bool last = first + own == shape::LAYERS;
-        const Mailbox next = post.mailbox(last ? plan::TEAMS - 1 : team + 1, tile);
-        const Letters to = last ? next.all_skips() : next.skips();
         for_panels<kOwnS, plan::SKIP>(skip_share, skip_warp,
                                       [&](int k, int m) { post.send_sums(to, m, skip[k], of_sample(i)); });
       }
 
       if (head) {
+        const Posted to = {post, post.mailbox(0, tile).x(), of_layer(i + 1, 0)};
         const Dice dice(streams, i, warp);
         constexpr Home kHomeH = home_of_head(kOwnHidden, kStepsS), kHomeA = home_of_head(kOwnOut, kStepsH);
         WarpWeights<kHomeH, kWarps, kOwnHidden, kStepsS> hidden_ahead;
@@ -500,7 +502,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
                                        [&](int k, int m) { return out_ahead.panel(0, k, m, out_of); });
         block_barrier();
         const bool more = i + 1 < steps[tile];
-        const Posted to = {post, post.mailbox(0, tile).x(), of_layer(i + 1, 0)};
         draw_and_embed(call, streams, i, dice, logits, memories(tile), to, more, warp);
       }
 
