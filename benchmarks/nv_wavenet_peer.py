@@ -23,7 +23,7 @@ IMPLEMENTATIONS = {"single block": 1, "dual block": 2, "persistent": 3}
 """As its class numbers them."""
 FLAGS = ["-std=c++17", "--use_fast_math", "-maxrregcount", "128"]
 """Those of nv-wavenet's Makefile, but for the C++ standard: this CUDA's headers ask for a newer one."""
-PATIENCE = 60.0
+PATIENCE = 20.0
 """Seconds for one answer. Its kernels wait for each other without end, so one that hangs must be ended from outside."""
 
 
@@ -127,9 +127,13 @@ class Peer:
     def __init__(self, program: Path, config: WaveNetConfig) -> None:
         self.command = [str(program.resolve()), str(config.n_layers), str(max(config.dilations))]
         self.process: subprocess.Popen[str] | None = None
+        self.hung: set[int] = set()
+        """Implementations that did not answer, and are not asked again."""
 
     def ask(self, implementation: int, streams: int, per_block: int, samples: int) -> dict[str, Any]:
         """Its answer, `classes` as bytes, or {"error": why it has none}."""
+        if implementation in self.hung:
+            return {"error": "it gave no answer before, and is not asked again"}
         if self.process is None or self.process.poll() is not None:
             self.process = subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -150,6 +154,8 @@ class Peer:
         if answer is None:
             code = process.wait()
             answer = {"error": f"no answer within {PATIENCE:g} s" if code == -SIGKILL else f"exit code {code}"}
+            if code == -SIGKILL:
+                self.hung.add(implementation)
         if "error" in answer:
             answer["error"] += "".join(f" ({line})" for line in said if "ssert" in line or "not supported" in line)
             return answer

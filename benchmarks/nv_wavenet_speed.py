@@ -91,7 +91,7 @@ def theirs(
         try:
             answers[per_block] = answer(per_block)
         except NotRun as why:
-            refused = str(why)
+            refused = refused or str(why)
     if not answers:
         raise NotRun(refused)
     best = min(answers, key=lambda n: float(answers[n]["milliseconds"]))
