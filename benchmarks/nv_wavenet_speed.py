@@ -22,6 +22,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -166,11 +167,11 @@ def measure(name: str, ours: Ours, peers: dict[int, Peer], streams: int, args: a
     makers: dict[tuple[str, str], Callable[[], Entry]] = {}
     for bits, peer in peers.items():
         for implementation in IMPLEMENTATIONS:
-            makers[f"nv-wavenet {implementation}", f"fp{bits}"] = (
-                lambda p=peer, b=bits, i=implementation: theirs(p, b, i, ours.config, streams, args.samples, single)
-            )  # fmt: skip
+            makers[f"nv-wavenet {implementation}", f"fp{bits}"] = partial(
+                theirs, peer, bits, implementation, ours.config, streams, args.samples, single
+            )
     for dtype in args.dtypes:
-        makers["wavenet_fast cuda", dtype] = lambda d=dtype: ours.entry(d, streams, args.seconds)
+        makers["wavenet_fast cuda", dtype] = partial(ours.entry, dtype, streams, args.seconds)
     for (system, dtype), make in makers.items():
         try:
             entries.append(make())
@@ -238,9 +239,11 @@ def options() -> argparse.Namespace:
 def main() -> None:
     args = options()
     driver = look()
-    if args.arch is None and isinstance(driver, str):
-        raise SystemExit(f"nv_wavenet_speed.py: {driver}; to compile nv-wavenet here, give --arch and --only-build")
-    arch = args.arch or "sm_{}{}".format(*driver.gpus[0].capability)  # type: ignore[union-attr]
+    arch = args.arch
+    if arch is None:
+        if isinstance(driver, str):
+            raise SystemExit(f"nv_wavenet_speed.py: {driver}; to compile nv-wavenet here, give --arch and --only-build")
+        arch = "sm_{}{}".format(*driver.gpus[0].capability)
     wanted = {(name, bits): Binary.of(SHAPES[name], bits, arch) for name in args.cases for bits in (32, 16)}
     built = build_all(list(wanted.values()), args.build, args.source, args.nvcc, args.jobs)
     if args.only_build:
