@@ -250,6 +250,11 @@ def main() -> None:
         return
     if isinstance(driver, str):
         raise SystemExit(f"nv_wavenet_speed.py: {driver}")
+    packages = ("wavenet-fast", "numpy", "torch", "cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc")
+    about = {
+        "gpu": str(driver.gpus[0]), "driver": str(driver), "machine": common.machine(), "rounds": args.rounds,
+        "nv_wavenet": built, "versions": {"python": sys.version.split()[0], **common.versions(*packages)},
+    }  # fmt: skip
     rows: list[dict[str, Any]] = []
     with tqdm(total=len(args.cases) * len(args.streams), desc="measuring", disable=None) as bar:
         for name in args.cases:
@@ -261,16 +266,12 @@ def main() -> None:
                 for row in found:
                     show(row)
                 rows += found
+                if args.json:  # written at every step, so that a run that is cut off leaves what it found
+                    text = json.dumps({"about": about, "rows": rows}, indent=1, ensure_ascii=False)
+                    args.json.write_text(text + "\n", encoding="utf-8")
                 bar.update()
             for peer in peers.values():
                 peer.close()
-    if args.json:
-        packages = ("wavenet-fast", "numpy", "torch", "cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc")
-        about = {
-            "gpu": str(driver.gpus[0]), "driver": str(driver), "machine": common.machine(), "rounds": args.rounds,
-            "nv_wavenet": built, "versions": {"python": sys.version.split()[0], **common.versions(*packages)},
-        }  # fmt: skip
-        args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
