@@ -47,6 +47,7 @@ class Cut:
     team: int = 1
     first: tuple[int, ...] = ()
     chain: int = 8
+    residual: int = 4
     skip: int = 4
     stages: int = 8
 
@@ -70,6 +71,7 @@ class Cut:
         return Layout(
             s, engine.dtype, "resident", self.tile, chain, skip, self.tiles, self.first or tuple(even), self.team,
             self.hop == "cluster", self.in_registers, self.in_registers, self.head_in_l2,
+            residual=min(self.residual, s.R // 16),
         )  # fmt: skip
 
 
@@ -98,7 +100,7 @@ FEW = small(
 )  # fmt: skip
 # Two tiles of streams at once. A block with one layer, one with so many that what its warps use by turns comes round
 # again, and the head alone.
-_UNEVEN = Cut(3, tiles=2, alone=True, chain=2, skip=2, first=(0, 1, 5, 5))
+_UNEVEN = Cut(3, tiles=2, alone=True, chain=2, residual=2, skip=2, first=(0, 1, 5, 5))
 FEW_CUTS = {
     "streaming_weights": (Cut(chain=2, skip=2, stages=4, pipelines=2), 80),
     "cluster": (_UNEVEN, 90),

@@ -25,18 +25,19 @@ template <int CLASSES>
 DEVICE int choose(const float* logits, float u, float sharpness) {
   constexpr int kOwn = lane_classes(CLASSES), kHeld = kOwn <= kMostHeld ? kOwn : 1;
   constexpr int kUnroll = kHeld == kOwn ? kOwn : 4;
+  constexpr bool kEven = CLASSES % kWarp == 0;  // all lanes have as many
   const int first = lane_index() * kOwn;
+  const auto mine = [&](int k) { return kEven || first + k < CLASSES; };
   float highest = -kFloatMax;
 #pragma unroll kUnroll
   for (int k = 0; k < kOwn; ++k) {
-    if (first + k < CLASSES) highest = larger(highest, logits[first + k]);
+    if (mine(k)) highest = larger(highest, logits[first + k]);
   }
   highest = warp_max(highest);
-  const auto weight = [&](int k) { return exp2_fast((logits[first + k] - highest) * sharpness); };
+  const auto weight = [&](int k) { return mine(k) ? exp2_fast((logits[first + k] - highest) * sharpness) : 0.0f; };
   float held[kHeld], own = 0.0f;
 #pragma unroll kUnroll
   for (int k = 0; k < kOwn; ++k) {
-    if (first + k >= CLASSES) break;
     const float w = weight(k);
     if (kHeld == kOwn) held[k % kHeld] = w;
     own += w;
@@ -47,9 +48,8 @@ DEVICE int choose(const float* logits, float u, float sharpness) {
   int chosen = 0;
 #pragma unroll kUnroll
   for (int k = 0; k < kOwn; ++k) {
-    if (first + k >= CLASSES - 1) break;
     sum += kHeld == kOwn ? held[k % kHeld] : weight(k);
-    chosen += sum <= bound;
+    chosen += first + k < CLASSES - 1 && sum <= bound;
   }
   return sum_of_lanes(chosen);
 }

@@ -85,7 +85,8 @@ struct Post {
   // This team's own, as it reads there.
   DEVICE Mailbox mine(int tile) const {
     if (!plan::CLUSTER) return mailbox(team, tile);
-    return {shared + at::mail + tile * mail::all_skips, shared + at::head_mail + tile * (mail::bytes - mail::all_skips)};
+    return {shared + at::mail + tile * mail::all_skips,
+            shared + at::head_mail + tile * (mail::bytes - mail::all_skips)};
   }
 
   // --- begin and end ---

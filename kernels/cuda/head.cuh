@@ -3,18 +3,21 @@
 
 #include "draw.cuh"
 
-constexpr int kWarps = plan::CHAIN + plan::SKIP;
+constexpr int kWarps = plan::CHAIN + plan::RESIDUAL + plan::SKIP;
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kChainThreads = plan::CHAIN * kWarp, kSkipThreads = plan::SKIP * kWarp;
 
 // Barriers of a block, beside that of all its threads. Gates g and inputs x of layers have PLACES places, by turns:
 //
-//   chain  g(l) → [GatesReady l] → meet → residual → wait [SkipDone l + 1 − PLACES] → x(l + 1) → meet → g(l + 1) → …
-//   skip           wait [GatesReady l] → skip product of g(l), ring of x(l) → [SkipDone l]
+//   chain     g(l) → [GatesReady l] → …               in `resident` the residual product and x(l + 1) are the work of
+//             meet → residual → wait [SkipDone        warps of their own
+//             l + 1 − PLACES] → x(l + 1) → meet → …
+//   skip      wait [GatesReady l] → skip product of g(l), ring of x(l) → [SkipDone l]
 //
 // Chain warps only arrive at kGatesReady, and skip warps only at kSkipDone. x(l + 1) and g(l + 1) lie where those of
 // PLACES layers before lay: so skip warps may be late by so many layers less one, and each of these has its barriers.
-constexpr int kChainMeets = 1, kSkipMeets = 2, kGatesReady = 3, kSkipDone = kGatesReady + plan::PLACES;
+constexpr int kChainMeets = 1, kSkipMeets = 2, kResidualMeets = 2, kXReady = 3, kGatesToAdd = 4;
+constexpr int kGatesReady = 5, kSkipDone = kGatesReady + plan::PLACES;
 static_assert(kSkipDone + plan::PLACES <= 16, "a block has 16 barriers");
 
 // --- sums in memory -----------------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ class Layout:
     """A kernel's cut of a model.
 
     tile          N, streams that are multiplied together: 8, 16 or 32
-    chain, skip   warps of a block
+    chain, skip   warps of a block: for gates and, in `streaming_weights`, the residual; for skip sums and rings
+    residual      further warps of a block of `resident`, for the residual
     tiles         under way at once in a pipeline
     first_layers  of each team of a pipeline, and LAYERS at the end; () for `streaming_weights`
     team          blocks that share the rows of each of their layers: 1, or in a grid more, where a layer does not fit
@@ -57,6 +58,7 @@ class Layout:
     residual_in_registers: bool = False
     head_in_l2: bool = False
     stages: int = 0
+    residual: int = 0
 
     @property
     def resident(self) -> bool:
@@ -81,7 +83,7 @@ class Layout:
     @property
     def threads(self) -> int:
         """Of a block."""
-        return 32 * (self.chain + self.skip)
+        return 32 * (self.chain + self.residual + self.skip)
 
     @property
     def own(self) -> tuple[int, ...]:
@@ -136,20 +138,12 @@ class Layout:
         return FRAGMENT_BYTES * (newest + (0 if self.residual_in_registers else fragments["residual"]))
 
     @property
-    def waited_bytes(self) -> int:
-        """Of `chain_bytes`, what the chain reads when it needs them, not before. fp32 reads nothing before."""
-        fragments, (newest, residual) = self.layer_fragments, self.thread_fragments
-        most = 0 if self.dtype == "fp32" else MOST_AHEAD
-        waited = 0 if self.newest_in_registers or newest <= most else fragments["newest"]
-        waited += 0 if self.residual_in_registers or residual <= most else fragments["residual"]
-        return FRAGMENT_BYTES * waited
-
-    @property
     def thread_fragments(self) -> tuple[int, int]:
-        """Of a layer's newest tap and of its residual, those that a chain thread multiplies."""
+        """Of a layer's newest tap and of its residual, those that one thread multiplies."""
         s, (dilated, residual, _) = self.shape, self.panels
         return (
-            -(-dilated // self.chain) * steps(s.R, self.dtype), -(-residual // self.chain) * steps(s.HALF, self.dtype)
+            -(-dilated // self.chain) * steps(s.R, self.dtype),
+            -(-residual // self.residual) * steps(s.HALF, self.dtype),
         )  # fmt: skip
 
     @property
@@ -162,11 +156,12 @@ class Layout:
         """All that a sample passes, wherever it lies; in a block's share of it, where a team has several."""
         return self.shape.LAYERS * FRAGMENT_BYTES * sum(self.layer_fragments.values()) + self.head_weights
 
-    def chain_registers(self, own: int) -> int:
-        """Registers of a chain thread that hold weights, in a block of so many layers."""
+    def weight_registers(self, own: int) -> tuple[int, int]:
+        """Registers that hold weights in a block of so many layers: of a thread for gates, and of one for x."""
         newest, residual = self.thread_fragments
-        fragments = (newest if self.newest_in_registers else 0) + (residual if self.residual_in_registers else 0)
-        return 4 * own * fragments
+        return (
+            4 * own * newest if self.newest_in_registers else 0, 4 * own * residual if self.residual_in_registers else 0
+        )  # fmt: skip
 
     def carried(self, channels: int, warps: int) -> int:
         """Registers of a thread that hold sums of so many channels shared by so many warps."""
@@ -276,11 +271,13 @@ class Layout:
     def header(self, forced: bool = False, logits: bool = False, trace: bool = False) -> str:
         """The text of "shape.cuh"."""
         plan: dict[str, int | bool] = {
-            "FORMAT": FORMATS[self.dtype], "N": self.tile, "CHAIN": self.chain, "SKIP": self.skip,
+            "FORMAT": FORMATS[self.dtype], "N": self.tile, "CHAIN": self.chain, "RESIDUAL": self.residual,
+            "SKIP": self.skip,
             "TILES": self.tiles, "PLACES": self.places, "BLOCKS": self.blocks, "TEAMS": self.teams, "TEAM": self.team,
             "OWN": max(self.own, default=0), "CLUSTER": self.cluster,
             "NEWEST_IN_REGISTERS": self.newest_in_registers, "RESIDUAL_IN_REGISTERS": self.residual_in_registers,
             "AHEAD": self.pairs_ahead, "MOST_AHEAD": MOST_AHEAD, "HEAD_IN_L2": self.head_in_l2,
+            "HEAD_ALONE": self.resident and not self.own[-1],
             "STAGES": max(self.stages, 2),
             "LOGITS_SHARED": self.logits_shared, "X_IN_REGISTERS": self.x_in_registers,
             "SKIP_IN_REGISTERS": self.skip_in_registers, "FORCED": forced, "LOGITS": logits, "TRACE": trace,

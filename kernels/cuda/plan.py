@@ -59,6 +59,7 @@ class Plan:
     layers: int
     head_block: int
     chain_warps: int
+    residual_warps: int
     skip_warps: int
     homes: dict[str, str]
     stages: int
@@ -72,7 +73,7 @@ class Plan:
     @property
     def threads(self) -> int:
         """Of a block."""
-        return WARP * (self.chain_warps + self.skip_warps)
+        return WARP * (self.chain_warps + self.residual_warps + self.skip_warps)
 
     @property
     def grid(self) -> int:
@@ -107,6 +108,7 @@ class Plan:
             shape, self.dtype, self.variant, self.tile, self.chain_warps, self.skip_warps, self.tiles_in_flight,
             (*self.first_layers, self.layers), self.team, self.hop != "grid" and self.capability >= 90,
             self.homes["newest"] == "registers", self.homes["residual"] == "registers", self.homes["head"] == "l2",
+            residual=self.residual_warps,
         )  # fmt: skip
 
 
@@ -180,7 +182,7 @@ def explain(plan: Plan) -> str:
     lines = [
         f"{plan.variant} on {plan.device} (sm_{plan.capability}), {plan.dtype}, {plan.batch} streams",
         f"  grid: {plan.grid} blocks = {plan.pipelines} pipelines × {plan.blocks}, hop {plan.hop}; "
-        f"{plan.chain_warps} chain and {plan.skip_warps} skip warps a block",
+        f"{plan.chain_warps} chain, {plan.residual_warps} residual and {plan.skip_warps} skip warps a block",
         f"  streams: {plan.streams_at_once} at once = {plan.pipelines} × {plan.tiles_in_flight} tiles of {plan.tile}; "
         f"rounds: {plan.rounds}",
         f"  layers, {cut}: {_spans(plan)}; the head in block {plan.head_block}",
@@ -284,13 +286,14 @@ def _plan(
         layers=asked.shape.LAYERS,
         head_block=layout.blocks - 1,
         chain_warps=layout.chain,
+        residual_warps=layout.residual,
         skip_warps=layout.skip,
         homes=homes,
         stages=layout.stages,
         shared=shared,
         registers=budget.registers(layout, own),
         register_limit=most_registers(asked.device, layout.threads),
-        weight_registers=layout.chain_registers(own),
+        weight_registers=max(layout.weight_registers(own)) if layout.resident else 0,
         clusters_assumed=clusters_assumed,
         why=tuple(why),
     )

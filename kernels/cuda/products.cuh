@@ -165,6 +165,22 @@ struct FromRegisters {
   DEVICE uint4 next() { return fragments[at++]; }
 };
 
+// The first of a panel in registers, the rest in memory.
+template <int COUNT>
+struct FromBoth {
+  static constexpr bool kHeld = true;
+  const uint4 (&fragments)[COUNT];
+  const uint4* rest;
+  int at = 0;
+
+  DEVICE uint4 next() {
+    if (at < COUNT) return fragments[at++];
+    const uint4 fragment = rest[lane_index()];
+    rest += kFragmentWords;
+    return fragment;
+  }
+};
+
 // A warp's tape in global memory, read round and round: DEPTH − 1 fragments are on their way while one is used. A
 // lane's copies are its own words, so that only fp32, where lanes read each other's, needs the warp to meet.
 template <int DEPTH>

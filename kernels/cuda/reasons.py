@@ -148,20 +148,16 @@ def _team(way: Way) -> list[str]:
 
 def _chain_home(way: Way, layout: Layout) -> str:
     what = "weights of the newest tap and of residual: "
-    held = layout.chain_registers(max(layout.own))
+    newest, residual = layout.weight_registers(max(layout.own))
     if layout.dtype == "fp32":
         return f"{what}in shared memory, fp32 is multiplied without tensor cores and would take twice the registers."
-    if layout.newest_in_registers and layout.residual_in_registers:
-        return f"{what}in registers, {held} a thread, so that the chain reads none from memory."
-    which = {(True, False): "the newest tap's in registers", (False, True): "residual's in registers"}
-    lie = which.get((layout.newest_in_registers, layout.residual_in_registers), "in shared memory")
-    if layout.waited_bytes == 0:
-        saved = f", {held} a thread, which saves blocks; the other's in shared memory" if held else ""
-        return f"{what}{lie}{saved}, read before the chain needs them."
+    if newest and residual:
+        return f"{what}in registers, {max(newest, residual)} a thread, so that the chain reads none from memory."
+    lie = f"the newest tap's in registers, {newest} a thread" if newest else "in shared memory"
+    lie = f"residual's in registers, {residual} a thread" if residual else lie
     return (
-        f"{what}{lie}{f', {held} a thread' if held else ''}; the chain waits about {way.waits:,} clock cycles a sample "
-        "for weights and hops; more weights in registers leave too few of them, or need more hops, or take fewer "
-        "streams at once."
+        f"{what}{lie}; the chain waits about {way.waits:,} clock cycles a sample for weights and hops; more weights in "
+        "registers leave too few of them, or need more hops, or take fewer streams at once."
     )
 
 
@@ -175,9 +171,11 @@ def _head_home(layout: Layout) -> list[str]:
 
 
 def _warps(asked: Asked, layout: Layout) -> list[str]:
-    if (layout.chain, layout.skip) == budget.warps(asked.shape, layout.team):
+    warps = (layout.chain, layout.residual, layout.skip)
+    most = budget.warps(asked.shape, layout.team) if layout.resident else [(*w, 0) for w in budget.streaming_warps(asked.shape)]
+    if warps == most[0]:
         return []
-    return [f"chain warps: {layout.chain}, so that each has the registers for sums and weights of its tile."]
+    return [f"warps: {sum(warps)}, so that each has the registers for sums and weights of its tile."]
 
 
 def _tile(asked: Asked, way: Way) -> list[str]:

@@ -8,14 +8,20 @@
 // A team is one block, or TEAM blocks, where one layer does not fit a block: then each has a share of the rows of every
 // matrix, and gates and x are exchanged within the team. The head's team is always one block.
 //
-// Of a block's warps, CHAIN work on what the next layer waits for and SKIP on the rest, as in streaming_weights.cuh;
-// and what does not depend on this sample (conditioning, biases, the older taps) is summed up before x arrives. On the
-// way from layer to layer there is then: the newest tap's product, the gate, a barrier, the residual product, a
-// barrier. The weights of both products lie in registers where the plan says so, all others in shared memory.
+// Of a block's warps, CHAIN make the gates of a layer, RESIDUAL the next layer's x, and SKIP what no other layer waits
+// for: skip sums and rings. So each keeps the weights of one matrix: those of the first two lie in registers where
+// there is room, because reading shared memory is what a layer has most of, and what is read for one product is in the
+// way of the next. What does not depend on this sample (conditioning, biases, the older taps) is summed up before x
+// arrives. On the way from layer to layer there is then: the newest tap's product, the gate, a barrier, the residual
+// product, a barrier:
 //
-// Shared memory (namespace at): streams; of a block with layers: mailboxes, hearing, x operands and gates (PLACES of each),
-// weights of its layers, their past; of the block with the head: mailboxes, memories, hidden, logits, weights (or,
-// where HEAD_IN_L2, these are read from the second-level cache).
+//   chain     wait [XReady l] → g(l) → [GatesReady l], [GatesToAdd l]
+//   residual  x(l) → [XReady l], wait [GatesToAdd l] → x(l + 1)
+//   skip      wait [GatesReady l] → skip product of g(l), ring of x(l) → [SkipDone l]
+//
+// Shared memory (namespace at): streams; of a block with layers: mailboxes, hearing, x operands and gates (PLACES of
+// each), weights of its layers, their past; of the block with the head: mailboxes, memories, hidden, logits, weights
+// (or, where HEAD_IN_L2, these are read from the second-level cache).
 #include "handover.cuh"
 #include "head.cuh"
 
@@ -33,7 +39,7 @@ constexpr int kPasts = plan::TILES > 1 ? 2 : 1;  // of the tile at hand and of t
 
 // Panels of the block that has most of a matrix, and of its warp that has most of those.
 constexpr int kShareD = ceil_div(kPanelsD, plan::TEAM), kOwnD = ceil_div(kShareD, plan::CHAIN);
-constexpr int kShareR = ceil_div(kPanelsR, plan::TEAM), kOwnR = ceil_div(kShareR, plan::CHAIN);
+constexpr int kShareR = ceil_div(kPanelsR, plan::TEAM), kOwnR = ceil_div(kShareR, plan::RESIDUAL);
 constexpr int kShareS = ceil_div(kPanelsS, plan::TEAM), kOwnS = ceil_div(kShareS, plan::SKIP);
 
 // The panels first … end − 1 of a matrix. Shares differ by one at most; the larger ones come first.
@@ -105,17 +111,25 @@ DEVICE void copy_words(uint4* to, const uint4* from, int words) {
 
 // The weights of one matrix that a warp, one of WARPS, meets: PANELS panels of each layer of its block, STEPS fragments
 // of each. They never stand between a barrier and the product behind it: they lie in registers for the whole launch, or
-// are read into registers before the barrier (`read_ahead`), unless they are too many for that.
-enum Home { kRegisters, kAhead, kInPlace };
+// are read into registers before the barrier (`read_ahead`), all of them, the first steps of each panel, or, where they
+// are too many, none.
+enum Home { kRegisters, kAhead, kPartly, kInPlace };
 
 DEVICE constexpr Home home_of(bool in_registers, int panels, int steps) {
   if (in_registers) return kRegisters;
   return kTensorCores && panels * steps <= plan::MOST_AHEAD ? kAhead : kInPlace;
 }
 
-// Registers that hold a layer's weights have no room for the head's.
+// Steps of each panel that are read ahead where not all can be; the rest has no index either, and is unrolled.
+DEVICE constexpr int steps_ahead(int panels) { return plan::MOST_AHEAD / panels / 4 * 4; }
+constexpr int kMostUnrolled = 32;
+
+// A block with layers has no registers to spare for the head.
 DEVICE constexpr Home home_of_head(int panels, int steps) {
-  return plan::NEWEST_IN_REGISTERS || plan::RESIDUAL_IN_REGISTERS ? kInPlace : home_of(false, panels, steps);
+  if (!plan::HEAD_ALONE) return kInPlace;
+  const Home home = home_of(false, panels, steps);
+  const bool partly = kTensorCores && steps_ahead(panels) > 0 && panels * steps <= kMostUnrolled;
+  return home == kInPlace && partly ? kPartly : home;
 }
 
 template <Home HOME, int WARPS, int PANELS, int STEPS>
@@ -170,6 +184,24 @@ struct WarpWeights<kAhead, WARPS, PANELS, STEPS> {
 };
 
 template <int WARPS, int PANELS, int STEPS>
+struct WarpWeights<kPartly, WARPS, PANELS, STEPS> {
+  static constexpr int kFirst = steps_ahead(PANELS);
+  uint4 fragments[PANELS][kFirst];
+
+  template <class Panel>
+  DEVICE void read_ahead(const Share& share, int warp, Panel panel) {
+    for_panels<PANELS, WARPS>(share, warp, [&](int k, int m) {
+#pragma unroll
+      for (int step = 0; step < kFirst; ++step) fragments[k][step] = Fragments::read(panel(m) + step * kFragmentWords);
+    });
+  }
+  template <class Panel>
+  DEVICE FromBoth<kFirst> panel(int, int k, int m, Panel panel) const {
+    return {fragments[k], panel(m) + kFirst * kFragmentWords};
+  }
+};
+
+template <int WARPS, int PANELS, int STEPS>
 struct WarpWeights<kInPlace, WARPS, PANELS, STEPS> {
   template <class Panel>
   DEVICE void load(int, const Share&, int, Panel) {}
@@ -189,7 +221,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   const Post post(call, shared);
   const int team = post.team, first = call.first_layers[team], own = call.first_layers[team + 1] - first;
   const bool head = team + 1 == plan::TEAMS, chain = warp < plan::CHAIN;
-  const int skip_warp = warp - plan::CHAIN, skip_thread = thread - kChainThreads;
+  const int residual_warp = warp - plan::CHAIN, skip_warp = residual_warp - plan::RESIDUAL;
   const Share dilated_share(kPanelsD, post.member), residual_share(kPanelsR, post.member);
   const Share skip_share(kPanelsS, post.member);
   Watch watch = {call.abort, call.patience, false};
@@ -232,9 +264,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       if (fetched) fetch_pasts(sample, next);
     }
   };
-  const auto own_x = [&](int o) {
-    return Rows<shape::R>(shared + at::x + o % plan::PLACES * Rows<shape::R>::kBytes);
-  };
+  const auto own_x = [&](int o) { return Rows<shape::R>(shared + at::x + o % plan::PLACES * Rows<shape::R>::kBytes); };
   const auto gates = [&](int o) {
     return Rows<shape::HALF>(shared + at::gates + o % plan::PLACES * Rows<shape::HALF>::kBytes);
   };
@@ -274,10 +304,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   }
   commit_copies();
   WarpWeights<home_of(plan::NEWEST_IN_REGISTERS, kOwnD, kStepsR), plan::CHAIN, kOwnD, kStepsR> newest;
-  WarpWeights<home_of(plan::RESIDUAL_IN_REGISTERS, kOwnR, kStepsG), plan::CHAIN, kOwnR, kStepsG> residual;
+  WarpWeights<home_of(plan::RESIDUAL_IN_REGISTERS, kOwnR, kStepsG), plan::RESIDUAL, kOwnR, kStepsG> residual;
   newest.load(chain ? own : 0, dilated_share, warp,
               [&](int o, int m) { return dilated_panel(call, first + o, m, kPastTaps); });
-  residual.load(chain ? own : 0, residual_share, warp,
+  residual.load(!chain && skip_warp < 0 ? own : 0, residual_share, residual_warp,
                 [&](int o, int m) { return residual_panel(call, first + o, m); });
   load_rings(call, rings, first, own, thread, kThreads);
   for (int r = thread; r < own * shape::R; r += kThreads) residual_bias[r] = call.b_residual[first * shape::R + r];
@@ -311,203 +341,233 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
     }
   }
 
-  // --- sample by sample ---
-  bool stopped = false;
-  for (int i = 0; i < longest && !stopped; ++i) {
-    for (int tile = 0; tile < plan::TILES && !stopped; ++tile) {
-      if (i >= steps[tile]) continue;
-      const Stream* const streams = all_streams + tile * plan::N;
-      const Mailbox mine = post.mine(tile);
+  // --- a sample ---
+  const auto meet = [](int barrier, int warps) { named_barrier(barrier, warps * kWarp); };
 
-      if (own > 0 && chain) {
-        // What this sample does not change: conditioning, biases, older taps.
-        if (!fetched) fetch_pasts(i, tile);
-        for (int n = thread; n < plan::N; n += kChainThreads) hearing[n] = column_of_sample(call, streams[n], i);
-        named_barrier(kChainMeets, kChainThreads);
-        Sums z[plan::OWN][kOwnD];
+  const auto make_gates = [&](int i, int tile) {
+    const Stream* const streams = all_streams + tile * plan::N;
+    const Mailbox mine = post.mine(tile);
+    // What this sample does not change: conditioning, biases, older taps.
+    if (!fetched) fetch_pasts(i, tile);
+    for (int n = thread; n < plan::N; n += kChainThreads) hearing[n] = column_of_sample(call, streams[n], i);
+    meet(kChainMeets, plan::CHAIN);
+    Sums z[plan::OWN][kOwnD];
 #pragma unroll
-        for (int o = 0; o < plan::OWN; ++o) {
-          if (o >= own) break;
-          for_panels<kOwnD, plan::CHAIN>(dilated_share, warp, [&](int k, int m) {
-            z[o][k] = heard_panel(call, streams, hearing, i, first + o, m);
-          });
-        }
-        wait_copies<0>();
-        named_barrier(kChainMeets, kChainThreads);
-#pragma unroll
-        for (int o = 0; o < plan::OWN; ++o) {
-          if (o >= own) break;
-          for_panels<kOwnD, plan::CHAIN>(dilated_share, warp, [&](int k, int m) {
-            FromMemory source = {weights(o).past(m - dilated_share.first)};
-            for (int tap = 0; tap < kPastTaps; ++tap) {
-              const Rows<shape::R> then(past_of_layer(o) + tap * Rows<shape::R>::kBytes);
-              add_product(z[o][k], source, then, dilated_units(call, first + o, m, tap));
-            }
-          });
-        }
-        if (plan::TEAM == 1) fetch_next(i, tile);
-
-        const auto newest_of = [&](int o) {
-          return [&, o](int m) { return weights(o).newest(m - dilated_share.first); };
-        };
-        newest.read_ahead(dilated_share, warp, newest_of(0));
-
-        Sums x[kOwnR];
-        const auto put_x = [&](const Sums& sums, int m, int o) {
-          const Target<shape::R> to = {own_x(o), numbers};
-          for_each(sums, [&](int row, int n, float value) { to.put(n, m * 16 + row, value); });
-        };
-        // All chain warps have put their part of the operands of layer o, and meet.
-        const auto meet_at_x = [&](int o) {
-          named_barrier(kChainMeets, kChainThreads);
-          if (!kInt) return;
-          Target<shape::R>{own_x(o), numbers}.finish(warp, plan::CHAIN);
-          named_barrier(kChainMeets, kChainThreads);
-        };
-        // x of layer o arrives: all of it as operands, this warp's share as sums too.
-        const auto receive_x = [&](int o, Mail mail) {
-          const u32 postmark = of_layer(i, first + o);
-          if (plan::TEAM > 1) {
-            for (int m = warp; m < kPanelsR; m += plan::CHAIN) {
-              put_x(post.receive_sums(mine.x(), m, postmark, mail, tile, watch), m, o);
-            }
-          }
-          for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) {
-            x[k] = post.receive_sums(mine.x(), m, postmark, mail, tile, watch);
-            if (plan::TEAM == 1) put_x(x[k], m, o);
-          });
-        };
-        const Letters next_x = post.mailbox(min(team + 1, plan::TEAMS - 1), tile).x();
-        receive_x(0, kX);
-        meet_at_x(0);
-        if (plan::TEAM > 1) fetch_next(i, tile);  // now, so that x does not wait for the others' rings
-
-#pragma unroll
-        for (int o = 0; o < plan::OWN; ++o) {
-          if (o >= own) break;
-          const int layer = first + o;
-          const Target<shape::HALF> gated = {gates(o), numbers};
-          const auto residual_of = [&](int m) { return weights(o).residual(m - residual_share.first); };
-          Biases residual_biases[kOwnR];
-          for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) {
-            residual_biases[k] = Biases(residual_bias + o * shape::R, m);
-          });
-          for_panels<kOwnD, plan::CHAIN>(dilated_share, warp, [&](int k, int m) {
-            auto source = newest.panel(o, k, m, newest_of(o));
-            add_product_by_turns(z[o][k], source, own_x(o), dilated_units(call, layer, m, kPastTaps));
-            if (plan::TEAM == 1) {
-              store_gates(call, streams, i, layer, m, z[o][k], gated);
-            } else {
-              store_gates(call, streams, i, layer, m, z[o][k], PostedGates{post, mine.gates(), of_layer(i, layer)});
-            }
-          });
-          residual.read_ahead(residual_share, warp, residual_of);
-          if (plan::TEAM > 1) {
-            for (int m = warp; m < kPanelsD; m += plan::CHAIN) {
-              post.receive_gates(mine.gates(), m, of_layer(i, layer), tile, watch, gated);
-            }
-          }
-          if (kInt) {
-            named_barrier(kChainMeets, kChainThreads);
-            gated.finish(warp, plan::CHAIN);
-          }
-          named_arrival(kGatesReady + o % plan::PLACES, kThreads);
-          if (layer + 1 == shape::LAYERS) break;  // nothing follows
-          named_barrier(kChainMeets, kChainThreads);
-
-          for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) {
-            Sums update = residual_biases[k].sums();
-            auto source = residual.panel(o, k, m, residual_of);
-            add_product_by_turns(update, source, gates(o), residual_units(call, layer, m));
-            add_update(call, x[k], update);
-            if (plan::TRACE) trace_x(call, streams, i, layer, m, x[k]);
-          });
-          const u32 postmark = of_layer(i, layer + 1);
-          const auto send_x = [&](const Letters& to) {
-            for_panels<kOwnR, plan::CHAIN>(residual_share, warp,
-                                           [&](int k, int m) { post.send_sums(to, m, x[k], postmark); });
-          };
-          if (o + 1 == plan::OWN || o + 1 == own) {
-            send_x(next_x);
-          } else {
-            // Skip warps have read what lay in these places, and will lie in those of the next gates.
-            if (o + 1 >= plan::PLACES) named_barrier(kSkipDone + (o + 1) % plan::PLACES, kThreads);
-            if (plan::TEAM > 1) {
-              send_x(mine.x());
-            } else {
-              for_panels<kOwnR, plan::CHAIN>(residual_share, warp, [&](int k, int m) { put_x(x[k], m, o + 1); });
-            }
-            newest.read_ahead(dilated_share, warp, newest_of(o + 1));
-            if (plan::TEAM > 1) receive_x(o + 1, kInner);
-            meet_at_x(o + 1);
-          }
-        }
-      }
-
-      if (own > 0 && !chain) {
-        const bool last = first + own == shape::LAYERS;
-        const Mailbox next = post.mailbox(last ? plan::TEAMS - 1 : team + 1, tile);
-        const Letters to = last ? next.all_skips() : next.skips();
-        Sums skip[kOwnS];
-#pragma unroll
-        for (int o = 0; o < plan::OWN; ++o) {
-          if (o >= own) break;
-          const int layer = first + o;
-          named_barrier(kGatesReady + o % plan::PLACES, kThreads);
-          for_panels<kOwnS, plan::SKIP>(skip_share, skip_warp, [&](int k, int m) {
-            if (o == 0) {
-              skip[k] = first == 0 ? first_skip(call, m)
-                                   : post.receive_sums(mine.skips(), m, of_sample(i), kSkip, tile, watch);
-            }
-            FromMemory source = {weights(o).skip(m - skip_share.first)};
-            add_product_by_turns(skip[k], source, gates(o), skip_units(call, layer, m));
-            end_skip(call, skip[k], layer, m);
-          });
-          const int member_thread = post.member * kSkipThreads + skip_thread;
-          remember(call, streams, i, rings[o], own_x(o), member_thread, plan::TEAM * kSkipThreads);
-          if (o + plan::PLACES < own) named_arrival(kSkipDone + o % plan::PLACES, kThreads);
-        }
-        if (plan::TEAM > 1) post.rings_written(tile);
-        for_panels<kOwnS, plan::SKIP>(skip_share, skip_warp,
-                                      [&](int k, int m) { post.send_sums(to, m, skip[k], of_sample(i)); });
-      }
-
-      if (head) {
-        const Posted to = {post, post.mailbox(0, tile).x(), of_layer(i + 1, 0)};
-        const Dice dice(streams, i, warp);
-        constexpr Home kHomeH = home_of_head(kOwnHidden, kStepsS), kHomeA = home_of_head(kOwnOut, kStepsH);
-        WarpWeights<kHomeH, kWarps, kOwnHidden, kStepsS> hidden_ahead;
-        WarpWeights<kHomeA, kWarps, kOwnOut, kStepsH> out_ahead;
-        const auto hidden_of = [&](int m) { return hidden_from + m * kStepsS * kFragmentWords; };
-        const auto out_of = [&](int m) { return out_from + m * kStepsH * kFragmentWords; };
-        hidden_ahead.read_ahead(Share(kPanelsH), warp, hidden_of);
-        for (int m = warp; m < kPanelsS; m += kWarps) {
-          Sums sums = post.receive_sums(mine.all_skips(), m, of_sample(i), kHead, tile, watch);
-          store_skip(call, streams, i, m, sums, skips);
-        }
-        block_barrier();
-        if (kInt) {
-          skips.finish(warp, kWarps);
-          block_barrier();
-        }
-        hidden_layer<kHomeH == kAhead>(call, hidden_bias, streams, i, skips.rows, hidden, warp,
-                                       [&](int k, int m) { return hidden_ahead.panel(0, k, m, hidden_of); });
-        if (kInt) {
-          block_barrier();
-          hidden.finish(warp, kWarps);
-        }
-        out_ahead.read_ahead(Share(kPanelsA), warp, out_of);
-        block_barrier();
-        output_layer<kHomeA == kAhead>(call, out_bias, hidden.rows, logits, warp,
-                                       [&](int k, int m) { return out_ahead.panel(0, k, m, out_of); });
-        block_barrier();
-        const bool more = i + 1 < steps[tile];
-        draw_and_embed(call, streams, i, dice, logits, memories(tile), to, more, warp);
-      }
-
-      // The rings, and what a block keeps in places used by turns, are now those of the next sample.
-      stopped = block_barrier_any(watch.given_up);
+    for (int o = 0; o < plan::OWN; ++o) {
+      if (o >= own) break;
+      for_panels<kOwnD, plan::CHAIN>(
+          dilated_share, warp, [&](int k, int m) { z[o][k] = heard_panel(call, streams, hearing, i, first + o, m); });
     }
+    wait_copies<0>();
+    meet(kChainMeets, plan::CHAIN);
+#pragma unroll
+    for (int o = 0; o < plan::OWN; ++o) {
+      if (o >= own) break;
+      for_panels<kOwnD, plan::CHAIN>(dilated_share, warp, [&](int k, int m) {
+        FromMemory source = {weights(o).past(m - dilated_share.first)};
+        for (int tap = 0; tap < kPastTaps; ++tap) {
+          const Rows<shape::R> then(past_of_layer(o) + tap * Rows<shape::R>::kBytes);
+          add_product(z[o][k], source, then, dilated_units(call, first + o, m, tap));
+        }
+      });
+    }
+    if (plan::TEAM == 1) fetch_next(i, tile);
+
+    const auto newest_of = [&](int o) { return [&, o](int m) { return weights(o).newest(m - dilated_share.first); }; };
+    newest.read_ahead(dilated_share, warp, newest_of(0));
+#pragma unroll
+    for (int o = 0; o < plan::OWN; ++o) {
+      if (o >= own) break;
+      const int layer = first + o;
+      const Target<shape::HALF> gated = {gates(o), numbers};
+      meet(kXReady, plan::CHAIN + plan::RESIDUAL);
+      for_panels<kOwnD, plan::CHAIN>(dilated_share, warp, [&](int k, int m) {
+        auto source = newest.panel(o, k, m, newest_of(o));
+        add_product_by_turns(z[o][k], source, own_x(o), dilated_units(call, layer, m, kPastTaps));
+        if (plan::TEAM == 1) {
+          store_gates(call, streams, i, layer, m, z[o][k], gated);
+        } else {
+          store_gates(call, streams, i, layer, m, z[o][k], PostedGates{post, mine.gates(), of_layer(i, layer)});
+        }
+      });
+      if (plan::TEAM > 1) {
+        for (int m = warp; m < kPanelsD; m += plan::CHAIN) {
+          post.receive_gates(mine.gates(), m, of_layer(i, layer), tile, watch, gated);
+        }
+      }
+      if (kInt) {
+        meet(kChainMeets, plan::CHAIN);
+        gated.finish(warp, plan::CHAIN);
+      }
+      if (layer + 1 < shape::LAYERS) named_arrival(kGatesToAdd, (plan::CHAIN + plan::RESIDUAL) * kWarp);
+      named_arrival(kGatesReady + o % plan::PLACES, (plan::CHAIN + plan::SKIP) * kWarp);
+      if (o + 1 < own) newest.read_ahead(dilated_share, warp, newest_of(o + 1));
+      if (o == 0 && plan::TEAM > 1) fetch_next(i, tile);  // now, so that no gate waits for the others' rings
+    }
+  };
+
+  const auto make_x = [&](int i, int tile) {
+    const Stream* const streams = all_streams + tile * plan::N;
+    const Mailbox mine = post.mine(tile);
+    const Letters next_x = post.mailbox(min(team + 1, plan::TEAMS - 1), tile).x();
+    Sums x[kOwnR];
+    const auto put = [&](const Sums& sums, int m, int o) {
+      const Target<shape::R> to = {own_x(o), numbers};
+      for_each(sums, [&](int row, int n, float value) { to.put(n, m * 16 + row, value); });
+    };
+    // All residual warps have put their part of the operands of layer o.
+    const auto x_is_ready = [&](int o) {
+      if (kInt) {
+        meet(kResidualMeets, plan::RESIDUAL);
+        Target<shape::R>{own_x(o), numbers}.finish(residual_warp, plan::RESIDUAL);
+      }
+      named_arrival(kXReady, (plan::CHAIN + plan::RESIDUAL) * kWarp);
+    };
+    // x of layer o arrives: all of it as operands, this warp's share as sums too.
+    const auto receive_x = [&](int o, Mail mail) {
+      const u32 postmark = of_layer(i, first + o);
+      if (plan::TEAM > 1) {
+        for (int m = residual_warp; m < kPanelsR; m += plan::RESIDUAL) {
+          put(post.receive_sums(mine.x(), m, postmark, mail, tile, watch), m, o);
+        }
+      }
+      for_panels<kOwnR, plan::RESIDUAL>(residual_share, residual_warp, [&](int k, int m) {
+        x[k] = post.receive_sums(mine.x(), m, postmark, mail, tile, watch);
+        if (plan::TEAM == 1) put(x[k], m, o);
+      });
+      x_is_ready(o);
+    };
+    receive_x(0, kX);
+#pragma unroll
+    for (int o = 0; o < plan::OWN; ++o) {
+      const int layer = first + o;
+      if (o >= own || layer + 1 == shape::LAYERS) break;  // nothing follows the last
+      const auto residual_of = [&](int m) { return weights(o).residual(m - residual_share.first); };
+      Biases biases[kOwnR];
+      for_panels<kOwnR, plan::RESIDUAL>(residual_share, residual_warp,
+                                        [&](int k, int m) { biases[k] = Biases(residual_bias + o * shape::R, m); });
+      residual.read_ahead(residual_share, residual_warp, residual_of);
+      meet(kGatesToAdd, plan::CHAIN + plan::RESIDUAL);
+      const bool send = o + 1 == plan::OWN || o + 1 == own;
+      for_panels<kOwnR, plan::RESIDUAL>(residual_share, residual_warp, [&](int k, int m) {
+        Sums update = biases[k].sums();
+        auto source = residual.panel(o, k, m, residual_of);
+        add_product_by_turns(update, source, gates(o), residual_units(call, layer, m));
+        add_update(call, x[k], update);
+        if (plan::TRACE) trace_x(call, streams, i, layer, m, x[k]);
+        if (send) post.send_sums(next_x, m, x[k], of_layer(i, layer + 1));
+      });
+      if (send) break;
+      // Skip warps have read what lay in these places, and will lie in those of the next gates.
+      if (o + 1 >= plan::PLACES) meet(kSkipDone + (o + 1) % plan::PLACES, plan::RESIDUAL + plan::SKIP);
+      for_panels<kOwnR, plan::RESIDUAL>(residual_share, residual_warp, [&](int k, int m) {
+        if (plan::TEAM > 1) {
+          post.send_sums(mine.x(), m, x[k], of_layer(i, layer + 1));
+        } else {
+          put(x[k], m, o + 1);
+        }
+      });
+      if (plan::TEAM > 1) {
+        receive_x(o + 1, kInner);
+      } else {
+        x_is_ready(o + 1);
+      }
+    }
+  };
+
+  const auto add_skips = [&](int i, int tile) {
+    const Stream* const streams = all_streams + tile * plan::N;
+    const Mailbox mine = post.mine(tile);
+    const bool last = first + own == shape::LAYERS;
+    const Mailbox next = post.mailbox(last ? plan::TEAMS - 1 : team + 1, tile);
+    const Letters to = last ? next.all_skips() : next.skips();
+    const int member_thread = post.member * kSkipThreads + skip_warp * kWarp + lane_index();
+    WarpWeights<home_of(false, kOwnS, kStepsG), plan::SKIP, kOwnS, kStepsG> ahead;
+    Sums skip[kOwnS];
+#pragma unroll
+    for (int o = 0; o < plan::OWN; ++o) {
+      if (o >= own) break;
+      const int layer = first + o;
+      const auto skip_of = [&](int m) { return weights(o).skip(m - skip_share.first); };
+      ahead.read_ahead(skip_share, skip_warp, skip_of);
+      meet(kGatesReady + o % plan::PLACES, plan::CHAIN + plan::SKIP);
+      for_panels<kOwnS, plan::SKIP>(skip_share, skip_warp, [&](int k, int m) {
+        if (o == 0) {
+          skip[k] =
+              first == 0 ? first_skip(call, m) : post.receive_sums(mine.skips(), m, of_sample(i), kSkip, tile, watch);
+        }
+        auto source = ahead.panel(0, k, m, skip_of);
+        add_product_by_turns(skip[k], source, gates(o), skip_units(call, layer, m));
+        end_skip(call, skip[k], layer, m);
+        if (o + 1 == own) post.send_sums(to, m, skip[k], of_sample(i));
+      });
+      remember(call, streams, i, rings[o], own_x(o), member_thread, plan::TEAM * kSkipThreads);
+      if (o + plan::PLACES < own) named_arrival(kSkipDone + o % plan::PLACES, (plan::RESIDUAL + plan::SKIP) * kWarp);
+    }
+    if (plan::TEAM > 1) post.rings_written(tile);
+  };
+
+  const auto draw_next = [&](int i, int tile) {
+    const Stream* const streams = all_streams + tile * plan::N;
+    const Mailbox mine = post.mine(tile);
+    const Posted to = {post, post.mailbox(0, tile).x(), of_layer(i + 1, 0)};
+    const Dice dice(streams, i, warp);
+    constexpr Home kHomeH = home_of_head(kOwnHidden, kStepsS), kHomeA = home_of_head(kOwnOut, kStepsH);
+    WarpWeights<kHomeH, kWarps, kOwnHidden, kStepsS> hidden_ahead;
+    WarpWeights<kHomeA, kWarps, kOwnOut, kStepsH> out_ahead;
+    const auto hidden_of = [&](int m) { return hidden_from + m * kStepsS * kFragmentWords; };
+    const auto out_of = [&](int m) { return out_from + m * kStepsH * kFragmentWords; };
+    hidden_ahead.read_ahead(Share(kPanelsH), warp, hidden_of);
+    for (int m = warp; m < kPanelsS; m += kWarps) {
+      Sums sums = post.receive_sums(mine.all_skips(), m, of_sample(i), kHead, tile, watch);
+      store_skip(call, streams, i, m, sums, skips);
+    }
+    block_barrier();
+    if (kInt) {
+      skips.finish(warp, kWarps);
+      block_barrier();
+    }
+    hidden_layer<kHomeH != kInPlace>(call, hidden_bias, streams, i, skips.rows, hidden, warp,
+                                   [&](int k, int m) { return hidden_ahead.panel(0, k, m, hidden_of); });
+    if (kInt) {
+      block_barrier();
+      hidden.finish(warp, kWarps);
+    }
+    out_ahead.read_ahead(Share(kPanelsA), warp, out_of);
+    block_barrier();
+    output_layer<kHomeA != kInPlace>(call, out_bias, hidden.rows, logits, warp,
+                                   [&](int k, int m) { return out_ahead.panel(0, k, m, out_of); });
+    block_barrier();
+    const bool more = i + 1 < steps[tile];
+    draw_and_embed(call, streams, i, dice, logits, memories(tile), to, more, warp);
+  };
+
+  // --- sample by sample: each role its own loop, so that it keeps nothing in registers for the others ---
+  const auto for_samples = [&](auto work) {
+    bool stopped = false;
+    for (int i = 0; i < longest && !stopped; ++i) {
+      for (int tile = 0; tile < plan::TILES && !stopped; ++tile) {
+        if (i >= steps[tile]) continue;
+        work(i, tile);
+        // The rings, and what a block keeps in places used by turns, are now those of the next sample.
+        stopped = block_barrier_any(watch.given_up);
+      }
+    }
+  };
+  const auto as_role = [&](auto role) {
+    for_samples([&](int i, int tile) {
+      if (own > 0) role(i, tile);
+      if (!plan::HEAD_ALONE && head) draw_next(i, tile);
+    });
+  };
+  if (plan::HEAD_ALONE && head) {
+    for_samples(draw_next);
+  } else if (chain) {
+    as_role(make_gates);
+  } else if (skip_warp < 0) {
+    as_role(make_x);
+  } else {
+    as_role(add_skips);
   }
   wait_copies<0>();  // of a block that has stopped, the next tile's past is on its way yet
 

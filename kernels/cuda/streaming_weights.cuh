@@ -75,7 +75,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
   const Logits logits = {plan::LOGITS_SHARED
                              ? reinterpret_cast<float*>(shared + at::logits)
                              : call.logits_room + static_cast<size_t>(blockIdx.x) * plan::N * Logits::kStride};
-  const auto x = [&](int layer) { return Rows<shape::R>(shared + at::x + layer % plan::PLACES * Rows<shape::R>::kBytes); };
+  const auto x = [&](int layer) {
+    return Rows<shape::R>(shared + at::x + layer % plan::PLACES * Rows<shape::R>::kBytes);
+  };
   const auto gates = [&](int layer) {
     return Rows<shape::HALF>(shared + at::gates + layer % plan::PLACES * Rows<shape::HALF>::kBytes);
   };

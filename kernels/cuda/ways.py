@@ -187,7 +187,7 @@ class Way:
         """Clock cycles that the chain of a sample waits for hops and for weights from memory: a count for comparing
         ways of one model, tile and device, to which everything else adds much the same."""
         layout, shape = self.homes.layout, self.homes.asked.shape
-        layers = shape.LAYERS * layout.waited_bytes // budget.SHARED_PER_CYCLE
+        layers = shape.LAYERS * layout.chain_bytes // budget.SHARED_PER_CYCLE
         head = layout.head_weights // (budget.L2_PER_CYCLE if layout.head_in_l2 else budget.SHARED_PER_CYCLE)
         return layers + head + self.hops * budget.HOP_CYCLES[self.hop]
 
@@ -249,10 +249,10 @@ def homes(asked: Asked, hop: str, tile: int, team: int) -> Iterator[list[Homes]]
     """Those with as many warps as are useful, then those with fewer, each in order of preference. fp32 weights take two
     registers where 16-bit ones take one, and no tensor core reads them, so they stay in shared memory."""
     cluster = hop != "grid" and asked.device.capability >= 90
-    for warps in budget.warps_to_try(asked.shape, team):
+    for chain, residual_warps, skip in budget.warps(asked.shape, team):
         yield [
             Homes(asked, hop, Layout(
-                asked.shape, asked.dtype, "resident", tile, *warps, team=team, cluster=cluster,
+                asked.shape, asked.dtype, "resident", tile, chain, skip, residual=residual_warps, team=team, cluster=cluster,
                 newest_in_registers=newest, residual_in_registers=residual, head_in_l2=head_in_l2,
             ))
             for newest, residual in (_IN_REGISTERS if asked.dtype != "fp32" else _IN_REGISTERS[:1])
@@ -291,7 +291,7 @@ def streamed(asked: Asked) -> Streamed | None:
 
 def streaming_layouts(asked: Asked, tile: int) -> Iterator[Layout]:
     """In order of preference."""
-    for warps in budget.warps_to_try(asked.shape):
+    for warps in budget.streaming_warps(asked.shape):
         for stages in budget.STAGES:
             yield Layout(asked.shape, asked.dtype, "streaming_weights", tile, *warps, stages=stages)
 
