@@ -213,6 +213,22 @@ struct WarpWeights<kInPlace, WARPS, PANELS, STEPS> {
   }
 };
 
+// --- samples ------------------------------------------------------------------------------------------------------
+
+// Calls work(i, tile) for every sample i of every tile; all threads of the block, each with the work of its role.
+template <class Work>
+DEVICE void for_samples(int longest, const int* steps, Watch& watch, Work work) {
+  bool stopped = false;
+  for (int i = 0; i < longest && !stopped; ++i) {
+    for (int tile = 0; tile < plan::TILES && !stopped; ++tile) {
+      if (i >= steps[tile]) continue;
+      work(i, tile);
+      // The rings, and what a block keeps in places used by turns, are now those of the next sample.
+      stopped = block_barrier_any(watch.given_up);
+    }
+  }
+}
+
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_constant__ Call call) {
@@ -543,31 +559,26 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   };
 
   // --- sample by sample: each role its own loop, so that it keeps nothing in registers for the others ---
-  const auto for_samples = [&](auto work) {
-    bool stopped = false;
-    for (int i = 0; i < longest && !stopped; ++i) {
-      for (int tile = 0; tile < plan::TILES && !stopped; ++tile) {
-        if (i >= steps[tile]) continue;
-        work(i, tile);
-        // The rings, and what a block keeps in places used by turns, are now those of the next sample.
-        stopped = block_barrier_any(watch.given_up);
-      }
-    }
-  };
-  const auto as_role = [&](auto role) {
-    for_samples([&](int i, int tile) {
-      if (own > 0) role(i, tile);
-      if (!plan::HEAD_ALONE && head) draw_next(i, tile);
-    });
+  const auto head_beside = [&](int i, int tile) {
+    if (!plan::HEAD_ALONE && head) draw_next(i, tile);
   };
   if (plan::HEAD_ALONE && head) {
-    for_samples(draw_next);
+    for_samples(longest, steps, watch, draw_next);
   } else if (chain) {
-    as_role(make_gates);
+    for_samples(longest, steps, watch, [&](int i, int tile) {
+      if (own > 0) make_gates(i, tile);
+      head_beside(i, tile);
+    });
   } else if (skip_warp < 0) {
-    as_role(make_x);
+    for_samples(longest, steps, watch, [&](int i, int tile) {
+      if (own > 0) make_x(i, tile);
+      head_beside(i, tile);
+    });
   } else {
-    as_role(add_skips);
+    for_samples(longest, steps, watch, [&](int i, int tile) {
+      if (own > 0) add_skips(i, tile);
+      head_beside(i, tile);
+    });
   }
   wait_copies<0>();  // of a block that has stopped, the next tile's past is on its way yet
 
