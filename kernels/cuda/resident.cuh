@@ -137,7 +137,7 @@ struct WarpWeights;
 
 template <int WARPS, int PANELS, int STEPS>
 struct WarpWeights<kRegisters, WARPS, PANELS, STEPS> {
-  static_assert(kTensorCores, "in fp32 lanes read each other's part of a fragment");
+  static_assert(kTensorCores || STEPS < 0, "in fp32 lanes read each other's part of a fragment");
   uint4 fragments[plan::OWN][PANELS][STEPS];
 
   // Once. `panel(o, m)` is where panel m of the block's layer o lies in global memory.
