@@ -56,20 +56,20 @@ def test_no_race_in_fp32() -> None:
 # --- waiting in vain --------------------------------------------------------------------------------------------
 
 PATIENCE = 3_000_000
-NEXT_X = "send_x(next_x);"
+NEXT_X = "if (send) post.send_sums(next_x"
 SKIPS = "post.send_sums(to, m, skip[k], of_sample(i));"
 DRAWN = "memories(tile), to, more, warp);"
-LOOP = "i < longest && !stopped; ++i"
+LOOP = "for (int tile = 0; tile < plan::TILES; ++tile) longest = max(longest, steps[tile]);"
 # What is done to the kernel; the blocks that then wait in vain, any of which may be the first to give up, and the tile.
 STUCK = {
-    "x is not handed on": (NEXT_X, "if (team != 0 || tile != 1 || i != 2) " + NEXT_X, "012", 1, "cluster"),
+    "x is not handed on": (NEXT_X, NEXT_X.replace("send)", "send && (team != 0 || tile != 1 || i != 2))"), "012", 1, "cluster"),
     "skip sums are not": (SKIPS, "if (team != 0 || tile != 0 || i != 1) " + SKIPS, "012", 0, "grid"),
     "nor the last ones": (SKIPS, "if (!last || tile != 1) " + SKIPS, "012", 1, "grid"),
-    "by one warp": (SKIPS, "if (!last || warp != 3) " + SKIPS, "012", 0, "cluster"),
+    "by one warp": (SKIPS, "if (!last || skip_warp != 1) " + SKIPS, "012", 0, "cluster"),
     "the head is silent": (DRAWN, DRAWN.replace("more", "more && tile != 0"), "012", 0, "grid"),
-    "the first block does not begin": (LOOP, LOOP.replace("longest", "(team == 0 ? 0 : longest)"), "12", 0, "grid"),
-    "a block does not begin": (LOOP, LOOP.replace("longest", "(team == 1 ? 0 : longest)"), "02", 0, "cluster"),
-    "the head does not begin": (LOOP, LOOP.replace("longest", "(head ? 0 : longest)"), "01", 0, "cluster"),
+    "the first block does not begin": (LOOP, LOOP + " if (team == 0) longest = 0;", "12", 0, "grid"),
+    "a block does not begin": (LOOP, LOOP + " if (team == 1) longest = 0;", "02", 0, "cluster"),
+    "the head does not begin": (LOOP, LOOP + " if (head) longest = 0;", "01", 0, "cluster"),
 }  # fmt: skip
 WAITED_FOR = {"0": "x", "1": "x|the skip sums", "2": "the skip sums of all layers"}
 
