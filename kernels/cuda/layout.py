@@ -147,9 +147,26 @@ class Layout:
         )  # fmt: skip
 
     @property
-    def head_weights(self) -> int:
+    def head_alone(self) -> bool:
+        """Whether the block with the head has no layer."""
+        return self.resident and self.own[-1] == 0
+
+    def hidden_in_registers(self, alone: bool) -> bool:
+        """Whether the head's first matrix lies in registers: in a block of its own, where no layer needs them, if it is
+        small enough."""
         s = self.shape
-        return FRAGMENT_BYTES * (s.H // PANEL * steps(s.S, self.dtype) + s.A // PANEL * steps(s.H, self.dtype))
+        fragments = -(-(s.H // PANEL) // (self.threads // 32)) * steps(s.S, self.dtype)
+        return alone and self.dtype != "fp32" and not self.head_in_l2 and fragments <= MOST_AHEAD
+
+    @property
+    def head_fragments(self) -> tuple[int, int]:
+        """Of the head's two matrices."""
+        s = self.shape
+        return s.H // PANEL * steps(s.S, self.dtype), s.A // PANEL * steps(s.H, self.dtype)
+
+    @property
+    def head_weights(self) -> int:
+        return FRAGMENT_BYTES * sum(self.head_fragments)
 
     @property
     def model_weights(self) -> int:
@@ -209,20 +226,20 @@ class Layout:
             "past": pasts * own * (s.K - 1) * self.rows(s.R),
         }  # fmt: skip
 
-    def head_parts(self) -> dict[str, int]:
-        """Of the block with the head, beside what is common."""
-        s, tiles = self.shape, self.tiles
+    def head_parts(self, alone: bool) -> dict[str, int]:
+        """Of the block with the head, beside what is common; `alone`: without layers."""
+        s, tiles, held = self.shape, self.tiles, int(self.hidden_in_registers(alone))
         return {
             "head_mail": tiles * self.mailed(s.S) if self.cluster else 0,
             "inputs": tiles * self.tile * s.IN_DEPTH * 4, "filters": tiles * self.tile * 4,
             "head_biases": (s.H + s.A) * 4, "hidden": self.rows(s.H),
             "logits": self._logits if self.logits_shared else 0, "head_numbers": self.numbers(s.S, s.H), "head_in": self.rows(s.S),
-            "head_weights": 0 if self.head_in_l2 else self.head_weights,
+            "head_weights": 0 if self.head_in_l2 else FRAGMENT_BYTES * sum(self.head_fragments[held:]),
         }  # fmt: skip
 
     def block_parts(self, own: int, head: bool) -> dict[str, int]:
         """All shared memory of one block by name, each aligned."""
-        parts = self.common_parts() | (self.layer_parts(own) if own else {}) | (self.head_parts() if head else {})
+        parts = self.common_parts() | (self.layer_parts(own) if own else {}) | (self.head_parts(own == 0) if head else {})
         return {name: _aligned(size) for name, size in parts.items() if size}
 
     def streaming_parts(self) -> dict[str, int]:
@@ -262,7 +279,7 @@ class Layout:
         common, begin = _offsets(self.common_parts())
         layers, end = _offsets(self.layer_parts(own), begin)
         behind = _offsets(self.layer_parts(last), begin)[1] if last else begin
-        head, head_end = _offsets(self.head_parts(), behind)
+        head, head_end = _offsets(self.head_parts(last == 0), behind)
         layers.pop("past")  # behind the weights of as many layers as a block has
         return common | layers | head | {"total": max(end, head_end)}
 
@@ -277,7 +294,7 @@ class Layout:
             "OWN": max(self.own, default=0), "CLUSTER": self.cluster,
             "NEWEST_IN_REGISTERS": self.newest_in_registers, "RESIDUAL_IN_REGISTERS": self.residual_in_registers,
             "AHEAD": self.pairs_ahead, "MOST_AHEAD": MOST_AHEAD, "HEAD_IN_L2": self.head_in_l2,
-            "HEAD_ALONE": self.resident and not self.own[-1],
+            "HEAD_ALONE": self.head_alone, "HIDDEN_IN_REGISTERS": self.hidden_in_registers(self.head_alone),
             "STAGES": max(self.stages, 2),
             "LOGITS_SHARED": self.logits_shared, "X_IN_REGISTERS": self.x_in_registers,
             "SKIP_IN_REGISTERS": self.skip_in_registers, "FORCED": forced, "LOGITS": logits, "TRACE": trace,

@@ -72,7 +72,7 @@ constexpr int kNewestWords = plan::NEWEST_IN_REGISTERS ? 0 : kShareD * kStepsR *
 constexpr int kResidualWords = plan::RESIDUAL_IN_REGISTERS ? 0 : kShareR * kStepsG * kFragmentWords;
 constexpr int kSkipWords = kShareS * kStepsG * kFragmentWords;
 constexpr int kLayerWords = kPastWords + kNewestWords + kResidualWords + kSkipWords;
-constexpr int kHiddenWords = kPanelsH * kStepsS * kFragmentWords;
+constexpr int kHiddenWords = plan::HIDDEN_IN_REGISTERS ? 0 : kPanelsH * kStepsS * kFragmentWords;
 constexpr int kOutWords = kPanelsA * kStepsH * kFragmentWords;
 #if __CUDA_ARCH__ < 900
 static_assert(!plan::CLUSTER, "clusters begin with sm_90");
@@ -132,19 +132,21 @@ DEVICE constexpr Home home_of_head(int panels, int steps) {
   return home == kInPlace && partly ? kPartly : home;
 }
 
-template <Home HOME, int WARPS, int PANELS, int STEPS>
+constexpr Home kHomeOfHidden = plan::HIDDEN_IN_REGISTERS ? kRegisters : home_of_head(kOwnHidden, kStepsS);
+
+template <Home HOME, int WARPS, int PANELS, int STEPS, int LAYERS = 1>
 struct WarpWeights;
 
-template <int WARPS, int PANELS, int STEPS>
-struct WarpWeights<kRegisters, WARPS, PANELS, STEPS> {
+template <int WARPS, int PANELS, int STEPS, int LAYERS>
+struct WarpWeights<kRegisters, WARPS, PANELS, STEPS, LAYERS> {
   static_assert(kTensorCores || STEPS < 0, "in fp32 lanes read each other's part of a fragment");
-  uint4 fragments[plan::OWN][PANELS][STEPS];
+  uint4 fragments[LAYERS][PANELS][STEPS];
 
   // Once. `panel(o, m)` is where panel m of the block's layer o lies in global memory.
   template <class Panel>
   DEVICE void load(int own, const Share& share, int warp, Panel panel) {
 #pragma unroll
-    for (int o = 0; o < plan::OWN; ++o) {
+    for (int o = 0; o < LAYERS; ++o) {
       if (o >= own) break;
       for_panels<PANELS, WARPS>(share, warp, [&](int k, int m) {
 #pragma unroll
@@ -164,8 +166,8 @@ struct WarpWeights<kRegisters, WARPS, PANELS, STEPS> {
   }
 };
 
-template <int WARPS, int PANELS, int STEPS>
-struct WarpWeights<kAhead, WARPS, PANELS, STEPS> {
+template <int WARPS, int PANELS, int STEPS, int LAYERS>
+struct WarpWeights<kAhead, WARPS, PANELS, STEPS, LAYERS> {
   uint4 fragments[PANELS][STEPS];
 
   template <class Panel>
@@ -183,11 +185,13 @@ struct WarpWeights<kAhead, WARPS, PANELS, STEPS> {
   }
 };
 
-template <int WARPS, int PANELS, int STEPS>
-struct WarpWeights<kPartly, WARPS, PANELS, STEPS> {
+template <int WARPS, int PANELS, int STEPS, int LAYERS>
+struct WarpWeights<kPartly, WARPS, PANELS, STEPS, LAYERS> {
   static constexpr int kFirst = steps_ahead(PANELS);
   uint4 fragments[PANELS][kFirst];
 
+  template <class Panel>
+  DEVICE void load(int, const Share&, int, Panel) {}
   template <class Panel>
   DEVICE void read_ahead(const Share& share, int warp, Panel panel) {
     for_panels<PANELS, WARPS>(share, warp, [&](int k, int m) {
@@ -201,8 +205,8 @@ struct WarpWeights<kPartly, WARPS, PANELS, STEPS> {
   }
 };
 
-template <int WARPS, int PANELS, int STEPS>
-struct WarpWeights<kInPlace, WARPS, PANELS, STEPS> {
+template <int WARPS, int PANELS, int STEPS, int LAYERS>
+struct WarpWeights<kInPlace, WARPS, PANELS, STEPS, LAYERS> {
   template <class Panel>
   DEVICE void load(int, const Share&, int, Panel) {}
   template <class Panel>
@@ -249,9 +253,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   float* const residual_bias = reinterpret_cast<float*>(shared + at::residual_biases);
   float* const hidden_bias = reinterpret_cast<float*>(shared + at::head_biases);
   float* const out_bias = hidden_bias + shape::H;
-  uint4* const hidden_weights = reinterpret_cast<uint4*>(shared + at::head_weights);
-  const uint4* const hidden_from = plan::HEAD_IN_L2 ? call.hidden : hidden_weights;
-  const uint4* const out_from = plan::HEAD_IN_L2 ? call.out : hidden_weights + kHiddenWords;
+  uint4* const head_weights = reinterpret_cast<uint4*>(shared + at::head_weights);
+  const uint4* const hidden_from = plan::HEAD_IN_L2 ? call.hidden : head_weights;
+  const uint4* const out_from = plan::HEAD_IN_L2 ? call.out : head_weights + kHiddenWords;
   float* const numbers = reinterpret_cast<float*>(shared + at::numbers);
   u8* const past = shared + at::weights + own * kLayerWords * 16;
   const auto weights = [&](int o) {
@@ -315,16 +319,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
     copy_words(to.skip(0), skip_panel(call, first + o, skip_share.first), skips * kStepsG * kFragmentWords);
   }
   if (head && !plan::HEAD_IN_L2) {
-    copy_words(hidden_weights, call.hidden, kHiddenWords);
-    copy_words(hidden_weights + kHiddenWords, call.out, kOutWords);
+    copy_words(head_weights, call.hidden, kHiddenWords);
+    copy_words(head_weights + kHiddenWords, call.out, kOutWords);
   }
   commit_copies();
-  WarpWeights<home_of(plan::NEWEST_IN_REGISTERS, kOwnD, kStepsR), plan::CHAIN, kOwnD, kStepsR> newest;
-  WarpWeights<home_of(plan::RESIDUAL_IN_REGISTERS, kOwnR, kStepsG), plan::RESIDUAL, kOwnR, kStepsG> residual;
-  newest.load(chain ? own : 0, dilated_share, warp,
-              [&](int o, int m) { return dilated_panel(call, first + o, m, kPastTaps); });
-  residual.load(!chain && skip_warp < 0 ? own : 0, residual_share, residual_warp,
-                [&](int o, int m) { return residual_panel(call, first + o, m); });
   load_rings(call, rings, first, own, thread, kThreads);
   for (int r = thread; r < own * shape::R; r += kThreads) residual_bias[r] = call.b_residual[first * shape::R + r];
   if (head) {
@@ -356,6 +354,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       }
     }
   }
+
+  // --- weights of a role, which are loaded, where they live in registers, by the role's warps ---
+  WarpWeights<home_of(plan::NEWEST_IN_REGISTERS, kOwnD, kStepsR), plan::CHAIN, kOwnD, kStepsR, plan::OWN> newest;
+  WarpWeights<home_of(plan::RESIDUAL_IN_REGISTERS, kOwnR, kStepsG), plan::RESIDUAL, kOwnR, kStepsG, plan::OWN> residual;
+  WarpWeights<kHomeOfHidden, kWarps, kOwnHidden, kStepsS> hidden_weights;
 
   // --- a sample ---
   const auto meet = [](int barrier, int warps) { named_barrier(barrier, warps * kWarp); };
@@ -528,12 +531,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
     const Mailbox mine = post.mine(tile);
     const Posted to = {post, post.mailbox(0, tile).x(), of_layer(i + 1, 0)};
     const Dice dice(streams, i, warp);
-    constexpr Home kHomeH = home_of_head(kOwnHidden, kStepsS), kHomeA = home_of_head(kOwnOut, kStepsH);
-    WarpWeights<kHomeH, kWarps, kOwnHidden, kStepsS> hidden_ahead;
+    constexpr Home kHomeA = home_of_head(kOwnOut, kStepsH);
     WarpWeights<kHomeA, kWarps, kOwnOut, kStepsH> out_ahead;
     const auto hidden_of = [&](int m) { return hidden_from + m * kStepsS * kFragmentWords; };
     const auto out_of = [&](int m) { return out_from + m * kStepsH * kFragmentWords; };
-    hidden_ahead.read_ahead(Share(kPanelsH), warp, hidden_of);
+    hidden_weights.read_ahead(Share(kPanelsH), warp, hidden_of);
     for (int m = warp; m < kPanelsS; m += kWarps) {
       Sums sums = post.receive_sums(mine.all_skips(), m, of_sample(i), kHead, tile, watch);
       store_skip(call, streams, i, m, sums, skips);
@@ -543,8 +545,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       skips.finish(warp, kWarps);
       block_barrier();
     }
-    hidden_layer<kHomeH != kInPlace>(call, hidden_bias, streams, i, skips.rows, hidden, warp,
-                                     [&](int k, int m) { return hidden_ahead.panel(0, k, m, hidden_of); });
+    hidden_layer<kHomeOfHidden != kInPlace>(call, hidden_bias, streams, i, skips.rows, hidden, warp,
+                                            [&](int k, int m) { return hidden_weights.panel(0, k, m, hidden_of); });
     if (kInt) {
       block_barrier();
       hidden.finish(warp, kWarps);
@@ -563,13 +565,17 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
     if (!plan::HEAD_ALONE && head) draw_next(i, tile);
   };
   if (plan::HEAD_ALONE && head) {
+    hidden_weights.load(1, Share(kPanelsH), warp,
+                        [&](int, int m) { return call.hidden + m * kStepsS * kFragmentWords; });
     for_samples(longest, steps, watch, draw_next);
   } else if (chain) {
+    newest.load(own, dilated_share, warp, [&](int o, int m) { return dilated_panel(call, first + o, m, kPastTaps); });
     for_samples(longest, steps, watch, [&](int i, int tile) {
       if (own > 0) make_gates(i, tile);
       head_beside(i, tile);
     });
   } else if (skip_warp < 0) {
+    residual.load(own, residual_share, residual_warp, [&](int o, int m) { return residual_panel(call, first + o, m); });
     for_samples(longest, steps, watch, [&](int i, int tile) {
       if (own > 0) make_x(i, tile);
       head_beside(i, tile);
