@@ -125,6 +125,11 @@ class Layout:
         }  # fmt: skip
 
     @property
+    def layer_bytes(self) -> int:
+        """Of a layer's weights, wherever they live, in the block that has most of it."""
+        return FRAGMENT_BYTES * sum(self.layer_fragments.values())
+
+    @property
     def layer_weights(self) -> int:
         """Of a layer, in the shared memory of a block: all but what registers hold."""
         fragments = self.layer_fragments

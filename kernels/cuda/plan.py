@@ -143,7 +143,7 @@ def plan(
     if streams is not None:
         found["streaming_weights"] = streams
     taken = min(
-        (way for way in found.values() if way is not None), key=lambda way: way.rounds * way.cycles, default=None
+        (way for way in found.values() if way is not None), key=lambda way: way.total, default=None
     )
     why = [reasons.verdict(asked, name, way, taken) for name, way in found.items()]
     if isinstance(taken, Way):
@@ -222,10 +222,8 @@ def _asked(
 
 
 def _resident(asked: Asked, way: Way, why: list[str]) -> Plan:
-    # Even rounds over as few pipelines as take one, with as few tiles in flight in each.
-    tiles = -(-asked.tiles_of(way.homes.layout.tile) // way.rounds)
-    pipelines = -(-tiles // way.tiles)
-    in_flight = -(-tiles // pipelines)
+    in_flight = way.in_flight
+    pipelines = -(-way.tiles_of_round // in_flight)
     first = way.homes.first_layers(way.teams, in_flight)
     layout = dataclasses.replace(way.homes.layout, tiles=in_flight, first_layers=(*first, asked.shape.LAYERS))
     assumed = way.hop == "cluster" and way.blocks not in (asked.clusters or {})

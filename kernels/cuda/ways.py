@@ -188,13 +188,41 @@ class Way:
         ways of one model, tile and device, to which everything else adds much the same."""
         layout, shape = self.homes.layout, self.homes.asked.shape
         layers = shape.LAYERS * layout.chain_bytes // budget.SHARED_PER_CYCLE
-        head = layout.head_weights // (budget.L2_PER_CYCLE if layout.head_in_l2 else budget.SHARED_PER_CYCLE)
+        head = layout.head_weights // budget.SHARED_PER_CYCLE
+        if layout.head_in_l2:
+            head = layout.head_weights // budget.L2_PER_CYCLE + 2 * budget.L2_CYCLES
         return layers + head + self.hops * budget.HOP_CYCLES[self.hop]
 
     @property
+    def in_flight(self) -> int:
+        """Tiles of a pipeline in one round: rounds and pipelines are filled evenly."""
+        return -(-self.tiles_of_round // self.pipelines)
+
+    @property
+    def tiles_of_round(self) -> int:
+        return -(-self.homes.asked.tiles_of(self.homes.layout.tile) // self.rounds)
+
+    @property
+    def busy(self) -> int:
+        """Clock cycles that the block with most to do works on a sample of one tile."""
+        layout, shape = self.homes.layout, self.homes.asked.shape
+        own, eights = -(-shape.LAYERS // max(self.teams - 1, 1)), layout.tile // 8
+        layer = budget.BUSY_CYCLES_OF_LAYER + layout.layer_bytes * eights // budget.SHARED_PER_CYCLE
+        head = layout.head_weights // budget.L2_PER_CYCLE if layout.head_in_l2 else 0
+        head += layout.head_weights * eights // budget.SHARED_PER_CYCLE + budget.BUSY_CYCLES_OF_HEAD
+        return max(own * layer, head)
+
+    @property
     def cycles(self) -> int:
-        """Clock cycles of a sample, by count."""
-        return self.waits + self.homes.asked.shape.LAYERS * budget.LAYER_CYCLES
+        """Clock cycles from one sample of all streams to the next, by count: what a sample takes, or, with many tiles in
+        flight, what the busiest block takes for all of them."""
+        latency = self.waits + self.homes.asked.shape.LAYERS * budget.LAYER_CYCLES + budget.HEAD_CYCLES
+        return max(latency, self.in_flight * self.busy)
+
+    @property
+    def total(self) -> int:
+        """Of all rounds."""
+        return self.rounds * self.cycles
 
 
 @dataclass(frozen=True)
@@ -225,7 +253,12 @@ class Streamed:
     @property
     def cycles(self) -> int:
         """Clock cycles of a sample, by count."""
-        return self.waits + self.asked.shape.LAYERS * budget.LAYER_CYCLES
+        return self.waits + self.asked.shape.LAYERS * budget.LAYER_CYCLES + budget.HEAD_CYCLES
+
+    @property
+    def total(self) -> int:
+        """Of all rounds."""
+        return self.rounds * self.cycles
 
 
 def blocks_of(teams: int, team: int) -> int:
@@ -261,18 +294,18 @@ def homes(asked: Asked, hop: str, tile: int, team: int) -> Iterator[list[Homes]]
 
 
 def best(asked: Asked, hop: str) -> Way | None:
-    """The first way that takes the whole batch at once, or else the one that takes the most of it."""
-    most: Way | None = None
+    """The way with which the batch is through first."""
+    found: Way | None = None
     for team in range(1, asked.most_of_a_team(hop) + 1):
-        found = _best_of_team(asked, hop, team)
-        if found is not None and (most is None or found.streams > most.streams):
-            most = found
+        way = _best_of_team(asked, hop, team)
+        if way is not None and (found is None or way.total < found.total):
+            found = way
         # Where a block holds a layer alone, several would only add hops.
-        if most is not None and (team == 1 or most.streams >= asked.batch):
-            return most
+        if found is not None and (team == 1 or found.streams >= asked.batch):
+            return found
         if blocks_of(2, team + 1) > asked.device.multiprocessors:
-            return most
-    return most
+            return found
+    return found
 
 
 def streamed(asked: Asked) -> Streamed | None:
@@ -304,15 +337,16 @@ def blocks_needed(asked: Asked, hop: str) -> int | None:
 
 
 def _best_of_team(asked: Asked, hop: str, team: int) -> Way | None:
-    most: Way | None = None
+    """Larger tiles, and fewer warps, are looked at only where smaller tiles and more warps do not take the batch."""
+    found: list[Way] = []
     for tile in asked.tiles:
         for some in homes(asked, hop, tile, team):
-            found = [way for home in some if (way := _fewest_teams(home)) is not None]
-            whole = [way for way in found if way.streams >= asked.batch]
-            if whole:
-                return min(whole, key=lambda way: way.waits)
-            most = max([*([most] if most else []), *found], key=lambda way: way.streams, default=None)
-    return most
+            found += [way for home in some if (way := _fewest_teams(home)) is not None]
+            if any(way.streams >= asked.batch for way in found):
+                break
+        if any(way.streams >= asked.batch for way in found):
+            break
+    return min(found, key=lambda way: way.total, default=None)
 
 
 def _fewest_teams(home: Homes) -> Way | None:
