@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .errors import WavenetFastError as WavenetFastError
     from .mel import MEL_PRESETS as MEL_PRESETS
     from .mel import mel_spectrogram as mel_spectrogram
+    from .mel_convert import convert_mel as convert_mel
     from .streaming import Streaming as Streaming
     from .vocoder import Vocoder as Vocoder
 
@@ -43,6 +44,7 @@ _HOME = {
         "ShapeError", "StateError", "WavenetFastError",
     ),
     "mel": ("MEL_PRESETS", "mel_spectrogram"),
+    "mel_convert": ("convert_mel",),
     "streaming": ("Streaming",),
     "vocoder": ("Vocoder",),
 }  # fmt: skip
@@ -51,7 +53,7 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "MEL_PRESETS", "AudioError", "BackendError", "Checkpoint", "CheckpointError", "ConfigError", "InputError",
     "MelMismatchWarning", "MelSpec", "ShapeError", "StateError", "Streaming", "Vocoder", "WaveNetConfig",
-    "WavenetFastError", "__version__", "load_checkpoint", "mel_spectrogram", "save_checkpoint",
+    "WavenetFastError", "__version__", "convert_mel", "load_checkpoint", "mel_spectrogram", "save_checkpoint",
 ]  # fmt: skip
 
 

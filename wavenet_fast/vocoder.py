@@ -264,6 +264,13 @@ class Vocoder:
         return self._checkpoint.mel
 
     @property
+    def mel_statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Mean and standard deviation of the training mels, (M,) each, before any normalisation; None where the
+        checkpoint has none."""
+        mean, scale = (self._checkpoint.weights.get(f"mel.{name}") for name in ("mean", "scale"))
+        return None if mean is None or scale is None else (mean.copy(), scale.copy())
+
+    @property
     def sample_rate(self) -> int:
         """Hz."""
         return self.config.sample_rate
