@@ -57,7 +57,13 @@ __all__ = [
 ]  # fmt: skip
 
 
+_ROOMS = ("adapters", "nn")
+"""Modules of PyTorch modules, found as attributes too."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _MODULE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
     value = getattr(importlib.import_module(f".{_MODULE[name]}", __name__), name)

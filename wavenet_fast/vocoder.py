@@ -26,6 +26,7 @@ from .fold import vocode_in_pieces
 from .inputs import Layout
 from .likelihood import check_agreement, utterance_bits
 from .mel import frame_count, mel_spectrogram
+from .peer_calls import PeerCalls
 from .recipe import Recipe, at_rate
 from .rng import utterance_seeds
 from .sampling import check_temperature
@@ -37,7 +38,7 @@ Progress = Callable[[int, int], None]
 MAX_THREADS = 1024
 
 
-class Vocoder:
+class Vocoder(PeerCalls):
     """A voice on a backend. Immutable: several Python threads may use one at the same time, and so may forked
     processes. Pickling carries the weights along, so that it can be sent to spawned processes.
 
