@@ -96,6 +96,14 @@ def test_parallel_wavegan_normalises_by_the_voice_s_statistics(normalised, stand
         assert same(standardising.inference(raw.T, normalize_before)[:, 0], standardising(raw))
 
 
+def test_statistics_that_a_voice_only_carries_normalise_nothing(make_checkpoint):
+    plain = make_checkpoint()
+    voice = Vocoder(Checkpoint(plain.config, plain.mel, {**plain.weights, **STATISTICS}), "cpu", dtype="fp32")
+    assert voice.mel_statistics is not None and not hasattr(nn.VocoderModule(voice), "mean")
+    with pytest.raises(InputError, match="no mean and scale"):
+        voice.inference(np.zeros((F, M), np.float32), normalize_before=True)
+
+
 # --- modules --------------------------------------------------------------------------------------------------------
 
 
@@ -208,7 +216,11 @@ def test_mels_of_another_recipe_are_converted(voc, normalised, mels, make):
         given = log10.mT if make is adapters.hf else log10
         wav = make(voice, mel_from="log10")(given)
         wav = wav[0] if isinstance(wav, tuple) else wav
-        assert same(wav.reshape(2, -1), voice(convert_mel(log10, "log10", voice)))
+        own = convert_mel(log10, "log10", voice)
+        assert same(wav.reshape(2, -1), voice(own))
+        for normalize_before in (False, True):
+            wav = nn.VocoderModule(voice, mel_from="log10").inference(log10[0].T, normalize_before)
+            assert same(wav[:, 0], voice(own[0]))
 
 
 # --- transformers ---------------------------------------------------------------------------------------------------

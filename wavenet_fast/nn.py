@@ -65,8 +65,9 @@ class VocoderModule(VoiceModule):
         return self.voc(self.own_mel(mel), **self.options).unsqueeze(-2)
 
     def inference(self, c: Any, normalize_before: bool = False) -> Any:
-        """(F, M) → (F·hop, 1): see `Vocoder.inference`."""
-        return self.voc.inference(self.own_mel(c, "tc"), normalize_before, **self.options)
+        """(F, M) → (F·hop, 1): see `Vocoder.inference`. With `mel_from` that says how `c` is normalised."""
+        converted = self.mel_from is not None
+        return self.voc.inference(self.own_mel(c, "tc"), normalize_before and not converted, **self.options)
 
 
 class Attributes(dict[str, Any]):
