@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from .config import MelSpec, WaveNetConfig, decode, encode
 from .errors import CheckpointError, ConfigError
 from .format_costs import FIELD, FormatCosts, weights_fingerprint
+from .hub import fetch, in_cache, is_hub_id
 from .strict_json import parse
 from .tensors import MAX_HEADER_BYTES, check_values, compare_shapes, unpack, widen
 from .weights import weight_count, weight_shapes
@@ -111,8 +112,9 @@ def bundled_voices() -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if (entry / CONFIG).is_file())
 
 
-def resolve(name_or_path: str | os.PathLike[str]) -> Path:
-    """The directory of a voice: a local directory, else a bundled voice of that name, else `CheckpointError`."""
+def resolve(name_or_path: str | os.PathLike[str], revision: str | None = None, local_files_only: bool = False) -> Path:
+    """The directory of a voice: a local directory, else a bundled voice of that name, else "organisation/name" on the
+    Hugging Face Hub (`hub.fetch`), else `CheckpointError`."""
     path, voices = Path(name_or_path), bundled_voices()
     if not os.fspath(name_or_path):
         raise CheckpointError(f"the voice's name is empty; give a directory or one of {', '.join(voices) or 'none'}")
@@ -126,6 +128,8 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
         return path
     if named:
         return Path(str(files(__package__) / "voices" / str(name_or_path)))
+    if not exists and is_hub_id(str(name_or_path)):
+        return fetch(str(name_or_path), revision, local_files_only)
     said = "is a file; a voice is a directory that" if exists else "is neither a directory nor a bundled voice; one"
     known = ", ".join(voices) or "none"
     raise CheckpointError(f"{path} {said} holds {CONFIG} and {WEIGHTS}{_about_pickles(path)}. Bundled voices: {known}")
@@ -210,8 +214,9 @@ def _read(directory: Path, name: str, limit: int, what: str) -> bytes:
     """A regular file of the directory, whole. Its size is looked at before any memory is taken."""
     path = directory / name
     try:
-        if not path.resolve().is_relative_to(directory.resolve()):
-            target = path.resolve()
+        target, blobs = path.resolve(), in_cache(directory.resolve())
+        homes = [directory.resolve(), *([] if blobs is None else [blobs])]
+        if not any(target.is_relative_to(home) for home in homes):
             raise CheckpointError(f"{path}: is a link out of the directory, to {target}; put a copy in its place")
         # Without O_NONBLOCK, opening a named pipe would wait for ever.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))

@@ -87,10 +87,19 @@ class Vocoder(PeerCalls):
         dtype: str = "auto",
         threads: int | None = None,
         strict_mel: bool = False,
+        revision: str | None = None,
+        local_files_only: bool = False,
     ) -> Vocoder:
-        """The voice in a checkpoint directory, or a bundled one by its name. Raises `CheckpointError`,
-        `ConfigError` and `BackendError`; the other arguments are those of the class."""
-        return cls(load_checkpoint(resolve(voice)), backend, device, dtype, threads, strict_mel)
+        """The voice in a checkpoint directory, a bundled one by its name, or "organisation/name" on the Hugging Face
+        Hub, where huggingface_hub is installed.
+
+        revision          of a voice on the Hub: a branch, tag or commit
+        local_files_only  take only what the Hub's cache on this machine has; the environment variable HF_HUB_OFFLINE
+                          does the same
+
+        Raises `CheckpointError`, `ConfigError` and `BackendError`; the other arguments are those of the class."""
+        found = resolve(voice, revision, local_files_only)
+        return cls(load_checkpoint(found), backend, device, dtype, threads, strict_mel)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write the checkpoint directory that `from_pretrained` reads."""
