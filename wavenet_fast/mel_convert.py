@@ -75,13 +75,21 @@ def convert_mel(
 
 def check_convertible(src: MelSpec, dst: MelSpec) -> None:
     """Raises `InputError` with the fields before the logarithm in which the recipes differ."""
-    fields = [f for f in src.__struct_fields__ if f not in AFTER_THE_LOGARITHM and getattr(src, f) != getattr(dst, f)]
-    if fields:
+    if fields := _earlier_differences(src, dst):
         said = ", ".join(f"{f} is {getattr(src, f)}, wanted {getattr(dst, f)}" for f in fields)
         raise InputError(
             f"this mel cannot be converted: {said}. Only what follows the linear mel can be changed afterwards"
             f" ({', '.join(AFTER_THE_LOGARITHM)}); compute the mel anew from the sound, by the recipe that is wanted"
         )
+
+
+def same_linear_mel(src: MelSpec, dst: MelSpec) -> bool:
+    """Whether the recipes differ in nothing that comes before the logarithm."""
+    return not _earlier_differences(src, dst)
+
+
+def _earlier_differences(src: MelSpec, dst: MelSpec) -> list[str]:
+    return [f for f in src.__struct_fields__ if f not in AFTER_THE_LOGARITHM and getattr(src, f) != getattr(dst, f)]
 
 
 @dataclass(frozen=True)

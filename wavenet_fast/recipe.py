@@ -78,7 +78,15 @@ def recipe_differences(given: MelSpec, wanted: MelSpec) -> str:
     return ", ".join(f"{f} is {getattr(given, f)}, wanted {getattr(wanted, f)}" for f in fields)
 
 
-_UNIT_DECIBELS = "decibels mapped to 0 … 1"
+_UNIT_DECIBELS, _NOT_NORMALISED = "decibels mapped to 0 … 1", "a mel that was not normalised by mean and variance"
+_KIND_OF = {
+    "natural logarithms": "ln",
+    "log10 values": "log10",
+    "decibels": "db",
+    "decibels less a reference of 20 dB": "db-20",
+    _UNIT_DECIBELS: "unit",
+}
+"""What a mel looks like → its short name in `mel_convert.KINDS`."""
 _LEAST_FRAMES, _LEAST_WITHOUT_NEGATIVES = 100, 10
 """About a second: on less, only values that no speech takes count as evidence. Logarithms of speech of which none is
 below zero are no speech sooner."""
@@ -125,8 +133,14 @@ def explain_mismatch(mel: NDArray[Any], mean: NDArray[Any], scale: NDArray[Any],
     return (
         f"the mel's median is {np.median(values):.3g} where this voice expects about {usual:.3g}: it looks like"
         f" {cause}, and the voice wants log={spec.log!r}, power={spec.power}, normalize={spec.normalize!r};"
-        " compute it by the voice's own recipe (Vocoder.mel, or `wavenet-fast mel`)"
+        f" compute it by the voice's own recipe (Vocoder.mel, or `wavenet-fast mel`){_conversion(cause, spec)}"
     )
+
+
+def _conversion(cause: str, spec: MelSpec) -> str:
+    """How a mel of that cause is converted, where it can be."""
+    kind = _KIND_OF.get(cause, spec.log if cause == _NOT_NORMALISED and spec.log != "db" else None)
+    return "" if kind is None else f", or convert it: convert_mel(mel, {kind!r}, voc), --mel-from {kind}"
 
 
 def _readings(
@@ -141,7 +155,7 @@ def _readings(
     normalised, slope = values * scale + mean, np.log(scale)
     if spec.normalize == "meanvar":
         yield "", normalised, slope
-        yield "a mel that was not normalised by mean and variance", values, 0.0
+        yield _NOT_NORMALISED, values, 0.0
     else:
         yield "", values, 0.0
         yield "a mel normalised by mean and variance", normalised, slope

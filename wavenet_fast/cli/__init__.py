@@ -40,22 +40,8 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM. A kind of Ctrl-C, so that whatever leaves a valid file after one does so after the other."""
 
 
-class Commands(click.Group):
-    """A group that knows its commands by name, and that turns every end into a sentence and an exit code."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        module = importlib.import_module(f".{COMMANDS[name][0]}", __name__)
-        command: click.Command = getattr(module, f"{name}_command")
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+class SentencedCommand(click.Command):
+    """A command that turns every end into a sentence and an exit code."""
 
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
@@ -92,6 +78,24 @@ class Commands(click.Group):
             return refuse(os_sentence(error))
         except MemoryError as error:
             return refuse(f"not enough memory{f' ({error})' if str(error) else ''}; give shorter or fewer inputs")
+
+
+class Commands(SentencedCommand, click.Group):
+    """A group that knows its commands by name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{COMMANDS[name][0]}", __name__)
+        command: click.Command = getattr(module, f"{name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
 def refuse(sentence: str) -> int:
