@@ -60,8 +60,8 @@ DUMPED = "-feats.npy"
 @device_options
 def decode_command(
     scp: str | None, dumpdir: str | None, outdir: str, checkpoint: str, config: str | None, normalize_before: bool,
-    verbose: int, mel_from: str | None, layout: Any, seed: int, temperature: float | None, speaker: str | None, batch: int,
-    **engine: Any,
+    verbose: int, mel_from: str | None, layout: Any, seed: int, temperature: float | None, speaker: str | None,
+    batch: int, **engine: Any,
 ) -> int:  # fmt: skip
     """Vocode dumped features, as `parallel-wavegan-decode` does."""
     from .speak import Speech, facts_of
