@@ -65,3 +65,7 @@ BLOCK = {"fp32": (1e-5, 1e-6), "fp16": (2e-3, 2e-4), "bf16": (1.5e-2, 1.5e-3)}
 # outside the chosen class's part of the distribution. Over 18 streams of 60 samples: 0 in fp32, where sums in another
 # order move an edge by some 1e-6; 2.1e-4 in fp16, 1.1e-2 in bf16 and 1.7e-2 in int8, where operands are rounded.
 NV_WAVENET = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 4e-2, "int8": 6e-2}
+
+# A converted model against its family's own code, every stage in standard deviations of it, both in fp32: the order of
+# sums differs, and weight norm is multiplied out in float64. Draws from such logits: an edge, or a value, as far.
+IMPORTED = 1e-5
