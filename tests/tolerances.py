@@ -69,3 +69,7 @@ NV_WAVENET = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 4e-2, "int8": 6e-2}
 # A mel converted from another recipe against the mel of that recipe, both float32, in units of ln of a magnitude: a
 # value near −100 dB is known to 8e-6 dB, one of 0 … 1 to 6e-6 dB, which is 1e-6; the mels themselves to 5e-7.
 CONVERTED = 2e-6
+
+# A converted model against its family's own code, every stage in standard deviations of it, both in fp32: the order of
+# sums differs, and weight norm is multiplied out in float64. Draws from such logits: an edge, or a value, as far.
+IMPORTED = 1e-5
