@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from .errors import ConfigError as ConfigError
     from .errors import InputError as InputError
     from .errors import MelMismatchWarning as MelMismatchWarning
+    from .errors import PatchWarning as PatchWarning
     from .errors import ShapeError as ShapeError
     from .errors import StateError as StateError
     from .errors import WavenetFastError as WavenetFastError
     from .mel import MEL_PRESETS as MEL_PRESETS
     from .mel import mel_spectrogram as mel_spectrogram
     from .mel_convert import convert_mel as convert_mel
+    from .patching import patch as patch
     from .streaming import Streaming as Streaming
     from .vocoder import Vocoder as Vocoder
 
@@ -41,10 +43,11 @@ _HOME = {
     "config": ("MelSpec", "WaveNetConfig"),
     "errors": (
         "AudioError", "BackendError", "CheckpointError", "ConfigError", "InputError", "MelMismatchWarning",
-        "ShapeError", "StateError", "WavenetFastError",
+        "PatchWarning", "ShapeError", "StateError", "WavenetFastError",
     ),
     "mel": ("MEL_PRESETS", "mel_spectrogram"),
     "mel_convert": ("convert_mel",),
+    "patching": ("patch",),
     "streaming": ("Streaming",),
     "vocoder": ("Vocoder",),
 }  # fmt: skip
@@ -52,8 +55,9 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "MEL_PRESETS", "AudioError", "BackendError", "Checkpoint", "CheckpointError", "ConfigError", "InputError",
-    "MelMismatchWarning", "MelSpec", "ShapeError", "StateError", "Streaming", "Vocoder", "WaveNetConfig",
-    "WavenetFastError", "__version__", "convert_mel", "load_checkpoint", "mel_spectrogram", "save_checkpoint",
+    "MelMismatchWarning", "MelSpec", "PatchWarning", "ShapeError", "StateError", "Streaming", "Vocoder",
+    "WaveNetConfig", "WavenetFastError", "__version__", "convert_mel", "load_checkpoint", "mel_spectrogram", "patch",
+    "save_checkpoint",
 ]  # fmt: skip
 
 
