@@ -14,6 +14,7 @@ wavenet_vocoder = pytest.importorskip("wavenet_vocoder", reason="wavenet-vocoder
 
 from wavenet_fast import InputError, PatchWarning, ShapeError, patch  # noqa: E402
 from wavenet_fast.config import CategoricalHead, LogisticHead  # noqa: E402
+from wavenet_fast.patching.r9y9_calls import Steps  # noqa: E402
 from wavenet_fast.rng import uniforms  # noqa: E402
 from wavenet_fast.sampling import sample  # noqa: E402
 
@@ -45,6 +46,8 @@ def model_of(**changes: Any) -> Any:
             weight.data += 0.2 * torch.randn_like(weight)
     out = model.last_conv_layers[3]
     (out.weight_g if hasattr(out, "weight_g") else out.weight).data *= 3
+    if model.scalar_input:
+        out.bias.data[-3:] += FLOOR  # so that about half of the scales are below the floor
     return model.eval()
 
 
@@ -98,6 +101,11 @@ def same(ours: np.ndarray, theirs: np.ndarray) -> None:
 def test_it_makes_what_the_original_makes(case: str, our_sampler: None) -> None:
     model = model_of(**CASES[case])
     same(*both(model, c=mel_of(model), T=T, log_scale_min=FLOOR))
+
+
+def test_conditioning_at_sample_rate_comes_either_way_round(our_sampler: None) -> None:
+    model = model_of(**CASES["at sample rate"])
+    same(*both(model, c=mel_of(model).mT, T=T, log_scale_min=FLOOR))
 
 
 def test_a_batch(our_sampler: None) -> None:
@@ -180,7 +188,7 @@ def test_generation_code_as_people_have_it(our_sampler: None) -> None:
     same(ours.numpy(), theirs.numpy())
 
 
-def test_tqdm_sees_every_step() -> None:
+def test_tqdm_sees_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen, whole = model_of(**VALUES), [], []
 
     def bar(steps: Any) -> Any:
@@ -188,17 +196,28 @@ def test_tqdm_sees_every_step() -> None:
         for step in steps:
             seen.append(step)
             yield step
+        seen.append("closed")
 
     with patch(model, strict=True), torch.no_grad():
         model.incremental_forward(c=mel_of(model, 2), T=T, tqdm=bar)
-        assert whole == [range(T)] and seen == list(range(T))
+        assert whole == [range(T)] and seen == [*range(T), "closed"]
 
         def stop(steps: Any) -> Any:
             yield 0
             raise KeyboardInterrupt
 
+        # While sound is made, not when it is all there.
+        monkeypatch.setattr(Steps, "finish", lambda self: pytest.fail("was not stopped"))
         with pytest.raises(KeyboardInterrupt):
             model.incremental_forward(c=mel_of(model), T=T, tqdm=stop)
+
+
+def test_steps_follow_the_progress_of_all_streams() -> None:
+    seen: list[int] = []
+    steps = Steps(lambda whole: (seen.append(t) for t in whole), 10, 3)
+    for done, reached in ((0, 0), (8, 2), (9, 3), (6, 3), (29, 9), (30, 10)):
+        steps(done, 30)
+        assert seen == list(range(reached))
 
 
 def test_seeds() -> None:
