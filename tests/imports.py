@@ -25,7 +25,7 @@ def network_weights(imported: Imported) -> dict[str, np.ndarray]:
 def our_stages(
     imported: Imported, mel: np.ndarray, drawn: np.ndarray, speaker: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Every stage of the reference where sample t was predicted from drawn[:t]. mel (M, F), drawn (T,), speaker (P,)."""
+    """Every stage of the reference where drawn[:t] was heard before sample t. mel (M, F), drawn (T,), speaker (P,)."""
     import torch
 
     from wavenet_fast.reference import Reference, Trace

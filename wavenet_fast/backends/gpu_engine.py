@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import WaveNetConfig
+from ..errors import BackendError
 from .features import Features
 from .host_engine import Call, HostEngine
 from .host_state import HostState
@@ -79,6 +80,10 @@ class GpuEngine(HostEngine[S]):
     def __init__(
         self, config: WaveNetConfig, weights: Mapping[str, NDArray[np.float32]], dtype: str, state_format: str
     ) -> None:
+        if config.past != "zero":
+            raise BackendError(
+                f"this model has past {config.past!r}, which the GPU kernels do not have yet; use backend 'cpu'"
+            )
         super().__init__(config, weights, dtype, state_format)
         self._features = Features(config, weights)
 

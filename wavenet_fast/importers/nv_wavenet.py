@@ -104,7 +104,7 @@ def _module_names(exported: Mapping[str, Any]) -> dict[str, Any]:
             raise CheckpointError(f"{WHERE}: {name} is no list of tensors")
         named |= {pattern.format(i): entry for i, entry in enumerate(entries)}
     named |= {theirs: exported[name] for name, theirs in _SINGLES.items() if exported.get(name) is not None}
-    if "embed_prev.weight" in named and not np.any(named["embed_prev.weight"]):
+    if "embed_prev.weight" in named and not np.asarray(named["embed_prev.weight"]).any():
         del named["embed_prev.weight"]  # as nv-wavenet's own PyTorch model exports it
     return named
 
