@@ -112,8 +112,9 @@ def _calls_of(family: str, model: Any, settings: Settings) -> dict[str, Callable
 
 
 def _replacement(original: Any, call: Callable[..., Any], refuse: Callable[[str, int], None]) -> Callable[..., Any]:
-    """The original's signature, and `call` under it."""
-    signature = inspect.signature(original)
+    """The original's signature, and `call` under it. An argument that `call` does not know is no matter to it until it
+    is given."""
+    signature, known = inspect.signature(original), inspect.signature(call).parameters
 
     @functools.wraps(original)
     def replacement(*arguments: Any, **named: Any) -> Any:
@@ -121,9 +122,10 @@ def _replacement(original: Any, call: Callable[..., Any], refuse: Callable[[str,
             given = signature.bind(*arguments, **named)
         except TypeError:
             return original(*arguments, **named)  # its own error is what its user knows
+        asked = set(given.arguments)
         given.apply_defaults()
         try:
-            return call(**given.arguments)
+            return call(**{n: value for n, value in given.arguments.items() if n in known or n in asked})
         except Unsupported as why:
             refuse(f"{original.__name__}: {why}", 3)
         return original(*arguments, **named)

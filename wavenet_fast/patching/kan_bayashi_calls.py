@@ -1,17 +1,20 @@
 """`generate`, `fast_generate` and `batch_fast_generate` of kan-bayashi's WaveNet, and `generate` of ESPnet's copy.
 
-The sample after x[0 … n−1] hears h[n−1]. Before x[0] lies silence, class Q // 2, with h[0]: the engine begins with one
-sample of it, so that x may begin with any class, and what it draws there is x[0].
+The sample after x[0 … n−1] hears h[n−1]. Where x is shorter than the receptive field, silence, class Q // 2, is put
+before it, with h[0], and zero vectors lie before that. The originals of `fast_generate` do so once; that of `generate`
+does so again for every sample, which hardly differs, and here is the same.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from ..backends.base import Progress
@@ -37,7 +40,8 @@ class KanBayashiCalls:
             "upsampling_factor": 1, "use_upsampling_layer": False,
         }  # fmt: skip
         network = {name: value for name, value in state.items() if not name.startswith("upsampling.")}
-        return kan_bayashi.from_state(network, conf, sample_rate=16000)
+        made = kan_bayashi.from_state(network, conf, sample_rate=16000)
+        return dataclasses.replace(made, config=replace(made.config, past="zero"))
 
     def generate(
         self, x: Any, h: Any, n_samples: Any, intervals: Any = None, mode: str = "sampling", interval: Any = None,
@@ -77,38 +81,40 @@ class KanBayashiCalls:
         past = as_array(x, np.int64)
         if past.ndim != 2 or len(past) != len(counts) or not past.shape[1]:
             raise ShapeError(f"x has shape {past.shape} for {len(counts)} utterances; give ({len(counts)}, T), T ≥ 1")
-        past %= self.model.n_quantize  # as the original's one-hot does
-        known = past.shape[1]
-        conditioning = self._conditioning(h, len(counts), known + int(counts.max()) - 1, lasting)
-        heard = Heard(conditioning, counts + known, forced=past.astype(np.int32))
-        log = None if intervals is None else _log(int(intervals), int(counts.max()))
+        classes = self.model.n_quantize
+        missing = max(0, self.model.receptive_field - past.shape[1])
+        past = np.pad(past % classes, ((0, 0), (missing, 0)), constant_values=classes // 2).astype(np.int32)
+        known = past.shape[1] - 1  # inputs beyond the first
+        conditioning = self._conditioning(h, len(counts), missing, known + int(counts.max()), lasting)
+        heard = Heard(conditioning, counts + known, first=past[:, 0], forced=past[:, 1:])
+        log = None if intervals is None else _log(int(intervals), int(counts.max()), known * len(counts))
         drawn = self._live.draws(heard, MODES[mode], progress=log)
         return [row[known : known + n].astype(np.int64) for row, n in zip(drawn, counts, strict=True)]
 
-    def _conditioning(self, h: Any, batch: int, samples: int, lasting: bool) -> NDArray[np.float32]:
-        """(B, M, 1 + samples) at sample rate: that of the silence before x, and of every sample but the last."""
+    def _conditioning(self, h: Any, batch: int, missing: int, samples: int, lasting: bool) -> NDArray[np.float32]:
+        """(B, M, samples) at sample rate, the first `missing` of them before `h`."""
         if self.model.upsampling_factor > 0:
             with torch.no_grad():
                 h = self.model.upsampling(h)
-        values = as_array(h)
-        if values.ndim != 3 or len(values) != batch or values.shape[1] != self.model.n_aux:
+        values, wanted = as_array(h), samples - missing
+        if values.ndim != 3 or len(values) != batch or values.shape[1] != self.model.n_aux or not values.shape[2]:
             raise ShapeError(f"h has shape {values.shape} at sample rate; give ({batch}, {self.model.n_aux}, samples)")
-        if lasting and 0 < values.shape[2] < samples:
-            values = np.pad(values, ((0, 0), (0, 0), (0, samples - values.shape[2])), mode="edge")
-        if values.shape[2] < samples:
-            raise ShapeError(f"h is for {values.shape[2]} samples, and {samples} are to be heard; give more frames")
-        if not np.isfinite(values[:, :, :samples]).all():
+        if values.shape[2] < wanted and not lasting:
+            raise ShapeError(f"h is for {values.shape[2]} samples, and {wanted} are to be heard; give more frames")
+        values = values[:, :, :wanted]
+        if not np.isfinite(values).all():
             raise InputError("h holds NaN or infinity, and only finite numbers can be vocoded")
-        return np.concatenate([values[:, :, :1], values[:, :, :samples]], axis=2)
+        return np.pad(values, ((0, 0), (0, 0), (missing, wanted - values.shape[2])), mode="edge")
 
 
-def _log(interval: int, samples: int) -> Progress:
-    """Tells the log, as the original does, after every `interval` samples of the longest utterance, about."""
+def _log(interval: int, samples: int, before: int) -> Progress:
+    """Tells the log, as the original does, after every `interval` samples of the longest utterance, about. `before`
+    samples of all streams are not new."""
     told, began = 0, time.perf_counter()
 
     def tell(done: int, total: int) -> None:
         nonlocal told
-        while told + interval <= samples * done // total:
+        while told + interval <= samples * max(0, done - before) // (total - before):
             told += interval
             each = (time.perf_counter() - began) / told
             logging.info("%d/%d samples, about %.3f s left", told, samples, (samples - told) * each)

@@ -167,10 +167,10 @@ class Steps:
         self._batch, self._done = batch, 0
 
     def __call__(self, done: int, _: int) -> None:
-        reached = done // self._batch
+        reached = max(self._done, done // self._batch)
         for _ in islice(self._steps, reached - self._done):
             pass
-        self._done = max(self._done, reached)
+        self._done = reached
 
     def finish(self) -> None:
         for _ in self._steps:
