@@ -12,7 +12,7 @@ from tolerances import CONVERTED
 from wavenet_fast import InputError, MelSpec, ShapeError, Vocoder, convert_mel, mel_spectrogram
 from wavenet_fast.checkpoint import Checkpoint
 from wavenet_fast.mel import MEL_PRESETS
-from wavenet_fast.mel_convert import AFTER_THE_LOGARITHM, KINDS, with_kind
+from wavenet_fast.mel_convert import AFTER_THE_LOGARITHM, KINDS, same_linear_mel, with_kind
 
 M = 20
 BASE = MelSpec(sample_rate=8000, n_fft=256, hop_length=64, win_length=200, n_mels=M, fmax=4000, floor=1e-5)
@@ -149,6 +149,14 @@ def test_what_lies_before_the_logarithm_is_refused_by_name(field):
 def test_what_cannot_be_used_is_refused_in_a_sentence(arguments, error, words):
     with pytest.raises(error, match=words):
         convert_mel(*arguments)
+
+
+@pytest.mark.parametrize("pair", [("db", "elsewhere"), ("elsewhere", "db")])
+def test_what_is_made_elsewhere_cannot_be_converted(pair):
+    src, dst = (replace(BASE, normalize=p) if p == "elsewhere" else p for p in pair)
+    with pytest.raises(InputError, match=f'{"dst" if src == "db" else "src"} has normalize "elsewhere"'):
+        convert_mel(np.zeros((M, 3), np.float32), src, dst)
+    assert not same_linear_mel(replace(BASE, normalize="elsewhere"), BASE)
 
 
 def test_preset_names_are_no_short_names():

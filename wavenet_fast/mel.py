@@ -80,7 +80,7 @@ def mel_spectrogram(wav: Any, spec: MelSpec, mean: Any = None, scale: Any = None
     if spec.normalize == "meanvar":
         mean, scale = checked_statistic("mean", mean, spec), checked_statistic("scale", scale, spec)
         mean, scale = _constant(xp, mean, wav), _constant(xp, scale, wav)
-    window, filters = _constant(xp, _window(spec), wav), _constant(xp, mel_filterbank(spec).T, wav)
+    window, filters = _constant(xp, hann_window(spec), wav), _constant(xp, mel_filterbank(spec).T, wav)
     batch = wav.shape[0] if wav.ndim == 2 else 1
     total, per_block = frame_count(wav.shape[-1], spec), max(1, _BLOCK_VALUES // (spec.n_fft * max(1, batch)))
     blocks = []
@@ -127,7 +127,7 @@ def _mel_to_hz(mel: Array, scale: str) -> Array:
 
 
 @lru_cache(maxsize=16)
-def _window(spec: MelSpec) -> Array:
+def hann_window(spec: MelSpec) -> Array:
     """Periodic Hann window of win_length, in the middle of n_fft."""
     window = np.zeros(spec.n_fft)
     start = (spec.n_fft - spec.win_length) // 2

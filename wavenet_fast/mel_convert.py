@@ -75,6 +75,12 @@ def convert_mel(
 
 def check_convertible(src: MelSpec, dst: MelSpec) -> None:
     """Raises `InputError` with the fields before the logarithm in which the recipes differ."""
+    for name, spec in (("src", src), ("dst", dst)):
+        if spec.normalize == "elsewhere":
+            raise InputError(
+                f'{name} has normalize "elsewhere": what its voice hears is made elsewhere, in a way that is not known'
+                " here, so nothing can be converted"
+            )
     if fields := _earlier_differences(src, dst):
         said = ", ".join(f"{f} is {getattr(src, f)}, wanted {getattr(dst, f)}" for f in fields)
         raise InputError(
@@ -84,8 +90,8 @@ def check_convertible(src: MelSpec, dst: MelSpec) -> None:
 
 
 def same_linear_mel(src: MelSpec, dst: MelSpec) -> bool:
-    """Whether the recipes differ in nothing that comes before the logarithm."""
-    return not _earlier_differences(src, dst)
+    """Whether the recipes are known and differ in nothing that comes before the logarithm."""
+    return not _earlier_differences(src, dst) and "elsewhere" not in (src.normalize, dst.normalize)
 
 
 def _earlier_differences(src: MelSpec, dst: MelSpec) -> list[str]:
