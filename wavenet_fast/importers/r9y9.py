@@ -38,7 +38,7 @@ from ..config import (
     encode,
 )
 from ..errors import CheckpointError, ConfigError, InputError
-from .common import Array, Imported, Shapes, finished, made_elsewhere, need, numbered, plain_tensors, statistics
+from .common import Array, Imported, Shapes, finished, need, numbered, plain_tensors, statistics
 
 FAMILY = "r9y9"
 WHERE = "the r9y9 checkpoint"
@@ -399,8 +399,8 @@ def _recipe(told: Hparams, config: WaveNetConfig, old: bool, standardised: bool,
         notes.append("The hparams do not say how its mels were made.")
         return None
     if not standardised:
-        notes.append("Its mels are standardised by meanvar.joblib, which was not given: it hears mels made elsewhere.")
-        return made_elsewhere(config)
+        notes.append("Its mels are standardised by meanvar.joblib, which was not given.")
+        return None
     window = told.win_length
     if told.win_length_ms is not None and told.win_length_ms > 0:
         window = int(told.win_length_ms / 1000 * told.sample_rate)
