@@ -224,10 +224,10 @@ INERT = types.SimpleNamespace(__name__="inert", Unpickler=Inert, load=_load)
 def hdf5(path: Path, folder: Path) -> dict[str, Any]:
     """Every small array in an HDF5 file, by its path, as lists."""
     try:
-        import h5py  # type: ignore[import-not-found]
+        import h5py
     except ImportError:
         raise Refused(
-            "is an HDF5 file, which h5py reads: pip install h5py, or save mean and scale as arrays in a .npz file"
+            "is an HDF5 file, which h5py reads: pip install h5py, or save mean and scale as arrays of a .npz file"
         ) from None
     limit(path.stat().st_size)
     found: dict[str, Any] = {}
@@ -292,7 +292,7 @@ def scaler(path: Path, folder: Path) -> dict[str, Any]:
 # --- the process ------------------------------------------------------------------------------------------------
 
 
-def _sentence(error: BaseException, trusted: bool) -> str:
+def _sentence(error: BaseException) -> str:
     """What went wrong, for whoever converts."""
     if isinstance(error, Refused):
         return str(error)
@@ -311,17 +311,20 @@ def _sentence(error: BaseException, trusted: bool) -> str:
     return f"cannot be read: {first}"
 
 
-def main(request: Mapping[str, Any]) -> None:
+def found(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What is in the file, or why it cannot be told."""
     path, folder, trusted = Path(request["path"]), Path(request["folder"]), bool(request.get("trusted"))
     try:
         if request["job"] == "tensors":
-            found = tensors(path, folder, trusted)
-        else:
-            found = {"hdf5": hdf5, "scaler": scaler}[request["job"]](path, folder)
+            return tensors(path, folder, trusted)
+        return {"hdf5": hdf5, "scaler": scaler}[request["job"]](path, folder)
     except Exception as error:
-        found = {"error": _sentence(error, trusted)}
-    (folder / FOUND).write_text(json.dumps(found))
-    sys.stdout.flush()
+        return {"error": _sentence(error)}
+
+
+def main(request: Mapping[str, Any]) -> None:
+    told = json.dumps(found(request))
+    Path(request["folder"], FOUND).write_text(told)
     os._exit(0)  # a library's own end has nothing to say any more
 
 

@@ -64,7 +64,7 @@ def read(source: Path, options: Options, watch: Watch = lambda step: None) -> tu
     # Published without hparams, that file comes with a recipe of its own.
     recipe = named_recipe(options.mel or PUBLISHED_MELS.get(options.hparams or ""))
     with files.reading(source, options.trusted) as raw:
-        family = _family(raw, options.family)
+        family = _family(source, raw, options.family)
         watch(f"importing ({family})")
         made = _import(family, source, raw, options, recipe if isinstance(recipe, MelSpec) else None)
         step = next((raw.data[k] for k in ("global_step", "iterations", "iteration") if k in raw.data), None)
@@ -138,10 +138,13 @@ def _directory(source: Path) -> Checkpoint:
     return load_checkpoint(source)
 
 
-def _family(raw: Raw, wanted: str | None) -> str:
+def _family(source: Path, raw: Raw, wanted: str | None) -> str:
     if wanted is not None and wanted not in FAMILIES:
         raise InputError(f"--family is {wanted!r}; there are {', '.join(FAMILIES)}")
-    found = detect(raw.tensors)
+    try:
+        found = detect(raw.tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
     if wanted not in (None, found):
         raise InputError(f"--family is {wanted!r}, and the file's tensors are those of {found!r}; leave it out")
     return found
