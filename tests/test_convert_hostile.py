@@ -24,7 +24,7 @@ torch = pytest.importorskip("torch", reason="the files of other projects are mad
 from wavenet_fast.cli import cli  # noqa: E402
 from wavenet_fast.errors import CheckpointError  # noqa: E402
 from wavenet_fast.importers import files  # noqa: E402
-from wavenet_fast.importers.child import Inert, ScalerReader, Something  # noqa: E402
+from wavenet_fast.importers.inert import Inert, ScalerReader, Something  # noqa: E402
 
 
 def run(*args: object) -> Result:
