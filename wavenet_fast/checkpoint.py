@@ -15,7 +15,8 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -296,7 +297,8 @@ def save_checkpoint(
     compare_shapes({n: np.shape(w) for n, w in checkpoint.weights.items()}, shapes, str(directory / WEIGHTS))
     kind = np.float32 if dtype == "fp32" else np.float16
     with np.errstate(over="ignore"):
-        weights: dict[str, NDArray[Any]] = {n: np.array(checkpoint.weights[n], kind, order="C") for n in shapes}
+        # Views, which check_values may make read-only.
+        weights: dict[str, NDArray[Any]] = {n: np.asarray(checkpoint.weights[n], kind, "C")[...] for n in shapes}
     check_values(weights, f"weights as {dtype}")
     metadata = {
         "format": FORMAT,
@@ -306,7 +308,8 @@ def save_checkpoint(
     }
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _replace(directory / WEIGHTS, safetensors.numpy.save(weights, metadata))
+        with _replacing(directory / WEIGHTS) as temporary:
+            safetensors.numpy.save_file(weights, temporary, metadata)
         _replace(directory / CONFIG, text.encode())
         for name in DOCUMENTS:
             if name in checkpoint.documents:
@@ -343,13 +346,22 @@ def record_costs(directory: Path, costs: FormatCosts) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step; what was there stays until the new file is on disk."""
+    with _replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """The name of a file to write, which takes the place of `path` in one step; what was there stays until the new
+    file is on disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        os.chmod(temporary, mode)  # safetensors makes files that only their owner may read
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ COMMANDS = {
     "resynth": ("vocode", "WAV → mel → WAV: what a voice makes of a recording."),
     "train": ("tools", "Train a voice from a folder of recordings (needs torch)."),
     "check": ("check_command", "Measure what the number formats cost a voice, on recordings."),
+    "convert": ("convert_command", "Make a voice of another project's checkpoint (r9y9, kan-bayashi, nv-wavenet)."),
     "inspect": ("tools", "Show what is in a checkpoint directory."),
     "bench": ("bench_command", "Measure speed against what this machine's memory allows."),
     "doctor": ("tools", "Show CPU features, GPUs, backends and why each is off."),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..config import MelSpec, WaveNetConfig
+from ..config import MelSpec, WaveNetConfig, decode, encode
 from ..errors import CheckpointError, InputError
 from ..tensors import check_values, compare_shapes
 from ..weights import weight_shapes
@@ -94,7 +94,9 @@ def need(given: Mapping[str, Array], wanted: Shapes, where: str) -> None:
 
 
 def finished(config: WaveNetConfig, weights: Mapping[str, Array], where: str) -> dict[str, Array]:
-    """Contiguous, finite and exactly the tensors of `config`, in its order."""
+    """Contiguous, finite and exactly the tensors of `config`, in its order. Raises `ConfigError` where what was said
+    makes no network that is allowed."""
+    decode(WaveNetConfig, encode(config), f"{where}: the network")
     shapes = weight_shapes(config)
     extra = {name: value for name, value in weights.items() if name in ("mel.mean", "mel.scale")}
     made = {name: np.ascontiguousarray(weights[name]).reshape(shape) for name, shape in shapes.items()}

@@ -15,7 +15,7 @@ _OURS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r9y9.FAMILY, (r"first_conv\.", r"conv_layers\.\d+\.conv1x1_skip\.", r"last_conv_layers\.")),
     (kan_bayashi.FAMILY, (r"causal\.conv\.", r"dil_sigmoid\.\d", r"dil_tanh\.\d")),
     (nv_wavenet.FAMILY, (r"dilate_layers\.\d", r"skip_layers\.\d", r"embed\.weight")),
-    (nv_wavenet.FAMILY, (r"embedding_curr$", r"dilate_weights$")),
+    (nv_wavenet.FAMILY, (r"^embedding_curr$", r"^dilate_weights(\.0)?$")),
     ("own", (r"layers\.\d+\.dilated\.weight", r"head\.out\.weight", r"input\.weight")),
 )
 _OTHERS: tuple[tuple[str, tuple[str, ...]], ...] = (

@@ -38,10 +38,10 @@ from ..config import (
     encode,
 )
 from ..errors import CheckpointError, ConfigError, InputError
-from .common import Array, Imported, Shapes, finished, made_elsewhere, need, numbered, plain_tensors, statistics
+from .common import Array, Imported, finished, need, plain_tensors, statistics
+from .r9y9_tensors import WHERE, Sizes, renamed, sizes, stage_names, wanted
 
 FAMILY = "r9y9"
-WHERE = "the r9y9 checkpoint"
 SkipRule = Literal["running", "sum"]
 ROOT_HALF = math.sqrt(0.5)
 
@@ -52,7 +52,7 @@ _ACTIVATIONS: dict[str, Activation] = {"none": "none", "ReLU": "relu", "LeakyReL
 class UpsampleParams(Struct, frozen=True):
     """`upsample_params` of the new generation."""
 
-    upsample_scales: Annotated[tuple[_Size, ...], Meta(min_length=1, max_length=16)] = (4, 4, 4, 4)
+    upsample_scales: Annotated[tuple[_Size, ...], Meta(max_length=16)] = ()
     upsample_activation: str = "none"
     upsample_activation_params: dict[str, Any] = {}
     mode: str = "nearest"
@@ -119,11 +119,11 @@ def from_state(
     told = decode(Hparams, dict(hparams), "hparams")
     tensors = plain_tensors(state, WHERE)
     old = is_old(tensors)
-    sizes = _sizes(tensors)
-    need(tensors, _wanted(tensors, sizes, old), WHERE)
+    n = sizes(tensors)
+    need(tensors, wanted(tensors, n, old), WHERE)
     notes: list[str] = []
-    config = _config(told, tensors, sizes, old, _rule(told, skip_rule, old), notes)
-    weights = finished(config, {**_renamed(tensors, config), **statistics(stats, config.n_mels)}, WHERE)
+    config = _config(told, tensors, n, old, _rule(told, skip_rule, old), notes)
+    weights = finished(config, {**renamed(tensors, config), **statistics(stats, config.n_mels)}, WHERE)
     recipe = mel if mel is not None else _recipe(told, config, old, stats is not None, notes)
     provenance = {
         "family": f"r9y9/wavenet_vocoder, {'old generation (up to v0.1.1)' if old else 'new generation (from v0.2)'}",
@@ -160,122 +160,11 @@ def _rule(told: Hparams, skip_rule: SkipRule | None, old: bool) -> SkipRule:
     return skip_rule
 
 
-# --- tensors ----------------------------------------------------------------------------------------------------
-
-
-class _Sizes(Struct, frozen=True):
-    """By the README's letters; M is the width of the mel, A that of the output in the file."""
-
-    L: int
-    K: int
-    R: int
-    G: int
-    S: int
-    A: int
-    M: int
-    P: int
-    inputs: int
-
-
-def _sizes(tensors: Mapping[str, Array]) -> _Sizes:
-    layers = numbered(tensors, "conv_layers", ".conv.weight")
-    named = ("first_conv.weight", "conv_layers.0.conv.weight", "conv_layers.0.conv1x1_skip.weight",
-             "last_conv_layers.3.weight")  # fmt: skip
-    missing = [name for name in named if name not in tensors or tensors[name].ndim != 3]
-    if missing:
-        raise CheckpointError(f"{WHERE}: has no convolution {', '.join(missing)}, which every r9y9 WaveNet has")
-    if "conv_layers.0.conv1x1c.weight" not in tensors:
-        raise CheckpointError(
-            f"{WHERE}: has no conv_layers.0.conv1x1c: it was trained without a mel (cin_channels below 0), and a"
-            " vocoder needs one"
-        )
-    first, conv, skip, out = (tensors[name].shape for name in named)
-    speaker = tensors.get("conv_layers.0.conv1x1g.weight")
-    return _Sizes(
-        L=layers, K=conv[2], R=conv[1], G=conv[0], S=skip[0], A=out[0], inputs=first[1],
-        M=tensors["conv_layers.0.conv1x1c.weight"].shape[1], P=0 if speaker is None else speaker.shape[1],
-    )  # fmt: skip
-
-
-def _wanted(tensors: Mapping[str, Array], n: _Sizes, old: bool) -> Shapes:
-    """Name → shape of every tensor that such a network has."""
-    half = n.G // 2
-    shapes: Shapes = {"first_conv.weight": (n.R, n.inputs, 1), "first_conv.bias": (n.R,)}
-    for i in range(n.L):
-        layer = f"conv_layers.{i}"
-        shapes |= {f"{layer}.conv.weight": (n.G, n.R, n.K), f"{layer}.conv.bias": (n.G,)}
-        for name, width in (("conv1x1c", n.M), ("conv1x1g", n.P)):
-            if width:
-                shapes[f"{layer}.{name}.weight"] = (n.G, width, 1)
-                if old:
-                    shapes[f"{layer}.{name}.bias"] = (n.G,)
-        for name, width in (("conv1x1_out", n.R), ("conv1x1_skip", n.S)):
-            shapes |= {f"{layer}.{name}.weight": (width, half, 1), f"{layer}.{name}.bias": (width,)}
-    for i, width in ((1, n.S), (3, n.A)):
-        shapes |= {f"last_conv_layers.{i}.weight": (width, n.S, 1), f"last_conv_layers.{i}.bias": (width,)}
-    if "embed_speakers.weight" in tensors:
-        shapes["embed_speakers.weight"] = (tensors["embed_speakers.weight"].shape[0], n.P)
-    if "upsample_net.conv_in.weight" in tensors:
-        shapes["upsample_net.conv_in.weight"] = (n.M, n.M, tensors["upsample_net.conv_in.weight"].shape[-1])
-    for name in _stage_names(tensors, old):
-        found = tensors[name].shape
-        shapes[name] = (1, 1, *found[2:]) if len(found) == 4 else (1, 1, 3, 9)
-        if old:
-            shapes[name.replace("weight", "bias")] = (1,)
-    return shapes
-
-
-def _stage_names(tensors: Mapping[str, Any], old: bool) -> list[str]:
-    """The weights of the upsampling, in order. Activations between them take numbers and have no tensors."""
-    stems = ("upsample_conv.",) if old else ("upsample_net.upsample.up_layers.", "upsample_net.up_layers.")
-    found = {}
-    for name in tensors:
-        for stem in stems:
-            number = name.removeprefix(stem).removesuffix(".weight")
-            if name == f"{stem}{number}.weight" and number.isdecimal():
-                found[int(number)] = name
-    return [found[number] for number in sorted(found)]
-
-
-def _renamed(tensors: Mapping[str, Array], config: WaveNetConfig) -> dict[str, Array]:
-    """By this project's names. The last layer's residual is left out: nothing hears it."""
-    weights: dict[str, Array] = {}
-
-    def copy(ours: str, theirs: str) -> None:
-        for kind in ("weight", "bias"):
-            if f"{theirs}.{kind}" in tensors:
-                weights[f"{ours}.{kind}"] = tensors[f"{theirs}.{kind}"]
-
-    copy("input", "first_conv")
-    pairs = {
-        "dilated": "conv", "conditioning": "conv1x1c", "speaker": "conv1x1g", "residual": "conv1x1_out",
-        "skip": "conv1x1_skip",
-    }  # fmt: skip
-    for i in range(config.n_layers):
-        for ours, theirs in pairs.items():
-            copy(f"layers.{i}.{ours}", f"conv_layers.{i}.{theirs}")
-    copy("head.hidden", "last_conv_layers.1")
-    copy("head.out", "last_conv_layers.3")
-    if len(weights["head.out.weight"]) == 3 and config.out_channels == 2:
-        # One component: its weight is 1 whatever its logit is.
-        weights["head.out.weight"], weights["head.out.bias"] = (
-            weights["head.out.weight"][1:],
-            weights["head.out.bias"][1:],
-        )
-    if config.speakers.count:
-        weights["speakers.weight"] = tensors["embed_speakers.weight"]
-    if config.conditioning.network:
-        weights["conditioning.network.0.weight"] = tensors["upsample_net.conv_in.weight"]
-    for i, name in enumerate(_stage_names(tensors, old=config.biases.conditioning)):
-        copy(f"conditioning.stages.{i}", name.removesuffix(".weight"))
-    return weights
-
-
 # --- configuration ----------------------------------------------------------------------------------------------
 
 
 def _config(
-    told: Hparams, tensors: Mapping[str, Array], n: _Sizes, old: bool, rule: SkipRule, notes: list[str]
+    told: Hparams, tensors: Mapping[str, Array], n: Sizes, old: bool, rule: SkipRule, notes: list[str]
 ) -> WaveNetConfig:
     cycle, rest = divmod(n.L, told.stacks)
     if rest:
@@ -287,6 +176,7 @@ def _config(
             " these the hparams of this file?"
         )
     stages = _stages(told, tensors, old)
+    _check_stages(told, stages, old)
     hop = math.prod(stage.scale for stage in stages) if stages else _hop(told)
     if stages and _hop(told) not in (None, hop):
         raise ConfigError(f"hparams: hop_size is {_hop(told)}, and the upsampling makes {hop} samples of a frame")
@@ -315,6 +205,19 @@ def _config(
     )  # fmt: skip
 
 
+def _check_stages(told: Hparams, stages: tuple[TransposedStage | RepeatStage, ...], old: bool) -> None:
+    """Raises `ConfigError` unless the hparams say the upsampling that the file has."""
+    found = tuple(stage.scale for stage in stages)
+    said = told.upsample_scales if old else told.upsample_params.upsample_scales
+    if told.upsample_conditional_features != bool(found):
+        has = f"upsamples by {' · '.join(map(str, found))}" if found else "has no upsampling"
+        raise ConfigError(
+            f"hparams: upsample_conditional_features is {told.upsample_conditional_features}, and the file {has}"
+        )
+    if found and said and said != found:
+        raise ConfigError(f"hparams: upsample_scales are {list(said)}, and the file has {list(found)}")
+
+
 def _hop(told: Hparams) -> int | None:
     if told.hop_size is None and told.frame_shift_ms is not None:
         return int(told.frame_shift_ms / 1000 * told.sample_rate)
@@ -322,7 +225,7 @@ def _hop(told: Hparams) -> int | None:
 
 
 def _stages(told: Hparams, tensors: Mapping[str, Array], old: bool) -> tuple[TransposedStage | RepeatStage, ...]:
-    names = _stage_names(tensors, old)
+    names = stage_names(tensors, old)
     made: list[TransposedStage | RepeatStage] = []
     if old:
         for name in names:
@@ -354,7 +257,7 @@ def _stages(told: Hparams, tensors: Mapping[str, Array], old: bool) -> tuple[Tra
     return tuple(made)
 
 
-def _head(told: Hparams, n: _Sizes, old: bool, notes: list[str]) -> CategoricalHead | LogisticHead | GaussianHead:
+def _head(told: Hparams, n: Sizes, old: bool, notes: list[str]) -> CategoricalHead | LogisticHead | GaussianHead:
     if told.input_type == "mulaw-quantize":
         if told.quantize_channels != n.A:
             raise ConfigError(f"hparams: quantize_channels is {told.quantize_channels}, and the file has {n.A} classes")
@@ -399,8 +302,8 @@ def _recipe(told: Hparams, config: WaveNetConfig, old: bool, standardised: bool,
         notes.append("The hparams do not say how its mels were made.")
         return None
     if not standardised:
-        notes.append("Its mels are standardised by meanvar.joblib, which was not given: it hears mels made elsewhere.")
-        return made_elsewhere(config)
+        notes.append("Its mels are standardised by meanvar.joblib, which was not given.")
+        return None
     window = told.win_length
     if told.win_length_ms is not None and told.win_length_ms > 0:
         window = int(told.win_length_ms / 1000 * told.sample_rate)
