@@ -255,6 +255,20 @@ def test_speecht5_generates_speech_with_a_voice(speecht5, voc):
     assert same(batch, voc(generate(2).mT, seed=4))
 
 
+def test_transformers_pipeline_takes_a_voice(speecht5, voc):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "<pad>": 1, "a": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>")
+    speak = transformers.pipeline("text-to-audio", speecht5, tokenizer=tokenizer, vocoder=adapters.hf(voc, seed=4))
+    torch.manual_seed(1)
+    said = speak(
+        "a a a", forward_params={"speaker_embeddings": torch.zeros(1, 7), "threshold": 2.0, "maxlenratio": 4.0}
+    )
+    assert said["sampling_rate"] == RATE and said["audio"].size % HOP == 0 and np.abs(said["audio"]).max() > 0
+
+
 # --- without torch --------------------------------------------------------------------------------------------------
 
 

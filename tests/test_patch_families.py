@@ -54,7 +54,7 @@ R9Y9 = {
 def test_r9y9_makes_what_it_makes_itself(name: str) -> None:
     model = prepared(R9Y9[name]())
     c = mel(2, FRAMES + 2 * model.pad)  # real frames beyond both ends, not copies
-    with patch(model, strict=True, seed=SEED), torch.no_grad():
+    with patch(model, strict=True, seed=SEED, dtype="fp32"), torch.no_grad():
         ours = model.incremental_forward(c=c, T=T)
     theirs = model.incremental_forward(c=c, T=T)
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
@@ -69,7 +69,7 @@ def test_r9y9_makes_what_it_makes_itself(name: str) -> None:
 def test_r9y9_with_speaker_vectors() -> None:
     model, g = prepared(GeneratingR9y9(1, 9, speakers=5)), torch.randn(1, 5)
     c = mel(1, FRAMES + 2)
-    with patch(model, strict=True, seed=SEED), torch.no_grad():
+    with patch(model, strict=True, seed=SEED, dtype="fp32"), torch.no_grad():
         ours = model.incremental_forward(c=c, g=g, T=T)
     np.testing.assert_allclose(ours, model.incremental_forward(c=c, g=g, T=T), rtol=0, atol=PATCHED)
 
@@ -79,7 +79,7 @@ def test_the_floor_counts_only_where_the_code_clamps(monkeypatch: pytest.MonkeyP
     import generating
 
     model, c = prepared(GeneratingR9y9(1, 9)), mel(1, FRAMES + 2)
-    with patch(model, strict=True, seed=SEED), torch.no_grad():
+    with patch(model, strict=True, seed=SEED, dtype="fp32"), torch.no_grad():
         plain = model.incremental_forward(c=c, T=T)
         assert torch.equal(model.incremental_forward(c=c, T=T, log_scale_min=2.0), plain)
         monkeypatch.setattr(
@@ -113,7 +113,7 @@ def features(model: Any, batch: int = 1) -> Any:
 def test_kan_bayashi_makes_what_it_makes_itself(name: str, method: str, mode: str) -> None:
     model = prepared(KAN[name]())
     arguments = (torch.tensor([[model.start]]), features(model), T - 1)
-    with patch(model, strict=True, seed=SEED):
+    with patch(model, strict=True, seed=SEED, dtype="fp32"):
         ours = getattr(model, method)(*arguments, mode=mode)
     theirs = getattr(model, method)(*arguments, mode=mode)
     assert isinstance(ours, np.ndarray) and ours.dtype == theirs.dtype == np.int64
@@ -127,7 +127,7 @@ def test_what_was_said_before_is_heard(known: int, taps: int) -> None:
     """x of any length and any class, below and beyond the receptive field of 15 or 29."""
     model = prepared(GeneratingKanBayashi(taps=taps))
     x = torch.randint(0, model.classes, (1, known))
-    with patch(model, strict=True, seed=SEED):
+    with patch(model, strict=True, seed=SEED, dtype="fp32"):
         ours = model.fast_generate(x, mel(), T - known)
     np.testing.assert_array_equal(ours, model.fast_generate(x, mel(), T - known))
 
@@ -141,7 +141,7 @@ def test_the_oldest_sample_that_is_heard_has_no_past() -> None:
     model.depth = model.repeat = model.dilation_depth = model.dilation_repeat = 1
     assert model.receptive_field == 2
     for classes in torch.randint(0, model.classes, (20, 1, 2)):
-        with patch(model, strict=True, seed=SEED):
+        with patch(model, strict=True, seed=SEED, dtype="fp32"):
             ours = model.fast_generate(classes, mel(), 3)
         np.testing.assert_array_equal(ours, model.fast_generate(classes, mel(), 3))
 
@@ -149,7 +149,7 @@ def test_the_oldest_sample_that_is_heard_has_no_past() -> None:
 def test_a_batch_comes_shortest_first() -> None:
     model, lengths = prepared(GeneratingKanBayashi()), [40, 25, 33]
     x, h, given = torch.full((3, 1), model.start), mel(3), list(lengths)
-    with patch(model, strict=True, seed=SEED):
+    with patch(model, strict=True, seed=SEED, dtype="fp32"):
         ours = model.batch_fast_generate(x, h, given)
     assert given == lengths and [len(y) for y in ours] == [25, 33, 40]
     for a, b in zip(ours, model.batch_fast_generate(x, h, lengths), strict=True):
@@ -160,7 +160,7 @@ def test_a_batch_comes_shortest_first() -> None:
 def test_espnet_makes_what_it_makes_itself(factor: int, samples: int) -> None:
     model = prepared(GeneratingEspnet(factor=factor))
     x, h = torch.tensor([model.start]), features(model)[0].T
-    with patch(model, strict=True, seed=SEED):
+    with patch(model, strict=True, seed=SEED, dtype="fp32"):
         assert model.fast_generate is None
         ours = model.generate(x, h, samples, interval=20)
     np.testing.assert_array_equal(ours, model.generate(x, h, samples))
@@ -168,7 +168,7 @@ def test_espnet_makes_what_it_makes_itself(factor: int, samples: int) -> None:
 
 def test_progress_goes_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
     model = prepared(GeneratingKanBayashi())
-    with patch(model, strict=True, seed=SEED), caplog.at_level(logging.INFO):
+    with patch(model, strict=True, seed=SEED, dtype="fp32"), caplog.at_level(logging.INFO):
         model.fast_generate(torch.tensor([[model.start]]), mel(), 50, intervals=20)
     told = [record.getMessage() for record in caplog.records]
     assert [line.split()[0] for line in told] == ["20/50", "40/50"]

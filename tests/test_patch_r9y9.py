@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch", reason="r9y9's code needs torch")
 wavenet_vocoder = pytest.importorskip("wavenet_vocoder", reason="wavenet-vocoder 0.1.1 is not installed")
 
 from wavenet_fast import InputError, PatchWarning, ShapeError, patch  # noqa: E402
+from wavenet_fast.backends import prepare  # noqa: E402
 from wavenet_fast.config import CategoricalHead, LogisticHead  # noqa: E402
 from wavenet_fast.patching.r9y9_calls import Steps  # noqa: E402
 from wavenet_fast.rng import uniforms  # noqa: E402
@@ -81,7 +82,7 @@ def both(model: Any, **arguments: Any) -> tuple[Any, Any]:
     """What the patched method and the original make of the same."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", PatchWarning)
-        with patch(model, strict=True, seed=SEED) as patched:
+        with patch(model, strict=True, seed=SEED, dtype="fp32") as patched:
             ours = patched.incremental_forward(**arguments)
     theirs = model.incremental_forward(**arguments)
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype and ours.device == theirs.device
@@ -114,7 +115,7 @@ def test_a_batch(our_sampler: None) -> None:
     ours, theirs = both(model, c=mel_of(model, 3), T=T, test_inputs=torch.zeros(3, 1, 1), log_scale_min=FLOOR)
     assert ours.shape == (3, 1, T) and np.abs(ours[0] - ours[1]).max() > 0.01
     same(ours, theirs)
-    with patch(model, strict=True, seed=SEED), torch.no_grad():
+    with patch(model, strict=True, seed=SEED, dtype="fp32"), torch.no_grad():
         assert np.array_equal(model.incremental_forward(c=mel_of(model, 3), T=T, log_scale_min=FLOOR), ours)
 
 
@@ -138,7 +139,7 @@ def test_test_inputs_are_heard(kind: str, heard: int, turned: bool, our_sampler:
 @torch.no_grad()
 def both_without_T(model: Any, given: Any) -> tuple[np.ndarray, np.ndarray]:
     """With T=None, as long as the test inputs; the draws of our sampler go on, so only shapes and history count."""
-    with patch(model, strict=True, seed=SEED):
+    with patch(model, strict=True, seed=SEED, dtype="fp32"):
         first = model.incremental_forward(c=mel_of(model), T=T, test_inputs=given, log_scale_min=FLOOR)
         second = model.incremental_forward(c=mel_of(model), T=None, test_inputs=given, log_scale_min=FLOOR)
     return first.numpy(), second.numpy()
@@ -153,7 +154,7 @@ def test_initial_input_is_heard_first(kind: str, our_sampler: None) -> None:
         first = torch.zeros(1, 1, 256)
         first[:, :, 3] = 1
     same(*both(model, c=mel_of(model), T=T, initial_input=first, log_scale_min=FLOOR))
-    with patch(model, strict=True, seed=SEED), torch.no_grad():
+    with patch(model, strict=True, seed=SEED, dtype="fp32"), torch.no_grad():
         plain = model.incremental_forward(c=mel_of(model), T=T, log_scale_min=FLOOR)
         other = model.incremental_forward(c=mel_of(model), T=T, log_scale_min=FLOOR, initial_input=first)
     assert not torch.equal(plain, other)
@@ -164,7 +165,7 @@ def test_speakers(table: bool, our_sampler: None) -> None:
     model = model_of(**VALUES, gin_channels=5, n_speakers=4, use_speaker_embedding=table)
     g = torch.tensor([[2]]) if table else torch.randn(1, 5, generator=torch.Generator().manual_seed(1))
     same(*both(model, c=mel_of(model), g=g, T=T, log_scale_min=FLOOR))
-    with patch(model, strict=True, seed=SEED), torch.no_grad():
+    with patch(model, strict=True, seed=SEED, dtype="fp32"), torch.no_grad():
         one = model.incremental_forward(c=mel_of(model), g=g, T=T)
         if not table:
             assert torch.equal(one, model.incremental_forward(c=mel_of(model), g=g[:, :, None], T=T))
@@ -181,7 +182,7 @@ def test_generation_code_as_people_have_it(our_sampler: None) -> None:
         warnings.simplefilter("ignore")
         model.make_generation_fast_()
     first, T_ = torch.zeros(1, 1, 1), np.int64(T)
-    with patch(model, strict=True, seed=SEED), torch.no_grad():
+    with patch(model, strict=True, seed=SEED, dtype="fp32"), torch.no_grad():
         ours = model.incremental_forward(first, mel_of(model), None, T_, None, lambda x: x, True, True, FLOOR)
     with torch.no_grad():
         theirs = model.incremental_forward(first, mel_of(model), None, T_, None, lambda x: x, True, True, FLOOR)
@@ -233,17 +234,31 @@ def test_seeds() -> None:
         first, second = make(), make()
         torch.manual_seed(3)
         assert torch.equal(make(), first) and not torch.equal(first, second)
-    with patch(model, seed=4):
+    with patch(model, seed=4, dtype="fp32"):
         fixed = make()
         assert torch.equal(make(), fixed) and not torch.equal(fixed, first)
-    with patch(model, seed=4, threads=1, backend="reference"):
+    with patch(model, seed=4, threads=1, dtype="fp32", backend="reference"):
         np.testing.assert_allclose(make(), fixed, rtol=0, atol=PATCHED)
+
+
+def test_the_number_format_is_the_vocoder_s_unless_asked_for() -> None:
+    model = model_of(**VALUES)
+    formats: list[str] = []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(
+            "wavenet_fast.patching.live.prepare",
+            lambda config, weights, backend, device, dtype: formats.append(dtype) or prepare(config, weights, "cpu"),
+        )
+        for options in ({}, {"dtype": "bf16"}):
+            with patch(model, strict=True, **options), torch.no_grad():
+                assert model.incremental_forward(c=mel_of(model), T=T).shape == (1, 1, T)
+    assert formats == ["auto", "bf16"]
 
 
 def test_weights_count_as_they_are_at_the_call() -> None:
     model = model_of(**VALUES)
     c = mel_of(model)
-    with patch(model, strict=True, seed=SEED), torch.no_grad():
+    with patch(model, strict=True, seed=SEED, dtype="fp32"), torch.no_grad():
         before = model.incremental_forward(c=c, T=T)
         model.conv_layers[2].conv.weight_v.data.mul_(-1)
         assert not torch.equal(model.incremental_forward(c=c, T=T), before)
@@ -332,7 +347,7 @@ def test_a_skip_rule_that_nothing_tells_is_asked_for(our_sampler: None) -> None:
     del model.legacy
     with pytest.raises(InputError, match="--skip-rule"), patch(model, strict=True):
         pass
-    with patch(model, strict=True, seed=SEED, skip_rule="running"), torch.no_grad():
+    with patch(model, strict=True, seed=SEED, dtype="fp32", skip_rule="running"), torch.no_grad():
         ours = model.incremental_forward(c=mel_of(model), T=T, log_scale_min=FLOOR)
     model.legacy = True
     with torch.no_grad():

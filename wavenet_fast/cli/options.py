@@ -44,7 +44,11 @@ def _decorated(options: list[Callable[[F], F]]) -> Callable[[F], F]:
     return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
 
 
-voice_option = click.option("--voice", metavar="NAME|DIR", help="Checkpoint directory or bundled voice.")
+voice_option = click.option(
+    "--voice",
+    metavar="NAME|DIR",
+    help="Checkpoint directory, bundled voice, or organisation/name on the Hugging Face Hub.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Tell the outcome as JSON, for programs.")
 resample_option = click.option("--resample", is_flag=True, help="Convert recordings to the sample rate wanted.")
 seed_option = click.option(

@@ -36,7 +36,7 @@ def patch(
     seed: int | None = None,
     backend: str = "auto",
     device: str = "auto",
-    dtype: str = "fp32",
+    dtype: str = "auto",
     threads: int | None = None,
     skip_rule: Literal["running", "sum"] | None = None,
 ) -> Iterator[Any]:
@@ -48,7 +48,7 @@ def patch(
                says why, once for each reason
     seed       utterance b of every call gets seed + b; None draws seeds from torch's generator, so that
                `torch.manual_seed` makes a script repeatable
-    backend, device, dtype, threads  as for `Vocoder`, but in fp32 unless asked for otherwise
+    backend, device, dtype, threads  as for `Vocoder`; dtype "fp32" computes as the original does
     skip_rule  of a model of r9y9's old generation that has no attribute `legacy`: "running" or "sum"
 
     Raises `InputError` for a model that has none of the methods."""
