@@ -256,7 +256,10 @@ def _about_pickles(path: Path) -> str:
         return ""
     if not found:
         return ""
-    return f" ({ascii(min(found))[1:-1]} may be a pickle, which can run code and is never opened)"
+    return (
+        f" ({ascii(min(found))[1:-1]} may be a pickle, which can run code and is never opened here; of another project's"
+        " checkpoint `wavenet-fast convert` makes a voice)"
+    )
 
 
 # --- saving -----------------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ class R9y9Calls:
             raise Unsupported("it has speakers, and g is None" if P else "it has no speakers, and g is given")
         if not P:
             return None
-        if self.model.embed_speakers is not None:
+        if getattr(self.model, "embed_speakers", None) is not None:
             g = self.model.embed_speakers(g.reshape(-1))
         vectors = as_array(g)
         if vectors.ndim == 3:
