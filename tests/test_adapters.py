@@ -174,7 +174,7 @@ def test_load_model_takes_a_voice_and_its_own_config(voc, make_checkpoint, tmp_p
         with pytest.raises(CheckpointError, match=f"{name} .*config that was given says {value}"):
             adapters.load_model(tmp_path / "voice", {**config, name: value})
     (tmp_path / "checkpoint-400000steps.pkl").write_bytes(b"\x80\x02}q\x00.")
-    with pytest.raises(CheckpointError, match="may be a pickle.*wavenet-fast convert"):
+    with pytest.raises(CheckpointError, match=r"may be a pickle.*wavenet-fast convert"):
         adapters.load_model(tmp_path / "checkpoint-400000steps.pkl")
 
 

@@ -257,8 +257,8 @@ def _about_pickles(path: Path) -> str:
     if not found:
         return ""
     return (
-        f" ({ascii(min(found))[1:-1]} may be a pickle, which can run code and is never opened here; of another project's"
-        " checkpoint `wavenet-fast convert` makes a voice)"
+        f" ({ascii(min(found))[1:-1]} may be a pickle, which can run code and is never opened here; of a checkpoint"
+        " of another project `wavenet-fast convert` makes a voice)"
     )
 
 
