@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 import wave
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from wavenet_fast.audio import to_pcm16, write_mel
 from wavenet_fast.checkpoint import Checkpoint, save_checkpoint
 from wavenet_fast.cli import cli
 from wavenet_fast.cli.decode import decode_command
+from wavenet_fast.cli.files import Job, Plan
+from wavenet_fast.cli.report import Progress
 
 HOP, BANDS, RATE = 6, 5, 8000
 MEAN, SCALE = np.linspace(-2, 1, BANDS, dtype=np.float32), np.linspace(0.5, 2, BANDS, dtype=np.float32)
@@ -85,6 +89,20 @@ def test_dumped_arrays(voice, dump, mels, tmp_path):
     again = decode("--checkpoint", voice, "--dumpdir", dump, "--outdir", out, "--seed", 4, "--verbose", 0)
     assert again.exit_code == 0 and again.output == ""
     expect(out, voice, mels, seed=4)
+
+
+def test_the_bar_tells_the_real_time_factor(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with Progress(Plan(True, [Job(None, None)] * 2), quiet=False) as progress:
+        progress.begin(2.0)
+        progress.advance(0.5, 0.25)
+        progress.advance(1.5, 0.5)
+        progress.bar.refresh()
+        assert "RTF=0.250]" in sys.stderr.getvalue() and "1.0/2 files" in sys.stderr.getvalue()
 
 
 def test_the_flags_of_parallel_wavegan(voice, dump, tmp_path):
@@ -180,7 +198,7 @@ def test_files_that_cannot_be_used_do_not_stop_the_rest(voice, dump, mels, tmp_p
 
 def test_missing_libraries_are_named(voice, tmp_path, monkeypatch):
     for name in ("h5py", "kaldiio"):
-        monkeypatch.setitem(__import__("sys").modules, name, None)
+        monkeypatch.setitem(sys.modules, name, None)
     (tmp_path / "feats.scp").write_text("a x.h5\nb x.ark:3\n")
     result = decode("--checkpoint", voice, "--scp", tmp_path / "feats.scp", "--outdir", tmp_path / "out")
     refused(result, "x.h5: needs h5py", "x.ark:3: needs kaldiio", "wavenet-fast[decode]", code=3)
