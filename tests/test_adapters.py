@@ -164,6 +164,14 @@ def test_espnet(voc, normalised, standardising, mels, tmp_path):
         assert same(wav, Vocoder.from_pretrained(tmp_path / name)(own)), name
 
 
+def test_espnet_s_text2speech_calls_its_vocoder_so(normalised, mels):
+    vocoder = adapters.espnet(normalised, seed=4).to("cpu")
+    raw = mels[0] * torch.from_numpy(SCALE)[:, None] + torch.from_numpy(MEAN)[:, None]
+    own = convert_mel(raw, replace(normalised.mel_spec, normalize="none"), normalised)
+    wav = vocoder(raw.T)  # feat_gen_denorm, (F, M)
+    assert wav.shape == (F * HOP,) and vocoder.fs == RATE and same(wav, normalised(own, seed=4))
+
+
 def test_load_model_takes_a_voice_and_its_own_config(voc, make_checkpoint, tmp_path, mels):
     save_checkpoint(tmp_path / "voice", make_checkpoint())
     config = {"sampling_rate": RATE, "hop_size": HOP, "num_mels": M, "generator_type": "ParallelWaveGANGenerator"}

@@ -14,7 +14,7 @@ from .nn import Attributes, VoiceModule, load_model
 from .peer_calls import from_raw
 from .vocoder import Vocoder
 
-__all__ = ["HuggingFaceVocoder", "TorchaudioVocoder", "hf", "load_model", "torchaudio"]
+__all__ = ["HuggingFaceVocoder", "TorchaudioVocoder", "espnet", "hf", "load_model", "torchaudio"]
 
 
 class TorchaudioVocoder(VoiceModule):
@@ -39,11 +39,13 @@ class HuggingFaceVocoder(VoiceModule):
 
     The spectrogram is not normalised by mean and variance; a voice that wants it so normalises it here, as theirs does.
     SpeechT5 makes log10 values (preset "speecht5-16k"); for a voice of another logarithm give `mel_from="log10"`.
+    ESPnet2's `Text2Speech.vocoder` is called in the same way, and asked for its `fs`.
     """
 
     def __init__(self, voc: Vocoder, mel_from: Recipe | None = None, **options: Any) -> None:
         super().__init__(voc, mel_from, **options)
         self.config = Attributes(sampling_rate=voc.sample_rate, model_in_dim=voc.n_mels, normalize_before=True)
+        self.fs = voc.sample_rate
 
     def forward(self, spectrogram: Any, **_: Any) -> Any:
         if self.mel_from is not None:
@@ -59,4 +61,9 @@ def torchaudio(voc: Vocoder, mel_from: Recipe | None = None, **options: Any) -> 
 
 def hf(voc: Vocoder, mel_from: Recipe | None = None, **options: Any) -> HuggingFaceVocoder:
     """The voice as Hugging Face's vocoder. `mel_from` and `options` as for `VoiceModule`."""
+    return HuggingFaceVocoder(voc, mel_from, **options)
+
+
+def espnet(voc: Vocoder, mel_from: Recipe | None = None, **options: Any) -> HuggingFaceVocoder:
+    """The voice as the `vocoder` of ESPnet2's `Text2Speech`, which gives it features that are not normalised."""
     return HuggingFaceVocoder(voc, mel_from, **options)
