@@ -160,7 +160,8 @@ def test_kan_bayashi(tmp_path: Path, statistics: str) -> None:
     if statistics == "stats.h5":
         h5py = pytest.importorskip("h5py", reason="stats.h5 is read with h5py")
         with h5py.File(tmp_path / statistics, "w") as file:
-            file["melspc/mean"], file["melspc/scale"], file["mlsa/coef"] = mean, scale, np.zeros(25)
+            file["melspc/mean"], file["melspc/scale"] = mean, scale
+            file["mlsa/coef"], file["mlsa/alpha"] = np.array([0, 0.5]), 0.0
     else:
         np.savez(tmp_path / statistics, mean=mean, scale=scale)
     recipe = {"sample_rate": RATE, "n_fft": 64, "hop_length": HOP, "win_length": 64, "n_mels": BANDS, "fmax": 4000,
@@ -172,6 +173,9 @@ def test_kan_bayashi(tmp_path: Path, statistics: str) -> None:
     done = run(*options, "--sample-rate", RATE, "--mel", tmp_path / "mel.json")
     assert done.exit_code == 0, done.output
     assert ("noise-shaping" in done.stderr) == (statistics == "stats.h5")
+    taps = load_checkpoint(tmp_path / "voice").weights.get("sound.filter", np.zeros(0))
+    np.testing.assert_allclose(taps[:3], [1, 0.5, 0.125][: len(taps)], atol=1e-6)
+    assert bool(len(taps)) == (statistics == "stats.h5")
     same_sound(tmp_path / "voice", network, past=40)
     np.testing.assert_array_equal(load_checkpoint(tmp_path / "voice").weights["mel.mean"], mean.astype(np.float32))
 

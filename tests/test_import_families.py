@@ -105,6 +105,27 @@ def test_free_running_draws_are_its_own(name: str, backend: str) -> None:
     same_draws(imported, ours, theirs, ours_logits, SEED)
 
 
+@pytest.mark.parametrize("table", [False, True])
+def test_speakers_of_the_new_generation(table: bool) -> None:
+    """Vectors that are given, or the rows of an embedding."""
+    torch.manual_seed(5)
+    network = NewR9y9(1, 9, speakers=4).eval()
+    rows = torch.randn(3, 4)
+    weights = state(network) | ({"embed_speakers.weight": rows.numpy()} if table else {})
+    imported = r9y9.from_state(weights, NEW)
+    assert (imported.config.speakers.channels, imported.config.speakers.count) == (4, 3 if table else 0)
+    if table:
+        np.testing.assert_array_equal(imported.weights["speakers.weight"], rows.numpy())
+    rng, speaker = np.random.default_rng(2), rows[1].numpy()
+    mel = rng.standard_normal((7, FRAMES)).astype(np.float32)
+    drawn = rng.uniform(-1, 1, FRAMES * HOP).astype(np.float32)
+    heard = np.concatenate([[0], drawn[:-1]]).astype(np.float32)
+    theirs = network(heard, mel, speaker=speaker)
+    largest_error(our_stages(imported, mel, drawn, speaker), theirs)
+    _, logits = forced_draws(imported, "cpu", mel, drawn, SEED, speaker)
+    largest_error({"logits": logits}, {"logits": theirs["logits"]})
+
+
 @pytest.mark.parametrize("taps", [2, 3])
 def test_what_kan_bayashi_hears_before_the_first_sample(taps: int) -> None:
     """It adds silence for its receptive field, which leaves out the first convolution: the oldest of it has no past of

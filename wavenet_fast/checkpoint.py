@@ -3,7 +3,8 @@
     config.json        {"format": "wavenet_fast", "format_version": 1, "model": WaveNetConfig, "mel": MelSpec,
                         "license": text, "provenance": {…}, "sampling": {"temperature": number},
                         "number_formats": FormatCosts}, the last four optional
-    model.safetensors  the tensors of `weights.weight_shapes`, F32, F16 or BF16, and optionally mel.mean and mel.scale
+    model.safetensors  the tensors of `weights.weight_shapes`, F32, F16 or BF16, and optionally mel.mean,
+                        mel.scale and sound.filter
 
 Nothing here trusts a file: sizes are compared with the configuration before memory is taken, and no code that a file
 holds is ever run. Pickles (.pt, .pth, .bin) are refused.
@@ -15,7 +16,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -31,6 +32,7 @@ from .config import MelSpec, WaveNetConfig, decode, encode
 from .errors import CheckpointError, ConfigError
 from .format_costs import FIELD, FormatCosts, weights_fingerprint
 from .hub import fetch, in_cache, is_hub_id
+from .shaping import FILTER, MAX_TAPS
 from .strict_json import parse
 from .tensors import MAX_HEADER_BYTES, check_values, compare_shapes, unpack, widen
 from .weights import weight_count, weight_shapes
@@ -52,8 +54,9 @@ _INFO = ("license", "provenance", "sampling", FIELD)
 class Checkpoint:
     """A voice in memory.
 
-    weights  name → float32 array, exactly those of `weight_shapes(config)`, and mel.mean and mel.scale (M,), the mean
-             and standard deviation per band of the training mels, where the voice has them
+    weights  name → float32 array, exactly those of `weight_shapes(config)`, and where the voice has them mel.mean and
+             mel.scale (M,), the mean and standard deviation per band of the training mels, and sound.filter (N,),
+             through which its sound goes (`shaping`)
     documents  what is in `DOCUMENTS`, name → bytes, where the voice has them
     info     "license" (text), "provenance" (a JSON object), "sampling" ({"temperature": number}), "number_formats" (see
              `format_costs.FormatCosts`), each optional
@@ -152,7 +155,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     text = _read(directory, CONFIG, MAX_CONFIG_BYTES, "a voice's configuration")
     raw = parse(text, where)
     document = _document(raw, where)
-    header_and_weights = MAX_HEADER_BYTES + 8 * (weight_count(document.model) + 2 * document.model.n_mels)
+    header_and_weights = MAX_HEADER_BYTES + 8 * (weight_count(document.model) + 2 * document.model.n_mels + MAX_TAPS)
     data = _read(directory, WEIGHTS, header_and_weights, f"the weights that {CONFIG} describes")
     tensors, metadata = unpack(data, str(directory / WEIGHTS))
     del data  # the tensors hold copies
@@ -162,8 +165,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             f"{directory}: {WEIGHTS} was written with another {CONFIG} (model or mel differ); restore the pair from the"
             " same source, or remove config_sha256 from the metadata if the change was on purpose"
         )
-    shapes = _tensor_shapes(document.model, document.mel, tensors)
-    compare_shapes({name: tuple(t["shape"]) for name, t in tensors.items()}, shapes, str(directory / WEIGHTS))
+    given = {name: tuple(t["shape"]) for name, t in tensors.items()}
+    shapes = _tensor_shapes(document.model, document.mel, given)
+    compare_shapes(given, shapes, str(directory / WEIGHTS))
     weights = {}
     for name, shape in shapes.items():  # widened one by one; each raw copy is let go at once
         tensor = tensors.pop(name)
@@ -239,9 +243,15 @@ def _read(directory: Path, name: str, limit: int, what: str) -> bytes:
     return data
 
 
-def _tensor_shapes(model: WaveNetConfig, mel: MelSpec, given: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors that must be there; the mel statistics count where needed or where one is given."""
+def _tensor_shapes(
+    model: WaveNetConfig, mel: MelSpec, given: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors that must be there; the mel statistics count where needed or where one is given, and the
+    sound's filter where it is given, with as many taps as it has."""
     shapes = dict(weight_shapes(model))
+    if FILTER in given:
+        found = given[FILTER]
+        shapes[FILTER] = found if len(found) == 1 and 1 <= found[0] <= MAX_TAPS else (MAX_TAPS,)
     if mel.normalize == "meanvar" or any(name in given for name in _STATISTICS):
         shapes = {**{name: (model.n_mels,) for name in _STATISTICS}, **shapes}
     return shapes
@@ -296,8 +306,9 @@ def save_checkpoint(
     document = _document(parse(text.encode("utf-8", "surrogatepass"), where), where)
     if len(text.encode()) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{where}: would have more than {MAX_CONFIG_BYTES} bytes; shorten the provenance")
-    shapes = _tensor_shapes(document.model, document.mel, checkpoint.weights)
-    compare_shapes({n: np.shape(w) for n, w in checkpoint.weights.items()}, shapes, str(directory / WEIGHTS))
+    given = {name: np.shape(weight) for name, weight in checkpoint.weights.items()}
+    shapes = _tensor_shapes(document.model, document.mel, given)
+    compare_shapes(given, shapes, str(directory / WEIGHTS))
     kind = np.float32 if dtype == "fp32" else np.float16
     with np.errstate(over="ignore"):
         # Views, which check_values may make read-only.

@@ -30,6 +30,7 @@ from .peer_calls import PeerCalls
 from .recipe import Recipe, at_rate
 from .rng import utterance_seeds
 from .sampling import check_temperature
+from .shaping import ShapedEngine, shaped
 from .streaming import Streaming, check_chunk_frames, stream_frames
 from .weights import weight_shapes
 
@@ -76,7 +77,7 @@ class Vocoder(PeerCalls):
         weights = {name: checkpoint.weights[name] for name in weight_shapes(checkpoint.config)}
         made = prepare(checkpoint.config, weights, backend, device, dtype, costs)
         self._device, self._notes = made.device, made.notes
-        self._engine: Engine | None = made.engine
+        self._engine: Engine | None = shaped(made.engine, checkpoint.weights)
 
     @classmethod
     def from_pretrained(
@@ -250,6 +251,8 @@ class Vocoder(PeerCalls):
         values = inputs.prepare_mel(values, counts, form.batched)
         speakers = self._speakers(speaker, batch)
         self._recipe.check(values, counts)
+        if isinstance(engine, ShapedEngine):
+            sound, engine = engine.unshaped(sound), engine.inner
         bits = utterance_bits(engine, values, sound, speakers, self.threads)
         return bits if form.batched else float(bits[0])
 

@@ -95,7 +95,9 @@ def statistics_of(path: Path, feature: str = "") -> dict[str, Any]:
     else:
         with _values(path, "hdf5" if head == b"\x89HDF\r\n\x1a\n" else "scaler") as found:
             pass
-    told: dict[str, Any] = {"mlsa": True} if "mlsa/coef" in found else {}
+    told: dict[str, Any] = {}
+    if "mlsa/coef" in found and "mlsa/alpha" in found:
+        told["mlsa"] = {"coef": found["mlsa/coef"], "alpha": found["mlsa/alpha"]}
     for prefix in (f"{feature}/", ""):
         if f"{prefix}mean" in found and f"{prefix}scale" in found:
             return told | {name: found[f"{prefix}{name}"] for name in ("mean", "scale")}

@@ -29,6 +29,7 @@ from ..config import (
     encode,
 )
 from ..errors import CheckpointError, ConfigError, InputError
+from ..shaping import FILTER, MAX_TAPS
 from .common import Array, Imported, Shapes, finished, need, numbered, plain_tensors, statistics
 
 FAMILY = "kan-bayashi"
@@ -59,8 +60,8 @@ def from_state(
 ) -> Imported:
     """A state dictionary and the contents of `model.conf`.
 
-    stats        mean and scale (M,) of what it hears, out of `stats.h5`; "mlsa" where the file has a noise-shaping
-                 filter
+    stats        mean and scale (M,) of what it hears, out of `stats.h5`, and where that has a noise-shaping filter
+                 "mlsa": {"coef": (n,), "alpha": number}, which becomes the voice's sound.filter
     mel          the recipe of its mels, which `model.conf` does not say
     sample_rate  Hz, which `model.conf` does not say either
 
@@ -83,6 +84,8 @@ def from_state(
     need(tensors, _wanted(tensors, layers), WHERE)
     config = _config(told, tensors, rate)
     weights = finished(config, {**_fused(tensors, config), **statistics(stats, config.n_mels)}, WHERE)
+    if stats is not None and "mlsa" in stats:
+        weights[FILTER] = mlsa_response(stats["mlsa"]["coef"], stats["mlsa"]["alpha"])
     notes = _notes(told, config, stats, mel)
     provenance = {"family": "kan-bayashi/PytorchWaveNetVocoder", "model.conf": encode(told)}
     return Imported(config, weights, mel, notes, provenance)
@@ -165,7 +168,24 @@ def _notes(told: Conf, config: WaveNetConfig, stats: Mapping[str, Any] | None, m
     if told.use_speaker_code:
         notes.append("Its features end with a speaker code, which goes into every frame.")
     if stats is not None and "mlsa" in stats:
-        notes.append(
-            "Its statistics hold a noise-shaping filter, which its sound has to go through; it is not applied."
-        )
+        notes.append("Its statistics hold a noise-shaping filter, which its sound now goes through.")
     return notes
+
+
+def mlsa_response(coef: ArrayLike, alpha: ArrayLike) -> Array:
+    """The impulse response (N,) of the mel log spectrum approximation filter with these coefficients: of
+    H(z) = exp Σ c[m]·z̃⁻ᵐ, z̃⁻¹ = (z⁻¹ − α)/(1 − α·z⁻¹), c[m] = b[m] + α·b[m+1] (S. Imai, 1983; b as SPTK's mc2b makes
+    it), until less than a millionth of it is left. Raises `InputError`."""
+    b, a = np.asarray(coef, np.float64).reshape(-1), float(np.asarray(alpha).reshape(-1)[0])
+    if not (1 <= len(b) <= 256 and np.isfinite(b).all() and abs(a) < 1):
+        raise InputError(f"the noise-shaping filter has {len(b)} coefficients and alpha {a}; it cannot be used")
+    c = b + a * np.append(b[1:], 0.0)
+    back = np.exp(-2j * np.pi * np.fft.rfftfreq(8 * MAX_TAPS))
+    warped = (back - a) / (1 - a * back)
+    with np.errstate(over="ignore", invalid="ignore"):
+        response = np.fft.irfft(np.exp(np.polynomial.polynomial.polyval(warped, c)))
+        left = np.cumsum(np.abs(response[::-1]))[::-1]
+    taps = int(np.argmax(left <= 1e-6 * left[0]))
+    if not 0 < taps <= MAX_TAPS:
+        raise InputError(f"the noise-shaping filter rings for more than {MAX_TAPS} samples; it cannot be used")
+    return response[:taps].astype(np.float32)
