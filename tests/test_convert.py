@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -308,3 +310,13 @@ def test_a_conversion_that_stops_leaves_nothing(
     monkeypatch.setattr(safetensors.numpy, "save_file", stop)
     assert run(r9y9_file, tmp_path / "voice").exit_code == 130
     assert not [path for path in tmp_path.iterdir() if "voice" in path.name]
+
+
+def test_the_benchmark_of_its_cost_runs(tmp_path: Path) -> None:
+    pytest.importorskip("wavenet_vocoder", reason="wavenet-vocoder 0.1.1 is not installed")
+    script = Path(__file__).parent.parent / "benchmarks" / "convert_cost.py"
+    command = [sys.executable, script, "--layers", "4", "--rounds", "1", "--json", tmp_path / "cost.json"]
+    subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL, timeout=240)
+    told = json.loads((tmp_path / "cost.json").read_text())
+    assert told["file_bytes"] > 10_000_000 and len(told["seconds"]) == 1 and told["median_seconds"] > 0
+    assert told["peak_over_file"] == max(told["peak_bytes"]) / told["file_bytes"]

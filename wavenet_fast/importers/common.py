@@ -93,6 +93,13 @@ def need(given: Mapping[str, Array], wanted: Shapes, where: str) -> None:
     compare_shapes({name: value.shape for name, value in given.items()}, wanted, where, MOST_NAMED)
 
 
+def need_axes(given: Mapping[str, Array], axes: Mapping[str, int], where: str) -> None:
+    """Raises `CheckpointError` unless these tensors, as far as they are there, have so many axes and no empty one."""
+    for name, count in axes.items():
+        if name in given and (given[name].ndim != count or not given[name].size):
+            raise CheckpointError(f"{where}: {name} has shape {given[name].shape[:8]}; it must have {count} axes")
+
+
 def finished(config: WaveNetConfig, weights: Mapping[str, Array], where: str) -> dict[str, Array]:
     """Contiguous, finite and exactly the tensors of `config`, in its order. Raises `ConfigError` where what was said
     makes no network that is allowed."""

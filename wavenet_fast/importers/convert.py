@@ -186,7 +186,8 @@ def _hparams(family: str, source: Path, raw: Raw, options: Options) -> dict[str,
         named = f", or the name of published hparams ({', '.join(r9y9.PRESETS)})" if family == r9y9.FAMILY else ""
         raise InputError(f"{source}: has no {usual} beside it; give that file as --hparams{named}")
     if family == nv_wavenet.FAMILY:
-        said = raw.data.get("attributes", {})
+        told = raw.data.get("attributes")
+        said: dict[str, Any] = told if isinstance(told, dict) else {}
         stride = said.get("upsample.stride")
         ours = {"max_dilation": said.get("max_dilation", raw.data.get("max_dilation")),
                 "upsamp_stride": stride[0] if isinstance(stride, list) and stride else None}  # fmt: skip
@@ -206,12 +207,14 @@ def _statistics(family: str, source: Path, options: Options, feature: str) -> Ma
 def _listed(raw: Raw) -> dict[str, Any]:
     """nv-wavenet's exported dictionary with its lists again, which were read as `name.0`, `name.1` …"""
     state: dict[str, Any] = {}
+    lists: dict[str, dict[int, Any]] = {}
     for name, value in raw.tensors.items():
         stem, _, number = name.rpartition(".")
         if stem in nv_wavenet.LISTS and number.isdecimal():
-            state.setdefault(stem, []).append(value)
+            lists.setdefault(stem, {})[int(number)] = value
         else:
             state[name] = value
+    state |= {stem: [entries[i] for i in sorted(entries)] for stem, entries in lists.items()}
     if nv_wavenet.is_exported(state):
         state |= {name: raw.data[name] for name in ("max_dilation", "use_embed_tanh") if name in raw.data}
     return state

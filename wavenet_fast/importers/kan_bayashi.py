@@ -30,7 +30,7 @@ from ..config import (
 )
 from ..errors import CheckpointError, ConfigError, InputError
 from ..shaping import FILTER, MAX_TAPS
-from .common import Array, Imported, Shapes, finished, need, numbered, plain_tensors, statistics
+from .common import Array, Imported, Shapes, finished, need, need_axes, numbered, plain_tensors, statistics
 
 FAMILY = "kan-bayashi"
 WHERE = "the kan-bayashi checkpoint"
@@ -94,7 +94,8 @@ def from_state(
 def _wanted(tensors: Mapping[str, Array], layers: int) -> Shapes:
     """Name → shape of every tensor that such a network has."""
     known = ("causal.conv.weight", "aux_1x1_tanh.0.weight", "skip_1x1.0.weight")
-    missing = [name for name in known if name not in tensors or tensors[name].ndim != 3]
+    need_axes(tensors, {name: 3 for name in known} | {"upsampling.conv.weight": 4}, WHERE)
+    missing = [name for name in known if name not in tensors]
     if missing:
         raise CheckpointError(f"{WHERE}: has no convolution {', '.join(missing)}, which every such WaveNet has")
     (R, Q, K), M, S = tensors[known[0]].shape, tensors[known[1]].shape[1], tensors[known[2]].shape[0]

@@ -23,7 +23,7 @@ from ..config import (
 )
 from ..errors import CheckpointError, InputError
 from ..mel import MEL_PRESETS
-from .common import Array, Imported, Shapes, finished, need, numbered, plain_tensors
+from .common import Array, Imported, Shapes, finished, need, need_axes, numbered, plain_tensors
 
 FAMILY = "nv-wavenet"
 WHERE = "the nv-wavenet checkpoint"
@@ -69,8 +69,10 @@ def from_state(
 
     Raises `CheckpointError` for tensors that are missing, left over or of another shape, `ConfigError` and
     `InputError` for what is not said or cannot be used."""
-    parts = dict(config or {})
-    flat = {**parts, **dict(parts.get("wavenet_config") or {}), **dict(parts.get("data_config") or {})}
+    flat = dict(config or {})
+    for part in ("wavenet_config", "data_config"):
+        within = flat.get(part)
+        flat |= within if isinstance(within, Mapping) else {}
     exported = is_exported(state)
     if exported:
         flat |= {name: state[name] for name in ("max_dilation", "use_embed_tanh") if name in state}
@@ -124,7 +126,8 @@ def _wanted(tensors: Mapping[str, Array]) -> Shapes:
     layers = numbered(tensors, "dilate_layers", ".conv.weight")
     known = {"embed.weight": 2, "dilate_layers.0.conv.weight": 3, "skip_layers.0.conv.weight": 3,
              "conv_out.conv.weight": 3, "upsample.weight": 3}  # fmt: skip
-    missing = [name for name, rank in known.items() if name not in tensors or tensors[name].ndim != rank]
+    need_axes(tensors, known, WHERE)
+    missing = [name for name in known if name not in tensors]
     if missing:
         raise CheckpointError(f"{WHERE}: has no {', '.join(missing)}, which every nv-wavenet model has")
     (A, R), (G, _, K) = tensors["embed.weight"].shape, tensors["dilate_layers.0.conv.weight"].shape

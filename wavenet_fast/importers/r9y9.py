@@ -46,6 +46,7 @@ SkipRule = Literal["running", "sum"]
 ROOT_HALF = math.sqrt(0.5)
 
 _Size = Annotated[int, Meta(ge=1, le=1 << 20)]
+_Milliseconds = Annotated[float, Meta(gt=0, le=1e6)]
 _ACTIVATIONS: dict[str, Activation] = {"none": "none", "ReLU": "relu", "LeakyReLU": "leaky_relu", "Tanh": "tanh"}
 
 
@@ -62,7 +63,7 @@ class Hparams(Struct, frozen=True, kw_only=True):
     """What is read of `hparams.json`; anything else in it does not bear on the sound. Sizes of layers are not among
     them: the tensors say those."""
 
-    sample_rate: int
+    sample_rate: _Size
     stacks: _Size
     input_type: Literal["raw", "mulaw", "mulaw-quantize"] = "raw"
     quantize_channels: Annotated[int, Meta(ge=2, le=65536)] = 65536
@@ -70,7 +71,7 @@ class Hparams(Struct, frozen=True, kw_only=True):
     log_scale_min: float | None = None
     legacy: bool | None = None
     hop_size: int | None = None
-    frame_shift_ms: float | None = None
+    frame_shift_ms: _Milliseconds | None = None
     upsample_conditional_features: bool = True
     upsample_scales: Annotated[tuple[_Size, ...], Meta(max_length=16)] = ()
     upsample_params: UpsampleParams = UpsampleParams()
@@ -82,7 +83,7 @@ class Hparams(Struct, frozen=True, kw_only=True):
     fmax: float | None = None
     fft_size: int | None = None
     win_length: int | None = None
-    win_length_ms: float | None = None
+    win_length_ms: Annotated[float, Meta(le=1e6)] | None = None
     window: str = "hann"
 
 

@@ -9,9 +9,10 @@ from msgspec import Struct
 
 from ..config import WaveNetConfig
 from ..errors import CheckpointError
-from .common import Array, Shapes, numbered
+from .common import Array, Shapes, need_axes, numbered
 
 WHERE = "the r9y9 checkpoint"
+_OTHERS = ("conv_layers.0.conv1x1c.weight", "conv_layers.0.conv1x1g.weight", "upsample_net.conv_in.weight")
 
 
 class Sizes(Struct, frozen=True):
@@ -29,10 +30,12 @@ class Sizes(Struct, frozen=True):
 
 
 def sizes(tensors: Mapping[str, Array]) -> Sizes:
+    """Raises `CheckpointError` where they cannot be told."""
     layers = numbered(tensors, "conv_layers", ".conv.weight")
     named = ("first_conv.weight", "conv_layers.0.conv.weight", "conv_layers.0.conv1x1_skip.weight",
              "last_conv_layers.3.weight")  # fmt: skip
-    missing = [name for name in named if name not in tensors or tensors[name].ndim != 3]
+    need_axes(tensors, {name: 3 for name in (*named, *_OTHERS)} | {"embed_speakers.weight": 2}, WHERE)
+    missing = [name for name in named if name not in tensors]
     if missing:
         raise CheckpointError(f"{WHERE}: has no convolution {', '.join(missing)}, which every r9y9 WaveNet has")
     if "conv_layers.0.conv1x1c.weight" not in tensors:
