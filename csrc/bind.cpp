@@ -81,6 +81,7 @@ void read_shape(Model& m, const Fields& c) {
   m.residual_scale = static_cast<float>(c.number("residual_scale"));
   m.skip_scale = static_cast<float>(c.number("skip_scale"));
   m.running_skip = c.text("skip_rule") == "running";
+  m.steady_past = c.text("past") == "steady";
   m.P = c.sub("speakers").size("channels", 0);
 }
 

@@ -96,6 +96,7 @@ struct Model {
 
   float residual_scale, skip_scale;
   bool running_skip, one_hot, input_tanh;
+  bool steady_past;  // before sample 0 every layer has heard for ever what it hears then
   float start;
 
   HeadKind head;

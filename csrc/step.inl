@@ -187,6 +187,7 @@ class Loop {
     if (kWhole) {
       for (int b = 0; b < team_.n; ++b) round(x(b), m_.R, newest(l, b), tap_scales(l, b) + m_.K - 1);
     }
+    if (m_.steady_past) presume(l);
     const int64_t stride = m_.K * m_.r_stride;
     const Operands<F> inputs{taps(l, 0), stride, tap_scales(l, 0), m_.K, m_.r_stride, 1};
     const Sums sums{z(0), m_.gate_pad, m_.dilated_bias + l * m_.gate_pad};
@@ -288,13 +289,36 @@ class Loop {
     }
   }
 
-  // The newest operands go where the oldest were, which have been copied to the taps.
+  // Whether stream b has no past but what its first sample tells it to presume.
+  bool presumes(int b) const { return m_.steady_past && now(b) == 0; }
+
+  // Steady past: where every sample before the first was heard as the first is, the older taps are the newest one. The
+  // rings learn it in `remember`, when no thread reads them any more.
+  void presume(int64_t l) {
+    bool any = false;
+    for (int b = 0; b < team_.n; ++b) {
+      if (!presumes(b)) continue;
+      any = true;
+      if (!own_taps() && !mine(b)) continue;
+      for (int64_t k = 0; k + 1 < m_.K; ++k) {
+        copy(taps(l, b) + k * m_.r_stride, newest(l, b));
+        if (kWhole) tap_scales(l, b)[k] = tap_scales(l, b)[m_.K - 1];
+      }
+    }
+    if (any && !own_taps()) team_.meet(rank_);
+  }
+
+  // The newest operands go where the oldest were, which have been copied to the taps; a presumed past becomes all of
+  // them.
   void remember(int64_t l) {
     for (int b = 0; b < team_.n; ++b) {
       const Ring to = ring(l, b);
       if (mine(b)) {
-        copy(to.slots + to.now * m_.r_stride, newest(l, b));
-        if (kWhole) to.scales[to.now] = tap_scales(l, b)[m_.K - 1];
+        const bool all = presumes(b);
+        for (int64_t slot = all ? 0 : to.now; slot < (all ? to.depth : to.now + 1); ++slot) {
+          copy(to.slots + slot * m_.r_stride, newest(l, b));
+          if (kWhole) to.scales[slot] = tap_scales(l, b)[m_.K - 1];
+        }
       }
       now_[b][l] = to.now + 1 < to.depth ? to.now + 1 : 0;
     }

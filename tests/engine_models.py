@@ -93,6 +93,11 @@ MODELS: dict[str, WaveNetConfig] = {
         input=OneHotInput(kernel_size=3, tanh=True, start=7), head=CategoricalHead(classes=131, decode_offset=0.25),
         conditioning=Conditioning(offset=-1),
     ),
+    # A past in which everything was as at the first sample.
+    "steady": small(
+        input=ScalarInput(kernel_size=2, start=0.25), head=LogisticHead(components=2), past="steady",
+        conditioning=Conditioning(upsampling=Linear()),
+    ),
 }  # fmt: skip
 
 SMALL = [name for name in MODELS if name not in ("tiny", "odd")]

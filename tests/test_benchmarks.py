@@ -90,6 +90,19 @@ def test_a_quick_run_tells_machine_versions_command_and_curves(result: dict[str,
     assert all(row.keys() == {"1", "2"} for row in result["batches"].values())
 
 
+def test_patch_speed_measures_after_its_gate(tmp_path: Path) -> None:
+    pytest.importorskip("wavenet_vocoder", reason="wavenet-vocoder 0.1.1 is not installed")
+    script, file = SCRIPT.with_name("patch_speed.py"), tmp_path / "patch.json"
+    command = [sys.executable, str(script), "--quick", "--streams", "1", "3", "--dtypes", "fp32", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(file.read_text(encoding="utf-8"))
+    assert told["gate_error"]["fp32"] < 1e-5
+    for systems in told["streams"].values():
+        assert systems.keys() == {"its own", "patched, fp32"}
+        assert all(row["median_samples_per_second"] > 0 for row in systems.values())
+
+
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_eager_loop_computes_the_references_logits(name: str, batch: int) -> None:

@@ -570,3 +570,10 @@ def test_checkpoint_is_immutable(voice):
     with pytest.raises(AttributeError):
         voice.mel = None
     assert isinstance(voice, Checkpoint)
+
+
+def test_both_files_may_be_read_by_whoever_may_read_a_new_file(tmp_path, make_checkpoint):
+    (tmp_path / "other").touch()
+    save_checkpoint(tmp_path / "voice", make_checkpoint())
+    modes = {path.stat().st_mode for path in (*(tmp_path / "voice").iterdir(), tmp_path / "other")}
+    assert len(modes) == 1

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,9 @@ def voice(tmp_path_factory, make_config, make_checkpoint) -> str:
         dilations=(1, 2, 4, 8, 16, 32) * 2,
     )
     path = tmp_path_factory.mktemp("voices") / "wide"
-    save_checkpoint(path, make_checkpoint(config))
+    made = make_checkpoint(config)
+    follow = {"mel.mean": np.zeros(5, np.float32), "mel.scale": np.ones(5, np.float32)}  # what the mels here do
+    save_checkpoint(path, replace(made, weights={**made.weights, **follow}))
     return str(path)
 
 

@@ -115,6 +115,7 @@ def spoken(name: str, dtype: str, cut: Cut, capability: int = 90) -> Any:
         ("odd", "int8", STREAMED, 80), ("panels", "int8", Cut(2, alone=True, tile=16), 90),
         ("ten-logistics", "int8", Cut(2, "grid", alone=True, team=2), 80),
         ("panels", "fp16", Cut(3, "grid", alone=True, team=3, in_registers=True), 90),
+        ("steady", "fp32", STREAMED, 90), ("steady", "fp16", ONE, 90), ("steady", "int8", CLUSTER, 90),
     ],
     ids=str,
 )  # fmt: skip
@@ -132,6 +133,7 @@ VOICES = [
     ("wide-input", "fp32", STREAMED, 80), ("logistic", "fp16", CLUSTER, 90), ("gaussian", "bf16", GRID, 120),
     ("panels", "bf16", Cut(2, alone=True, in_registers=True), 90), ("two-classes", "fp32", Cut(2, "grid", tiles=2), 80),
     ("ten-logistics", "int8", Cut(2, pipelines=2), 100), ("panels", "bf16", Cut(3, "grid", alone=True, team=2), 80),
+    ("steady", "bf16", STREAMED, 90),
 ]  # fmt: skip
 voices = pytest.mark.parametrize("voice", VOICES, ids=lambda voice: "{}-{}".format(*voice))
 

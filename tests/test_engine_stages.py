@@ -69,7 +69,8 @@ class Oracle:
         z = conditioning[:, layer].astype(np.float64) + self.w.get(f"{name}.bias", 0.0)
         for k in range(self.c.kernel_size):
             back = (self.c.kernel_size - 1 - k) * D
-            past = np.concatenate([np.zeros((back, x.shape[1]), np.float32), x])[: len(x)]
+            before = np.repeat(x[:1] if self.c.past == "steady" else np.zeros_like(x[:1]), back, axis=0)
+            past = np.concatenate([before, x])[: len(x)]
             z = z + self.operand(past) @ taps[:, :, k].T
         a, b = np.split(z, 2, axis=1)
         return np.tanh(a) / (1 + np.exp(-b))

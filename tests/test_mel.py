@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soxr
 from children import python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from tolerances import TRANSFORMERS
 
+import wavenet_fast.mel as mel_module
+from wavenet_fast.audio import read_audio
 from wavenet_fast.config import MelSpec
 from wavenet_fast.errors import InputError, ShapeError
 from wavenet_fast.mel import MEL_PRESETS, frame_count, mel_filterbank, mel_spectrogram
-from wavenet_fast.recipe import explain_mismatch
+from wavenet_fast.recipe import explain_mismatch, speech_statistics
 
 RELATIVE = 1e-5
 """Largest difference from librosa, of the mel itself and, above the floor, of what the logarithm makes of it."""
@@ -113,6 +118,25 @@ def test_filters_agree_with_librosa(name: str) -> None:
     np.testing.assert_allclose(filters, expected, rtol=1e-9, atol=1e-12)
     with pytest.raises(ValueError, match="read-only"):
         filters[0, 0] = 1
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.1])
+def test_presets_agree_with_transformers(seconds: float) -> None:
+    """The feature extractors of SpeechT5's vocoder, and of UnivNet, whose mel is BigVGAN's at 24 kHz."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    spec = MEL_PRESETS["speecht5-16k"]
+    wav = speech_like(int(seconds * spec.sample_rate))
+    theirs = transformers.SpeechT5FeatureExtractor()(audio_target=wav, sampling_rate=16000)["input_values"][0]
+    ours = mel_spectrogram(wav, spec)
+    assert ours.shape == theirs.T.shape
+    np.testing.assert_allclose(ours, theirs.T, rtol=0, atol=TRANSFORMERS)
+
+    spec = MEL_PRESETS["bigvgan-24k"]
+    wav = speech_like(int(seconds * spec.sample_rate))
+    theirs = transformers.UnivNetFeatureExtractor().mel_spectrogram(wav)
+    ours = mel_spectrogram(wav, spec)
+    assert ours.shape == theirs.T.shape
+    np.testing.assert_allclose(ours, theirs.T, rtol=0, atol=TRANSFORMERS)
 
 
 def test_a_batch_is_its_rows_and_a_block_boundary_is_not_heard() -> None:
@@ -260,6 +284,56 @@ def test_a_foreign_mel_is_named_and_an_own_one_passes(source: str, target: str) 
         return
     for sentence in said:
         assert (sentence is None) if source == target else (sentence is not None and f"looks like {source}" in sentence)
+
+
+CLOSE = {("natural logarithms", "log10 values"), ("decibels", "decibels less a reference of 20 dB")}
+"""Pairs that are told apart only by statistics of the voice's own."""
+RECORDINGS = [
+    read_audio(path, 16000)[0]
+    for path in sorted((Path(mel_module.__file__).parent / "voices").glob("*/samples/*.flac"))
+]
+
+
+@pytest.mark.parametrize("target", KINDS)
+@pytest.mark.parametrize("source", KINDS)
+def test_without_statistics_speech_in_general_is_expected(source: str, target: str) -> None:
+    statistics_of = speech_statistics(KINDS[target])
+    said = [
+        explain_mismatch(mel_spectrogram(wav, KINDS[source]), *statistics_of, KINDS[target])
+        for wav in (*SPEECH, *RECORDINGS)
+    ]
+    if source == target:
+        assert said == [None] * len(said)
+    elif (source, target) not in CLOSE and (target, source) not in CLOSE:
+        assert all(sentence is not None for sentence in said)
+        kind = source.partition(" less")[0]
+        assert sum(f"looks like {kind}" in (sentence or "") for sentence in said) > 0.7 * len(said)
+
+
+@pytest.mark.parametrize("gain_db", [-30, 0, 10])
+@pytest.mark.parametrize("name", ["hifigan-22k", "pwg-24k", "vocos-24k", "speecht5-16k"])
+def test_no_recipe_is_taken_for_another_without_statistics(name: str, gain_db: int) -> None:
+    spec = replace(MEL_PRESETS[name], normalize="none")
+    mean, scale = speech_statistics(spec)
+    for wav in (*SPEECH, *RECORDINGS):
+        at_rate = soxr.resample(wav, 16000, spec.sample_rate) * np.float32(10 ** (gain_db / 20))
+        mel = mel_spectrogram(at_rate, spec)
+        for frames in (12, 60, mel.shape[1]):
+            assert explain_mismatch(mel[:, 40 : 40 + frames], mean, scale, spec) is None
+
+
+def test_the_sentence_says_how_to_convert() -> None:
+    for target, source, words in (
+        ("natural logarithms", "decibels", "convert_mel(mel, 'db', voc), --mel-from db"),
+        ("decibels", "decibels mapped to 0 … 1", "convert_mel(mel, 'unit', voc), --mel-from unit"),
+    ):
+        mel = mel_spectrogram(SPEECH[3], KINDS[source])
+        assert words in (explain_mismatch(mel, *statistics(KINDS[target]), KINDS[target]) or "")
+    mean, scale = statistics(NORMALISED)
+    raw = mel_spectrogram(SPEECH[4], replace(NORMALISED, normalize="none"))
+    assert "convert_mel(mel, 'log10', voc)" in (explain_mismatch(raw, mean, scale, NORMALISED) or "")
+    sentence = explain_mismatch(np.exp(mel_spectrogram(SPEECH[4], BASE)), *statistics(BASE), BASE)
+    assert sentence is not None and "--mel-from" not in sentence
 
 
 def test_normalisation_and_units_are_named() -> None:

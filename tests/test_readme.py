@@ -63,7 +63,7 @@ def test_python_examples(folder):
 def test_command_line_examples(folder):
     lines = [line.partition("#")[0].strip() for line in "".join(blocks("sh")).splitlines()]
     lines = [line for line in lines if line.startswith("wavenet-fast ")]
-    assert {shlex.split(line)[1] for line in lines} >= set(COMMANDS) - {"train", "demo"}
+    assert {shlex.split(line)[1] for line in lines} >= set(COMMANDS) - {"train", "demo", "convert"}
     voice = next(iter(folder.glob("*/config.json")), None)
     for line in lines:
         words = shlex.split(line)[1:]
@@ -89,6 +89,19 @@ def test_the_training_example_names_real_options():
     (line,) = re.findall(r"^\$ (wavenet-fast train .*)$", README, re.MULTILINE)
     known = {option for parameter in train_command.params for option in parameter.opts}
     assert {word for word in shlex.split(line) if word.startswith("--")} <= known
+
+
+def test_what_is_said_of_convert_names_real_options_and_tests():
+    from wavenet_fast.cli.convert_command import convert_command
+
+    page = (ROOT / "docs" / "importing.md").read_text(encoding="utf-8")
+    section = README.split("## Checkpoints that you have")[1].split("##")[0]
+    known = {option for parameter in convert_command.params for option in parameter.opts if option.startswith("--")}
+    ours = re.sub(r"`python benchmarks/.*?`", "", page + section)
+    named = set(re.findall(r"(--[a-z][a-z-]+)", ours)) - {"--voice"}
+    assert named == known
+    for test in re.findall(r"`(tests/\w+\.py)`", page):
+        assert (ROOT / test).exists(), test
 
 
 def test_links_and_files_exist():

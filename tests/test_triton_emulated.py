@@ -88,6 +88,7 @@ def spoken(name: str, dtype: str, capability: int) -> Any:
         ("odd", "bf16", 90), ("logistic", "fp16", 80), ("gaussian", "fp32", 120), ("gaussian-mixture", "fp32", 90),
         ("scalar-categorical", "bf16", 80), ("no-bias", "fp16", 120), ("wide-input", "bf16", 90),
         ("many-classes", "bf16", 90), ("two-classes", "fp32", 80), ("ten-logistics", "fp16", 120),
+        ("steady", "fp32", 90),
     ],
 )  # fmt: skip
 def test_every_stage_equals_the_reference(name: str, dtype: str, capability: int) -> None:
@@ -101,7 +102,7 @@ def test_every_stage_equals_the_reference(name: str, dtype: str, capability: int
 # A cyclic choice: one-hot and scalar inputs, held, interpolated and learned upsampling, every kind of head.
 VOICES = [
     ("odd", "fp32", 90), ("logistic", "fp16", 80), ("gaussian", "bf16", 120), ("many-classes", "bf16", 90),
-    ("two-classes", "fp32", 80), ("ten-logistics", "fp16", 120),
+    ("two-classes", "fp32", 80), ("ten-logistics", "fp16", 120), ("steady", "bf16", 80),
 ]  # fmt: skip
 voices = pytest.mark.parametrize("voice", VOICES, ids=lambda voice: "{}-{}-sm_{}".format(*voice))
 

@@ -495,6 +495,8 @@ def test_refusals_of_streams_and_models(made, monkeypatch):
         ops.generate(ops.Ready(json.dumps(other), model.dtype, model.packed, 0), streams, **call)
     with pytest.raises(InputError, match=r"seeds\[1\] is -1; it must be an integer 0 … 2\^64 − 1"):
         ops.start(model, [1, -1])
+    with pytest.raises(BackendError, match="past is 'steady'"):
+        ops.prepare(MODELS["steady"], random_weights(MODELS["steady"]), "fp32", "cpu")
     with pytest.raises(InputError, match=r"dtype is 'int8'"):
         ops.prepare(PLAIN, random_weights(PLAIN), "int8", "cpu")
     weights = random_weights(PLAIN)

@@ -8,6 +8,7 @@ import pickle
 import threading
 import warnings
 
+import msgspec
 import numpy as np
 import pytest
 from last_device import device_of
@@ -445,6 +446,22 @@ def test_a_mel_of_another_recipe_is_noticed(speech_like, backend):
     strict(padded, lengths=[6, 6])
     with pytest.raises(InputError, match="decibels"):
         strict(padded, lengths=[6, 40])
+
+
+def test_a_voice_without_statistics_notices_too_and_one_without_a_recipe_does_not(speech_like):
+    checkpoint, mel = speech_like
+    mel, spec = np.tile(mel, 3), msgspec.structs.replace(checkpoint.mel, n_fft=512, win_length=512)
+    weights = {name: value for name, value in checkpoint.weights.items() if not name.startswith("mel.")}
+    voc = Vocoder(Checkpoint(checkpoint.config, spec, weights), "cpu", dtype="fp32")
+    decibels = mel * (20 / np.log(10))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        voc(mel)
+        with pytest.raises(MelMismatchWarning, match=r"decibels.*--mel-from db"):
+            voc(decibels)
+        elsewhere = msgspec.structs.replace(spec, normalize="elsewhere")
+        for kept in (weights, checkpoint.weights):
+            Vocoder(Checkpoint(checkpoint.config, elsewhere, kept), "cpu", dtype="fp32")(decibels)
 
 
 # --- living with it ---------------------------------------------------------------------------------------------

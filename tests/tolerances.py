@@ -75,3 +75,19 @@ BLOCK = {"fp32": (1e-5, 1e-6), "fp16": (2e-3, 2e-4), "bf16": (1.5e-2, 1.5e-3)}
 # outside the chosen class's part of the distribution. Over 18 streams of 60 samples: 0 in fp32, where sums in another
 # order move an edge by some 1e-6; 2.1e-4 in fp16, 1.1e-2 in bf16 and 1.7e-2 in int8, where operands are rounded.
 NV_WAVENET = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 4e-2, "int8": 6e-2}
+
+# A mel converted from another recipe against the mel of that recipe, both float32, in units of ln of a magnitude: a
+# value near −100 dB is known to 8e-6 dB, one of 0 … 1 to 6e-6 dB, which is 1e-6; the mels themselves to 5e-7.
+CONVERTED = 2e-6
+
+# A converted model against its family's own code, every stage in standard deviations of it, both in fp32: the order of
+# sums differs, and weight norm is multiplied out in float64. Draws from such logits: an edge, or a value, as far.
+IMPORTED = 1e-5
+
+# Free-running values of a patched model against its own code with our sampler: rounding of the logits (`IMPORTED`) fed
+# back for some tens of samples. Measured up to 9.6e-7 over 54 samples.
+PATCHED = 1e-5
+
+# A mel against transformers' feature extractors, which compute in float64 too, in the recipe's own units: 5.6e-7, the
+# rounding of both to float32.
+TRANSFORMERS = 2e-6

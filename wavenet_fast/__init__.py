@@ -14,6 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import adapters as adapters
+    from . import nn as nn
     from .checkpoint import Checkpoint as Checkpoint
     from .checkpoint import load_checkpoint as load_checkpoint
     from .checkpoint import save_checkpoint as save_checkpoint
@@ -25,11 +27,14 @@ if TYPE_CHECKING:
     from .errors import ConfigError as ConfigError
     from .errors import InputError as InputError
     from .errors import MelMismatchWarning as MelMismatchWarning
+    from .errors import PatchWarning as PatchWarning
     from .errors import ShapeError as ShapeError
     from .errors import StateError as StateError
     from .errors import WavenetFastError as WavenetFastError
     from .mel import MEL_PRESETS as MEL_PRESETS
     from .mel import mel_spectrogram as mel_spectrogram
+    from .mel_convert import convert_mel as convert_mel
+    from .patching import patch as patch
     from .streaming import Streaming as Streaming
     from .vocoder import Vocoder as Vocoder
 
@@ -40,9 +45,11 @@ _HOME = {
     "config": ("MelSpec", "WaveNetConfig"),
     "errors": (
         "AudioError", "BackendError", "CheckpointError", "ConfigError", "InputError", "MelMismatchWarning",
-        "ShapeError", "StateError", "WavenetFastError",
+        "PatchWarning", "ShapeError", "StateError", "WavenetFastError",
     ),
     "mel": ("MEL_PRESETS", "mel_spectrogram"),
+    "mel_convert": ("convert_mel",),
+    "patching": ("patch",),
     "streaming": ("Streaming",),
     "vocoder": ("Vocoder",),
 }  # fmt: skip
@@ -50,12 +57,19 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "MEL_PRESETS", "AudioError", "BackendError", "Checkpoint", "CheckpointError", "ConfigError", "InputError",
-    "MelMismatchWarning", "MelSpec", "ShapeError", "StateError", "Streaming", "Vocoder", "WaveNetConfig",
-    "WavenetFastError", "__version__", "load_checkpoint", "mel_spectrogram", "save_checkpoint",
+    "MelMismatchWarning", "MelSpec", "PatchWarning", "ShapeError", "StateError", "Streaming", "Vocoder",
+    "WaveNetConfig", "WavenetFastError", "__version__", "convert_mel", "load_checkpoint", "mel_spectrogram", "patch",
+    "save_checkpoint",
 ]  # fmt: skip
 
 
+_ROOMS = ("adapters", "nn")
+"""Modules of PyTorch modules, found as attributes too."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _MODULE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
     value = getattr(importlib.import_module(f".{_MODULE[name]}", __name__), name)
@@ -64,4 +78,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_ROOMS})

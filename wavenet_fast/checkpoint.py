@@ -3,7 +3,8 @@
     config.json        {"format": "wavenet_fast", "format_version": 1, "model": WaveNetConfig, "mel": MelSpec,
                         "license": text, "provenance": {…}, "sampling": {"temperature": number},
                         "number_formats": FormatCosts}, the last four optional
-    model.safetensors  the tensors of `weights.weight_shapes`, F32, F16 or BF16, and optionally mel.mean and mel.scale
+    model.safetensors  the tensors of `weights.weight_shapes`, F32, F16 or BF16, and optionally mel.mean,
+                        mel.scale and sound.filter
 
 Nothing here trusts a file: sizes are compared with the configuration before memory is taken, and no code that a file
 holds is ever run. Pickles (.pt, .pth, .bin) are refused.
@@ -15,7 +16,8 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -29,6 +31,8 @@ from numpy.typing import NDArray
 from .config import MelSpec, WaveNetConfig, decode, encode
 from .errors import CheckpointError, ConfigError
 from .format_costs import FIELD, FormatCosts, weights_fingerprint
+from .hub import fetch, in_cache, is_hub_id
+from .shaping import FILTER, MAX_TAPS
 from .strict_json import parse
 from .tensors import MAX_HEADER_BYTES, check_values, compare_shapes, unpack, widen
 from .weights import weight_count, weight_shapes
@@ -50,8 +54,9 @@ _INFO = ("license", "provenance", "sampling", FIELD)
 class Checkpoint:
     """A voice in memory.
 
-    weights  name → float32 array, exactly those of `weight_shapes(config)`, and mel.mean and mel.scale (M,), the mean
-             and standard deviation per band of the training mels, where the voice has them
+    weights  name → float32 array, exactly those of `weight_shapes(config)`, and where the voice has them mel.mean and
+             mel.scale (M,), the mean and standard deviation per band of the training mels, and sound.filter (N,),
+             through which its sound goes (`shaping`)
     documents  what is in `DOCUMENTS`, name → bytes, where the voice has them
     info     "license" (text), "provenance" (a JSON object), "sampling" ({"temperature": number}), "number_formats" (see
              `format_costs.FormatCosts`), each optional
@@ -111,8 +116,9 @@ def bundled_voices() -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if (entry / CONFIG).is_file())
 
 
-def resolve(name_or_path: str | os.PathLike[str]) -> Path:
-    """The directory of a voice: a local directory, else a bundled voice of that name, else `CheckpointError`."""
+def resolve(name_or_path: str | os.PathLike[str], revision: str | None = None, local_files_only: bool = False) -> Path:
+    """The directory of a voice: a local directory, else a bundled voice of that name, else "organisation/name" on the
+    Hugging Face Hub (`hub.fetch`), else `CheckpointError`."""
     path, voices = Path(name_or_path), bundled_voices()
     if not os.fspath(name_or_path):
         raise CheckpointError(f"the voice's name is empty; give a directory or one of {', '.join(voices) or 'none'}")
@@ -126,6 +132,8 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
         return path
     if named:
         return Path(str(files(__package__) / "voices" / str(name_or_path)))
+    if not exists and is_hub_id(str(name_or_path)):
+        return fetch(str(name_or_path), revision, local_files_only)
     said = "is a file; a voice is a directory that" if exists else "is neither a directory nor a bundled voice; one"
     known = ", ".join(voices) or "none"
     raise CheckpointError(f"{path} {said} holds {CONFIG} and {WEIGHTS}{_about_pickles(path)}. Bundled voices: {known}")
@@ -147,7 +155,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     text = _read(directory, CONFIG, MAX_CONFIG_BYTES, "a voice's configuration")
     raw = parse(text, where)
     document = _document(raw, where)
-    header_and_weights = MAX_HEADER_BYTES + 8 * (weight_count(document.model) + 2 * document.model.n_mels)
+    header_and_weights = MAX_HEADER_BYTES + 8 * (weight_count(document.model) + 2 * document.model.n_mels + MAX_TAPS)
     data = _read(directory, WEIGHTS, header_and_weights, f"the weights that {CONFIG} describes")
     tensors, metadata = unpack(data, str(directory / WEIGHTS))
     del data  # the tensors hold copies
@@ -157,8 +165,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             f"{directory}: {WEIGHTS} was written with another {CONFIG} (model or mel differ); restore the pair from the"
             " same source, or remove config_sha256 from the metadata if the change was on purpose"
         )
-    shapes = _tensor_shapes(document.model, document.mel, tensors)
-    compare_shapes({name: tuple(t["shape"]) for name, t in tensors.items()}, shapes, str(directory / WEIGHTS))
+    given = {name: tuple(t["shape"]) for name, t in tensors.items()}
+    shapes = _tensor_shapes(document.model, document.mel, given)
+    compare_shapes(given, shapes, str(directory / WEIGHTS))
     weights = {}
     for name, shape in shapes.items():  # widened one by one; each raw copy is let go at once
         tensor = tensors.pop(name)
@@ -210,8 +219,9 @@ def _read(directory: Path, name: str, limit: int, what: str) -> bytes:
     """A regular file of the directory, whole. Its size is looked at before any memory is taken."""
     path = directory / name
     try:
-        if not path.resolve().is_relative_to(directory.resolve()):
-            target = path.resolve()
+        target, blobs = path.resolve(), in_cache(directory.resolve())
+        homes = [directory.resolve(), *([] if blobs is None else [blobs])]
+        if not any(target.is_relative_to(home) for home in homes):
             raise CheckpointError(f"{path}: is a link out of the directory, to {target}; put a copy in its place")
         # Without O_NONBLOCK, opening a named pipe would wait for ever.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -233,9 +243,15 @@ def _read(directory: Path, name: str, limit: int, what: str) -> bytes:
     return data
 
 
-def _tensor_shapes(model: WaveNetConfig, mel: MelSpec, given: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors that must be there; the mel statistics count where needed or where one is given."""
+def _tensor_shapes(
+    model: WaveNetConfig, mel: MelSpec, given: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors that must be there; the mel statistics count where needed or where one is given, and the
+    sound's filter where it is given, with as many taps as it has."""
     shapes = dict(weight_shapes(model))
+    if FILTER in given:
+        found = given[FILTER]
+        shapes[FILTER] = found if len(found) == 1 and 1 <= found[0] <= MAX_TAPS else (MAX_TAPS,)
     if mel.normalize == "meanvar" or any(name in given for name in _STATISTICS):
         shapes = {**{name: (model.n_mels,) for name in _STATISTICS}, **shapes}
     return shapes
@@ -250,7 +266,10 @@ def _about_pickles(path: Path) -> str:
         return ""
     if not found:
         return ""
-    return f" ({ascii(min(found))[1:-1]} may be a pickle, which can run code and is never opened)"
+    return (
+        f" ({ascii(min(found))[1:-1]} may be a pickle, which can run code and is never opened here; of a checkpoint"
+        " of another project `wavenet-fast convert` makes a voice)"
+    )
 
 
 # --- saving -----------------------------------------------------------------------------------------------------
@@ -287,11 +306,13 @@ def save_checkpoint(
     document = _document(parse(text.encode("utf-8", "surrogatepass"), where), where)
     if len(text.encode()) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{where}: would have more than {MAX_CONFIG_BYTES} bytes; shorten the provenance")
-    shapes = _tensor_shapes(document.model, document.mel, checkpoint.weights)
-    compare_shapes({n: np.shape(w) for n, w in checkpoint.weights.items()}, shapes, str(directory / WEIGHTS))
+    given = {name: np.shape(weight) for name, weight in checkpoint.weights.items()}
+    shapes = _tensor_shapes(document.model, document.mel, given)
+    compare_shapes(given, shapes, str(directory / WEIGHTS))
     kind = np.float32 if dtype == "fp32" else np.float16
     with np.errstate(over="ignore"):
-        weights: dict[str, NDArray[Any]] = {n: np.array(checkpoint.weights[n], kind, order="C") for n in shapes}
+        # Views, which check_values may make read-only.
+        weights: dict[str, NDArray[Any]] = {n: np.asarray(checkpoint.weights[n], kind, "C")[...] for n in shapes}
     check_values(weights, f"weights as {dtype}")
     metadata = {
         "format": FORMAT,
@@ -301,7 +322,8 @@ def save_checkpoint(
     }
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _replace(directory / WEIGHTS, safetensors.numpy.save(weights, metadata))
+        with _replacing(directory / WEIGHTS) as temporary:
+            safetensors.numpy.save_file(weights, temporary, metadata)
         _replace(directory / CONFIG, text.encode())
         for name in DOCUMENTS:
             if name in checkpoint.documents:
@@ -338,13 +360,22 @@ def record_costs(directory: Path, costs: FormatCosts) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step; what was there stays until the new file is on disk."""
+    with _replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """The name of a file to write, which takes the place of `path` in one step; what was there stays until the new
+    file is on disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        os.chmod(temporary, mode)  # safetensors makes files that only their owner may read
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

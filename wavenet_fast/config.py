@@ -212,6 +212,9 @@ class WaveNetConfig(Record, frozen=True, kw_only=True):
     """sum: skip_scale · Σ skips. running: total = (total + skip)·skip_scale at every layer after the first."""
     input: OneHotInput | ScalarInput = OneHotInput()
     head: CategoricalHead | LogisticHead | GaussianHead = CategoricalHead()
+    past: Literal["zero", "steady"] = "zero"
+    """What the network remembers before its first sample. zero: zero vectors. steady: what it would hold had it heard
+    `input.start` and the first sample's conditioning for ever."""
     signal: Signal = Signal()
     conditioning: Conditioning = Conditioning()
     speakers: Speakers = Speakers()
@@ -332,8 +335,9 @@ class MelSpec(Record, frozen=True, kw_only=True):
     """Subtracted after the logarithm where log is db."""
     min_db: Annotated[float, Meta(lt=0)] = -100.0
     """minmax01 maps min_db … 0 to 0 … 1 and clips."""
-    normalize: Literal["none", "minmax01", "meanvar"] = "none"
-    """meanvar subtracts the checkpoint's mel.mean and divides by mel.scale."""
+    normalize: Literal["none", "minmax01", "meanvar", "elsewhere"] = "none"
+    """meanvar subtracts the checkpoint's mel.mean and divides by mel.scale. elsewhere: what the voice hears is made
+    elsewhere, and no recipe here makes it."""
     preemphasis: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     """Pre-emphasis of the waveform before the spectrum."""
 

@@ -41,6 +41,10 @@ class MelMismatchWarning(UserWarning):
     """The mel does not look like the mels this voice was trained on."""
 
 
+class PatchWarning(UserWarning):
+    """A patched model was asked for something that its own code has to do; the message says why."""
+
+
 class BackendWarning(UserWarning):
     """A GPU is there and `auto` does not use it, or compiled kernels cannot be kept; the message says why."""
 

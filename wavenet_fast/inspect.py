@@ -11,6 +11,7 @@ from .conditioning import lookahead_frames
 from .config import OneHotInput, Stages, TransposedStage, WaveNetConfig, encode
 from .format_costs import weights_fingerprint
 from .packing import DTYPES
+from .shaping import FILTER
 from .weights import weight_count, weight_shapes
 
 
@@ -35,6 +36,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "temperature": checkpoint.temperature,
         "mel_fingerprint": checkpoint.mel.fingerprint,
         "mel_statistics": "mel.mean" in checkpoint.weights,
+        "sound_filter_taps": len(checkpoint.weights.get(FILTER, ())),
         "number_formats": _number_formats(checkpoint),
         "license": checkpoint.info.get("license", ""),
         "provenance": checkpoint.info.get("provenance", {}),
@@ -129,6 +131,7 @@ def format_description(told: dict[str, Any]) -> str:
         ("number formats", _costs(told["number_formats"])),
         ("mel", _mel(mel)),
         ("mel fingerprint", told["mel_fingerprint"] + (", statistics included" if told["mel_statistics"] else "")),
+        ("sound filter", f"{told['sound_filter_taps']} taps" if told["sound_filter_taps"] else "none"),
         ("licence", _plain(told["license"]) or "not said"),
     ]
     rows += [("provenance" if not i else "", line) for i, line in enumerate(_provenance(told["provenance"]))]

@@ -36,6 +36,10 @@ MOST_CHANNELS = 8
 """A waveform with no more columns and more rows than that has its axes the wrong way round."""
 
 MEL_PRESETS: dict[str, MelSpec] = {
+    # AutoVC and SpeechSplit, make_spect.py: decibels less 16, mapped to 0 … 1, of a recording filtered above 30 Hz.
+    "autovc-16k": _recipe(
+        16000, 1024, 256, 1024, 80, 90, 7600, log="db", floor=1e-5, ref_db=16.0, normalize="minmax01"
+    ),
     "hifigan-22k": _recipe(22050, 1024, 256, 1024, 80, 0, 8000, **_HIFIGAN),
     "bigvgan-22k": _recipe(22050, 1024, 256, 1024, 80, 0, 11025, **_HIFIGAN),  # bigvgan_v2_22khz_80band_256x
     "bigvgan-22k-fmax8k": _recipe(22050, 1024, 256, 1024, 80, 0, 8000, **_HIFIGAN),  # …_fmax8k_256x and version 1
@@ -77,10 +81,12 @@ def mel_spectrogram(wav: Any, spec: MelSpec, mean: Any = None, scale: Any = None
     if xp is np:
         wav = np.asarray(wav)
     _check_waveform(xp, wav)
+    if spec.normalize == "elsewhere":
+        raise InputError("this voice hears features that are made elsewhere; it has no recipe to make them by")
     if spec.normalize == "meanvar":
         mean, scale = checked_statistic("mean", mean, spec), checked_statistic("scale", scale, spec)
         mean, scale = _constant(xp, mean, wav), _constant(xp, scale, wav)
-    window, filters = _constant(xp, _window(spec), wav), _constant(xp, mel_filterbank(spec).T, wav)
+    window, filters = _constant(xp, hann_window(spec), wav), _constant(xp, mel_filterbank(spec).T, wav)
     batch = wav.shape[0] if wav.ndim == 2 else 1
     total, per_block = frame_count(wav.shape[-1], spec), max(1, _BLOCK_VALUES // (spec.n_fft * max(1, batch)))
     blocks = []
@@ -127,7 +133,7 @@ def _mel_to_hz(mel: Array, scale: str) -> Array:
 
 
 @lru_cache(maxsize=16)
-def _window(spec: MelSpec) -> Array:
+def hann_window(spec: MelSpec) -> Array:
     """Periodic Hann window of win_length, in the middle of n_fft."""
     window = np.zeros(spec.n_fft)
     start = (spec.n_fft - spec.win_length) // 2

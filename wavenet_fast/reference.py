@@ -49,7 +49,8 @@ OPERANDS = {"fp32": lambda x: x, "fp16": round_to_fp16, "bf16": round_to_bf16, "
 @dataclass
 class State:
     """What one step needs of the past. `rings[l]` (B, (K−1)·D, R): row t mod depth holds layer l's input at time t;
-    `inputs` (B, K_in−1): the inputs before the newest, oldest first; where there was none, class −1 or the value 0."""
+    `inputs` (B, K_in−1): the inputs before the newest, oldest first; where there was none, class −1 or the value 0, or
+    the start value where the past is "steady"."""
 
     t: int
     rings: list[Tensor]
@@ -159,7 +160,7 @@ class Reference:
             taps = self.weights[f"layers.{i}.dilated.weight"]
             z = conditioning[:, :, i]
             for k in range(c.kernel_size):
-                z = z + _delayed(self._operand(x), (c.kernel_size - 1 - k) * dilation) @ taps[:, :, k].T
+                z = z + _delayed(self._operand(x), (c.kernel_size - 1 - k) * dilation, c.past) @ taps[:, :, k].T
             x, total = self._finish_layer(i, x, z, total, trace)
         return self._head(total, trace)
 
@@ -172,7 +173,7 @@ class Reference:
                 tap = F.embedding(history, weight[:, :, k].T)
             else:
                 tap = history[:, :, None] * weight[:, 0, k]
-            x = x + _delayed(tap, c.input.kernel_size - 1 - k)
+            x = x + _delayed(tap, c.input.kernel_size - 1 - k, c.past)
         return self._finish_embed(x)
 
     # --- one sample ---------------------------------------------------------------------------------------------
@@ -182,9 +183,10 @@ class Reference:
         c = self.config
         rings = [torch.zeros(batch, (c.kernel_size - 1) * d, c.residual_channels) for d in c.dilations]
         if isinstance(c.input, OneHotInput):
-            inputs = torch.full((batch, c.input.kernel_size - 1), -1, dtype=torch.int64)
+            before = int(c.start) if c.past == "steady" else -1
+            inputs = torch.full((batch, c.input.kernel_size - 1), before, dtype=torch.int64)
         else:
-            inputs = torch.zeros(batch, c.input.kernel_size - 1)
+            inputs = torch.full((batch, c.input.kernel_size - 1), c.start if c.past == "steady" else 0.0)
         return State(0, rings, inputs)
 
     def step(self, state: State, newest: Tensor, conditioning: Tensor, trace: Trace | None = None) -> Tensor:
@@ -201,6 +203,8 @@ class Reference:
         for i, dilation in enumerate(c.dilations):
             ring = state.rings[i]
             depth = ring.shape[1]
+            if c.past == "steady" and state.t == 0:
+                ring[:] = x[:, None]  # a constant input makes every layer constant
             taps = self.weights[f"layers.{i}.dilated.weight"]
             z = conditioning[:, i]
             for k in range(c.kernel_size):
@@ -265,10 +269,12 @@ def _keep(trace: Trace | None, name: str, value: Tensor) -> None:
         trace[name] = value
 
 
-def _delayed(x: Tensor, samples: int) -> Tensor:
-    """(B, T, N) seen `samples` ago; zero vectors before the beginning."""
+def _delayed(x: Tensor, samples: int, past: str = "zero") -> Tensor:
+    """(B, T, N) seen `samples` ago; before the beginning zero vectors, or the first one where the past is "steady"."""
     if samples == 0:
         return x
+    if past == "steady":
+        return torch.cat([x[:, :1].expand(-1, samples, -1), x], dim=1)[:, : x.shape[1]]
     return F.pad(x, (0, 0, samples, 0))[:, : x.shape[1]]
 
 

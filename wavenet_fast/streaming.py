@@ -23,6 +23,7 @@ from .inputs import Form, Layout
 from .recipe import Recipe
 from .rng import utterance_seeds
 from .sampling import check_temperature
+from .shaping import ShapedEngine
 from .signal import fed_back, to_model_domain
 
 Seed = int | Sequence[int] | NDArray[Any]
@@ -105,6 +106,8 @@ class Streaming:
         Raises `ShapeError` for other N and F, `InputError` for values that cannot be used, `StateError` where a stream
         has ended or some hold more frames than others; nothing has moved then, nor when it is interrupted."""
         engine = self._open()
+        if isinstance(engine, ShapedEngine):
+            raise InputError("this voice has sound.filter, and what it heard cannot be told from sound; begin afresh")
         values, form = inputs.as_mel(mel, self._config.n_mels, layout)
         lanes = inputs.as_mask(mask, self.batch_size) & self._running
         sound, sound_form = inputs.as_waveform(wav, lanes)

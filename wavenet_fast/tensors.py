@@ -59,15 +59,17 @@ def widen(tensor: Mapping[str, Any]) -> NDArray[np.float32]:
     return _WIDEN[tensor["dtype"]](tensor["data"])
 
 
-def compare_shapes(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Raises `CheckpointError` that lists the tensors missing, left over and mis-shaped, by name."""
+def compare_shapes(
+    given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], where: str, most: int = 6
+) -> None:
+    """Raises `CheckpointError` that lists the tensors missing, left over and mis-shaped, by name, `most` of each."""
     wrong = [n for n in wanted if n in given and given[n] != wanted[n]]
     problems = [
         ("missing", [n for n in wanted if n not in given]),
         ("not part of this model", sorted(n for n in given if n not in wanted)),
         ("of another shape", [f"{n} {given[n][:8]} instead of {wanted[n]}" for n in wrong]),
     ]
-    told = [f"{len(names)} {what}: {_some(names)}" for what, names in problems if names]
+    told = [f"{len(names)} {what}: {_some(names, most)}" for what, names in problems if names]
     if told:
         raise CheckpointError(f"{where}: does not fit the configuration; tensors {'; '.join(told)}")
 

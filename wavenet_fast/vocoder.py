@@ -26,9 +26,11 @@ from .fold import vocode_in_pieces
 from .inputs import Layout
 from .likelihood import check_agreement, utterance_bits
 from .mel import frame_count, mel_spectrogram
+from .peer_calls import PeerCalls
 from .recipe import Recipe, at_rate
 from .rng import utterance_seeds
 from .sampling import check_temperature
+from .shaping import ShapedEngine, shaped
 from .streaming import Streaming, check_chunk_frames, stream_frames
 from .weights import weight_shapes
 
@@ -37,7 +39,7 @@ Progress = Callable[[int, int], None]
 MAX_THREADS = 1024
 
 
-class Vocoder:
+class Vocoder(PeerCalls):
     """A voice on a backend. Immutable: several Python threads may use one at the same time, and so may forked
     processes. Pickling carries the weights along, so that it can be sent to spawned processes.
 
@@ -75,7 +77,7 @@ class Vocoder:
         weights = {name: checkpoint.weights[name] for name in weight_shapes(checkpoint.config)}
         made = prepare(checkpoint.config, weights, backend, device, dtype, costs)
         self._device, self._notes = made.device, made.notes
-        self._engine: Engine | None = made.engine
+        self._engine: Engine | None = shaped(made.engine, checkpoint.weights)
 
     @classmethod
     def from_pretrained(
@@ -86,10 +88,19 @@ class Vocoder:
         dtype: str = "auto",
         threads: int | None = None,
         strict_mel: bool = False,
+        revision: str | None = None,
+        local_files_only: bool = False,
     ) -> Vocoder:
-        """The voice in a checkpoint directory, or a bundled one by its name. Raises `CheckpointError`,
-        `ConfigError` and `BackendError`; the other arguments are those of the class."""
-        return cls(load_checkpoint(resolve(voice)), backend, device, dtype, threads, strict_mel)
+        """The voice in a checkpoint directory, a bundled one by its name, or "organisation/name" on the Hugging Face
+        Hub, where huggingface_hub is installed.
+
+        revision          of a voice on the Hub: a branch, tag or commit
+        local_files_only  take only what the Hub's cache on this machine has; the environment variable HF_HUB_OFFLINE
+                          does the same
+
+        Raises `CheckpointError`, `ConfigError` and `BackendError`; the other arguments are those of the class."""
+        found = resolve(voice, revision, local_files_only)
+        return cls(load_checkpoint(found), backend, device, dtype, threads, strict_mel)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write the checkpoint directory that `from_pretrained` reads."""
@@ -240,6 +251,8 @@ class Vocoder:
         values = inputs.prepare_mel(values, counts, form.batched)
         speakers = self._speakers(speaker, batch)
         self._recipe.check(values, counts)
+        if isinstance(engine, ShapedEngine):
+            sound, engine = engine.unshaped(sound), engine.inner
         bits = utterance_bits(engine, values, sound, speakers, self.threads)
         return bits if form.batched else float(bits[0])
 
@@ -262,6 +275,13 @@ class Vocoder:
     def mel_spec(self) -> MelSpec:
         """The recipe of the mels this voice listens to."""
         return self._checkpoint.mel
+
+    @property
+    def mel_statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Mean and standard deviation of the training mels, (M,) each, before any normalisation; None where the
+        checkpoint has none."""
+        mean, scale = (self._checkpoint.weights.get(f"mel.{name}") for name in ("mean", "scale"))
+        return None if mean is None or scale is None else (mean.copy(), scale.copy())
 
     @property
     def sample_rate(self) -> int:

@@ -63,7 +63,9 @@ def prepare(
     """Packs a checkpoint's weights (`Checkpoint.weights`) on a device: "cpu" for emulation.
 
     Raises `CheckpointError` for tensors that are missing or of another shape, `BackendError` for a device that is not
-    there and for a weight that is too large for fp16."""
+    there, for a weight that is too large for fp16 and for a model with a steady past, which streams of `start` lack."""
+    if config.past != "zero":
+        raise BackendError(f"the model's past is {config.past!r}; the ops begin with zero vectors, use a Vocoder")
     wanted = weight_shapes(config)
     compare_shapes({n: tuple(w.shape) for n, w in weights.items() if n in wanted}, wanted, "weights")
     if str(device) != "cpu":

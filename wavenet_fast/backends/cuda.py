@@ -164,6 +164,7 @@ class CudaEngine(GpuEngine[CudaState]):
     # --- one call -----------------------------------------------------------------------------------------------
 
     def _run(self, state: CudaState, call: Call) -> None:
+        self._presume(state, call)
         model, device = self.model, self.model.device
         starts = model.starts(state.speakers)
         inputs = device.upload(self._rolled(state.inputs, state.positions))

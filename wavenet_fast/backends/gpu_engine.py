@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import WaveNetConfig
+from ..kernels.tables import depths
 from .features import Features
 from .host_engine import Call, HostEngine
 from .host_state import HostState
+from .steady import SteadyPast, as_operands
 
 DTYPES = ("fp32", "fp16", "bf16")
 _WINDOW_BYTES = 128 << 20
@@ -81,6 +83,23 @@ class GpuEngine(HostEngine[S]):
     ) -> None:
         super().__init__(config, weights, dtype, state_format)
         self._features = Features(config, weights)
+        self._past = SteadyPast(config, weights, dtype) if config.past == "steady" else None
+
+    def _presume(self, state: S, call: Call) -> None:
+        """Where the past is steady, the rings of the streams that begin with this call are filled with it."""
+        beginning = np.flatnonzero((state.positions == 0) & (call.counts > 0))
+        if self._past is None or not len(beginning):
+            return
+        layer_of_slot = np.repeat(np.arange(self.config.n_layers), depths(self.config))
+        rings = state._saved_rings()
+        for b in beginning:
+            mel, _ = self._frames(state, call, int(b), 0, 1)
+            heard = self._past.layer_inputs(mel, state.speakers[b], state.inputs[b])
+            operands, units = as_operands(heard, self.dtype)
+            rings["rings"][b] = operands[layer_of_slot]
+            if units is not None:
+                rings["ring_units"][b] = units[layer_of_slot]
+        state._load_rings(rings)
 
     def _windows(self, state: S, call: Call) -> Iterator[Window]:
         s, hop = self.shape, self.config.hop_length

@@ -52,7 +52,8 @@ class HostState:
 
     def _forget_inputs(self, mask: NDArray[np.bool_]) -> None:
         c = self.engine.config
-        self.inputs[mask, :-1] = -1 if isinstance(c.input, OneHotInput) else 0
+        none = -1 if isinstance(c.input, OneHotInput) else 0
+        self.inputs[mask, :-1] = c.start if c.past == "steady" else none
         self.inputs[mask, -1] = c.start
 
     def _start(self, mask: NDArray[np.bool_]) -> None:

@@ -144,6 +144,7 @@ class TritonEngine(GpuEngine[TritonState]):
             ) from None
 
     def _run(self, state: TritonState, call: Call) -> None:
+        self._presume(state, call)
         starts = self.model.starts(self.model.tensor(state.speakers))
         total, made = int(call.counts.sum()), 0
         for window in self._windows(state, call):

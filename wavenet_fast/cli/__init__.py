@@ -27,6 +27,7 @@ COMMANDS = {
     "resynth": ("vocode", "WAV → mel → WAV: what a voice makes of a recording."),
     "train": ("tools", "Train a voice from a folder of recordings (needs torch)."),
     "check": ("check_command", "Measure what the number formats cost a voice, on recordings."),
+    "convert": ("convert_command", "Make a voice of another project's checkpoint (r9y9, kan-bayashi, nv-wavenet)."),
     "inspect": ("tools", "Show what is in a checkpoint directory."),
     "bench": ("bench_command", "Measure speed against what this machine's memory allows."),
     "doctor": ("tools", "Show CPU features, GPUs, backends and why each is off."),
@@ -40,22 +41,8 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM. A kind of Ctrl-C, so that whatever leaves a valid file after one does so after the other."""
 
 
-class Commands(click.Group):
-    """A group that knows its commands by name, and that turns every end into a sentence and an exit code."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        module = importlib.import_module(f".{COMMANDS[name][0]}", __name__)
-        command: click.Command = getattr(module, f"{name}_command")
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+class SentencedCommand(click.Command):
+    """A command that turns every end into a sentence and an exit code."""
 
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
@@ -92,6 +79,24 @@ class Commands(click.Group):
             return refuse(os_sentence(error))
         except MemoryError as error:
             return refuse(f"not enough memory{f' ({error})' if str(error) else ''}; give shorter or fewer inputs")
+
+
+class Commands(SentencedCommand, click.Group):
+    """A group that knows its commands by name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{COMMANDS[name][0]}", __name__)
+        command: click.Command = getattr(module, f"{name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
 def refuse(sentence: str) -> int:

@@ -44,7 +44,11 @@ def _decorated(options: list[Callable[[F], F]]) -> Callable[[F], F]:
     return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
 
 
-voice_option = click.option("--voice", metavar="NAME|DIR", help="Checkpoint directory or bundled voice.")
+voice_option = click.option(
+    "--voice",
+    metavar="NAME|DIR",
+    help="Checkpoint directory, bundled voice, or organisation/name on the Hugging Face Hub.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Tell the outcome as JSON, for programs.")
 resample_option = click.option("--resample", is_flag=True, help="Convert recordings to the sample rate wanted.")
 seed_option = click.option(
@@ -52,9 +56,32 @@ seed_option = click.option(
     help="0 … 2⁶⁴−1; the same for every file.",
 )  # fmt: skip
 
-engine_options = _decorated(
+temperature_option = click.option(
+    "--temperature", type=float, help="1 samples what the model learned. [default: the voice's own]"
+)
+speaker_option = click.option(
+    "--speaker", metavar="ID|FILE", help="Speaker id, or a .npy vector, of a voice that has several."
+)
+batch_option = click.option(
+    "--batch", type=click.IntRange(1, 4096), default=1, show_default=True, metavar="N", help="Files vocoded together."
+)
+
+
+def layout_option(default: str) -> Callable[[F], F]:
+    return click.option(
+        "--layout", type=click.Choice(["ct", "tc"]), default=default, show_default=True,
+        help="ct: mels are (bands, frames); tc: (frames, bands).",
+    )  # fmt: skip
+
+
+mel_from_option = click.option(
+    "--mel-from", metavar="NAME",
+    help="Convert mels exactly from another recipe: ln, log10, db, db-20 (decibels less 20), unit (those mapped to "
+    "0 … 1), or a preset.",
+)  # fmt: skip
+
+device_options = _decorated(
     [
-        voice_option,
         click.option(
             "--backend",
             default="auto",
@@ -85,15 +112,16 @@ engine_options = _decorated(
     ]
 )
 
+engine_options = _decorated([voice_option, device_options])
+
 speech_options = _decorated(
     [
         seed_option,
-        click.option("--temperature", type=float, help="1 samples what the model learned. [default: the voice's own]"),
-        click.option("--speaker", metavar="ID|FILE", help="Speaker id, or a .npy vector, of a voice that has several."),
+        temperature_option,
+        speaker_option,
         click.option("--format", "format_", type=click.Choice(list(FORMATS)), default="wav", show_default=True,
                      help="wav is 16-bit; s16le and f32le are raw PCM."),
-        click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True, metavar="N",
-                     help="Files vocoded together."),
+        batch_option,
         click.option("--fold", type=click.IntRange(1), default=1, show_default="1, exact", metavar="N",
                      help="Cut each file into up to N pieces, vocode them side by side and join them: approximate, for "
                      "long files. Nothing is written before a file is done."),
@@ -114,9 +142,14 @@ run_options = _decorated(
 
 def load_voice(voice: str | None, backend: str, device: str, dtype: str, threads: int | None) -> Vocoder:
     """The voice of the engine options; the bundled one where none is named."""
+    return voice_from(voice or default_voice(), backend, device, dtype, threads)
+
+
+def voice_from(name: str, backend: str, device: str, dtype: str, threads: int | None) -> Vocoder:
+    """The voice of that name, for `device_options`."""
     from ..vocoder import Vocoder
 
-    return Vocoder.from_pretrained(voice or default_voice(), backend, device, dtype, threads)
+    return Vocoder.from_pretrained(name, backend, device, dtype, threads)
 
 
 def default_voice() -> str:

@@ -161,8 +161,10 @@ class Progress:
             delay=2,
             leave=False,
             file=sys.stderr,
-            bar_format="{desc}{percentage:3.0f}% |{bar}| " + count + " [{elapsed}<{remaining}]",
+            bar_format="{desc}{percentage:3.0f}% |{bar}| " + count + " [{elapsed}<{remaining}{postfix}]",
         )
+        self.made = 0.0
+        """Seconds of sound."""
 
     def begin(self, seconds: float) -> None:
         """The next file has this much sound."""
@@ -171,7 +173,11 @@ class Progress:
         else:
             self.bar.total = seconds
 
-    def advance(self, seconds: float) -> None:
+    def advance(self, seconds: float, working: float = 0.0) -> None:
+        """So much more sound is made; `working` are the seconds that all of it has taken, if they are known."""
+        self.made += seconds
+        if working and self.made:
+            self.bar.set_postfix_str(f"RTF={working / self.made:.3f}", refresh=False)
         self.bar.update(seconds * self.share)
 
     def __enter__(self) -> Progress:

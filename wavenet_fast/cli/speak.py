@@ -189,7 +189,7 @@ class Speech:
         for i, (lane, ready) in enumerate(zip(self.lanes, streams.ready.tolist(), strict=True)):
             if lane is None or not ready:
                 continue
-            self.progress.advance(ready / self.voice.sample_rate)
+            self.progress.advance(ready / self.voice.sample_rate, self.report.working)
             with self.report.surviving(lane.job):
                 lane.output.write(sound[i, :ready])
                 continue
