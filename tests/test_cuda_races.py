@@ -62,7 +62,9 @@ DRAWN = "memories(tile), to, more, warp);"
 LOOP = "for (int tile = 0; tile < plan::TILES; ++tile) longest = max(longest, steps[tile]);"
 # What is done to the kernel; the blocks that then wait in vain, any of which may be the first to give up, and the tile.
 STUCK = {
-    "x is not handed on": (NEXT_X, NEXT_X.replace("send)", "send && (team != 0 || tile != 1 || i != 2))"), "012", 1, "cluster"),
+    "x is not handed on": (
+        NEXT_X, NEXT_X.replace("send)", "send && (team != 0 || tile != 1 || i != 2))"), "012", 1, "cluster"
+    ),
     "skip sums are not": (SKIPS, "if (team != 0 || tile != 0 || i != 1) " + SKIPS, "012", 0, "grid"),
     "nor the last ones": (SKIPS, "if (!last || tile != 1) " + SKIPS, "012", 1, "grid"),
     "by one warp": (SKIPS, "if (!last || skip_warp != 1) " + SKIPS, "012", 0, "cluster"),
