@@ -91,8 +91,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
-    if args.device != "emulated" and isinstance(told := look(), str):
-        raise SystemExit(f"gpu_speed.py: {told}")
+    driver = look()
+    if args.device != "emulated" and isinstance(driver, str):
+        raise SystemExit(f"gpu_speed.py: {driver}")
     rows = [
         row for case in args.cases for dtype in args.dtypes for row in measure(case, dtype, args.device, args.rounds)
     ]
@@ -101,7 +102,8 @@ def main() -> None:
     if args.json:
         packages = ("numpy", "torch", "triton", "cuda-bindings", "nvidia-cuda-nvrtc", "wavenet-fast")
         about = {
-            "gpu": str(look()), "device": args.device, "machine": common.machine(), "seconds": SECONDS,
+            "gpu": driver if isinstance(driver, str) else str(driver.gpus[0]), "driver": str(driver),
+            "device": args.device, "machine": common.machine(), "seconds": SECONDS,
             "versions": common.versions(*packages),
         }  # fmt: skip
         args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
