@@ -117,7 +117,7 @@ def count_tables(told: Row) -> dict[str, str]:
             "shared loads, KB": way("shared loads"), "shared stores, KB": way("shared stores"),
             "generic loads, KB": way("mailbox loads"), "generic stores, KB": way("mailbox stores"),
             "global loads, KB": way("global loads"), "global stores, KB": way("global stores"),
-            "arrivals at other blocks": of(lambda s: s["arrivals"], ",.0f"),
+            "words to other blocks": of(lambda s: s["words"], ",.0f"),
             "instructions of warps in the busiest block":
                 of(lambda s: s["warp_instructions_of_the_busiest_block"], ",.0f"),
         })  # fmt: skip
@@ -197,6 +197,10 @@ def chain_tables(told: Row) -> dict[str, str]:
             for peer in peers.values()
         )],
     }  # fmt: skip
+    beside = {
+        name: [f"{part['estimate'][0]:,} – {part['estimate'][1]:,}", f"{part['on a GPU']:,}"]
+        for name, part in case["beside_a_gpu"].items()
+    }
     latencies = {
         name: [f"{low:g}" if low == high else f"{low:g} – {high:g}", given["source"]]
         for name, given in told["latencies"].items()
@@ -211,6 +215,7 @@ def chain_tables(told: Row) -> dict[str, str]:
         "cuda-chain": parts(ours),
         "cuda-chain-nv": parts(peers[NV[0]]),
         "cuda-chain-totals": table(list(chains), totals | estimate),
+        "cuda-chain-beside": table(["estimate, clock cycles", "on an H200"], beside),
         "cuda-latencies": table(["clock cycles", "from"], latencies),
         "cuda-work": table(
             ["chain, clock cycles", "slowest block for one tile", "tiles in the time of one", "streams"], work
