@@ -94,12 +94,17 @@ def compiled_as_recorded(
 def stages_of(engine: Any, weights: Any, what: str) -> Finding:
     """Every stage under forced history; the error is that of the worst stage."""
     from gpu_checks import check_stages
-    from tolerances import TRACE_MAX
+    from tolerances import TRACE_MAX, of_depth
 
     errors = check_stages(engine, weights)
     worst = max(errors, key=lambda stage: errors[stage][0])
     details = {"worst_stage": worst, "stages": {stage: {"max": m, "rms": r} for stage, (m, r) in errors.items()}}
-    return Finding(what, error=errors[worst][0], limit=TRACE_MAX[engine.name, engine.dtype], details=details)
+    return Finding(
+        what,
+        error=errors[worst][0],
+        limit=TRACE_MAX[engine.name, engine.dtype] * of_depth(engine.config.n_layers),
+        details=details,
+    )
 
 
 def laws_of(engine: Any, name: str, all_of_them: bool = True) -> Iterator[Finding]:

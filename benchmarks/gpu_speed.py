@@ -15,8 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,6 @@ from wavenet_fast.bench_gate import Gate
 from wavenet_fast.cases import CASES
 from wavenet_fast.errors import BackendError
 
-SECONDS = 2.0
-"""Of sound in one call of one stream."""
 MOST_STREAMS = 4096
 
 
@@ -57,21 +56,21 @@ def most_streams(engine: Engine) -> int:
     return batch if engine.name == "cuda" else 16 * 132
 
 
-def measure(case: str, dtype: str, device: str, rounds: int) -> list[dict[str, Any]]:
-    """One row for each engine and number of streams."""
+def measure(
+    case: str, dtype: str, device: str, rounds: int, streams: Sequence[int] | None, seconds: float
+) -> list[dict[str, Any]]:
+    """One row for each engine and number of streams; `streams` None for one, and as many as the GPU takes."""
     config, weights = common.model_of(case)
-    frames = max(1, round(SECONDS * config.sample_rate / config.hop_length)) if device != "emulated" else 1
+    frames = max(1, round(seconds * config.sample_rate / config.hop_length)) if device != "emulated" else 1
     gate, runs, rows = Gate(config, weights), {}, []
     for name, engine in engines(case, dtype, device):
         gated = gate.check(engine)
-        for streams in sorted({1, most_streams(engine) if device != "emulated" else 2}):
-            mel = common.standard_mel(config, weights, frames, streams)
-            key = f"{name} {streams}"
+        for batch in streams or sorted({1, most_streams(engine) if device != "emulated" else 2}):
+            mel = common.standard_mel(config, weights, frames, batch)
+            key = f"{name} {batch}"
             runs[key] = partial(common.generate, engine, mel)
-            plan = engine.explain(streams, 1).details
-            rows.append(
-                {"case": case, "dtype": dtype, "backend": name, "streams": streams, "gate": gated, "plan": plan}
-            )
+            plan = engine.explain(batch, 1).details
+            rows.append({"case": case, "dtype": dtype, "backend": name, "streams": batch, "gate": gated, "plan": plan})
             runs[key]()
     if device == "emulated":
         return rows
@@ -88,25 +87,27 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", default=list(CASES), help="all named cases where none is given")
     parser.add_argument("--dtypes", nargs="+", default=["bf16", "int8"])
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--streams", nargs="+", type=int, help="one, and as many as the GPU takes, unless given")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of sound in one call of each stream")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     driver = look()
     if args.device != "emulated" and isinstance(driver, str):
         raise SystemExit(f"gpu_speed.py: {driver}")
-    rows = [
-        row for case in args.cases for dtype in args.dtypes for row in measure(case, dtype, args.device, args.rounds)
-    ]
+    packages = ("numpy", "torch", "triton", "cuda-bindings", "nvidia-cuda-nvrtc", "wavenet-fast")
+    about = {
+        "gpu": driver if isinstance(driver, str) else str(driver.gpus[0]), "driver": str(driver),
+        "device": args.device, "machine": common.machine(), "seconds": args.seconds,
+        "versions": common.versions(*packages), "command": " ".join(sys.argv),
+    }  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for case, dtype in product(args.cases, args.dtypes):
+        rows += measure(case, dtype, args.device, args.rounds, args.streams, args.seconds)
+        if args.json and rows:  # what is found is written at every step
+            args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
     if not rows:
         raise SystemExit("gpu_speed.py: no GPU backend works here; `wavenet-fast doctor` tells why")
-    if args.json:
-        packages = ("numpy", "torch", "triton", "cuda-bindings", "nvidia-cuda-nvrtc", "wavenet-fast")
-        about = {
-            "gpu": driver if isinstance(driver, str) else str(driver.gpus[0]), "driver": str(driver),
-            "device": args.device, "machine": common.machine(), "seconds": SECONDS,
-            "versions": common.versions(*packages),
-        }  # fmt: skip
-        args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

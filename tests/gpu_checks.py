@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from engine_models import random_history, random_mel, reference_stages, speaker_vectors
 from numpy.typing import NDArray
-from tolerances import MISMATCHES, TRACE_MAX, TRACE_RMS, UNIFORM, VALUE
+from tolerances import MISMATCHES, TRACE_MAX, TRACE_RMS, UNIFORM, VALUE, of_depth
 
 from wavenet_fast.backends.gpu_engine import GpuEngine
 from wavenet_fast.backends.host_state import HostState
@@ -54,7 +54,8 @@ def check_stages(
         errors[stage] = float(off.max() / spread), float(np.sqrt(np.mean(off**2)) / spread)
         # Nothing is rounded before the first product.
         exact = stage == "embed" or (stage == "conditioning" and hearing_format(dtype) == "fp32")
-        limits = [table[engine.name, "fp32" if exact else dtype] for table in (TRACE_MAX, TRACE_RMS)]
+        deeper = of_depth(config.n_layers)
+        limits = [deeper * table[engine.name, "fp32" if exact else dtype] for table in (TRACE_MAX, TRACE_RMS)]
         assert errors[stage][0] <= limits[0] and errors[stage][1] <= limits[1], (
             f"{stage} is off by {errors[stage][0]:.2e} standard deviations, root mean square {errors[stage][1]:.2e}; "
             f"{limits[0]:.0e} and {limits[1]:.0e} are allowed"
