@@ -107,7 +107,7 @@ def clocks(operations: Operations) -> tuple[float, float]:
 # tanh(a)·σ(b), of math.cuh, both beside each other: bound, factor, 2^x, 1 + e, product, reciprocal, product.
 GATE = {FP32: 5, SPECIAL: 2, CONVERT: 1}
 HOP = {WORDS: 1, SHARED: 2, EXCHANGE: 2}
-"""Words are stored; all lanes look at one of them, then each at its own, and every look ends with a vote of the warp."""
+"""Words are stored; all lanes look at one of them, then each at its own; every look ends with a vote of the warp."""
 
 
 def by_turns(inputs: int, dtype: str, panels: int) -> dict[str, float]:
@@ -220,7 +220,7 @@ def beside_a_gpu(parts: list[Part]) -> dict[str, Any]:
     by_name = {part.name: part.operations for part in parts}
     hop = by_name["x to the next block"]
     names = [part.name for part in parts]
-    head = [p for p in parts[names.index("skip sums to the head") + 1:] if p.name != "x to the first block"]
+    head = [p for p in parts[names.index("skip sums to the head") + 1 :] if p.name != "x to the first block"]
     layer = followed(*(by_name[n] for n in ("newest tap and gate", "residual", "x to the next layer of the block")))
     rows = {
         "a layer, x to x": (layer, LAYER_CYCLES), "a hop to the next block": (hop, HOP_CYCLES["cluster"]),

@@ -192,7 +192,8 @@ def counted(shape: str, dtype: str, variant: str, streams: int) -> dict[str, Any
         "plan": {
             "hop": plan.hop, "tile": layout.tile, "tiles": layout.tiles, "pipelines": plan.pipelines,
             "blocks": layout.blocks, "own": list(layout.own), "team": layout.team, "chain": layout.chain,
-            "residual": layout.residual, "skip": layout.skip, "places": layout.places, "homes": plan.homes, "shared_bytes": layout.shared, "stages": layout.stages,
+            "residual": layout.residual, "skip": layout.skip, "places": layout.places, "homes": plan.homes,
+            "shared_bytes": layout.shared, "stages": layout.stages,
         },
         "weight_bytes": model.weight_bytes, "macs_per_stream": macs_per_sample(model.config),
         "sample_of_a_tile": told(layout, plan, model.step(layout), ptx),

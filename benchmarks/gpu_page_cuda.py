@@ -182,6 +182,8 @@ def chain_tables(told: Row) -> dict[str, str]:
     def parts(chain: Row) -> str:
         lines: dict[str, list[str]] = {}
         for part in chain["parts"]:
+            if not part["times"]:
+                continue
             name = part["name"] if part["name"] not in lines else f"{part['name']}, again"
             does = ", ".join(f"{number(count)} {what}" for what, count in part["operations"].items() if count)
             lines[name] = [number(part["times"]), does]
@@ -215,9 +217,20 @@ def chain_tables(told: Row) -> dict[str, str]:
         "cuda-chain": parts(ours),
         "cuda-chain-nv": parts(peers[NV[0]]),
         "cuda-chain-totals": table(list(chains), totals | estimate),
+        "cuda-chain-verdict": verdict(ours, peers),
         "cuda-chain-beside": table(["estimate, clock cycles", "on an H200"], beside),
         "cuda-latencies": table(["clock cycles", "from"], latencies),
         "cuda-work": table(
             ["chain, clock cycles", "slowest block for one tile", "tiles in the time of one", "streams"], work
         ),
     }
+
+
+def verdict(ours: Row, peers: Mapping[str, Row]) -> str:
+    """What the estimates say of the goal of a third."""
+    told = []
+    for name, peer in peers.items():
+        ratios = [mine / theirs for mine, theirs in zip(ours["clocks"], peer["clocks"], strict=True)]
+        low, high = (f"{ratio:.3f}" for ratio in sorted(ratios))
+        told.append(f"{'reached' if max(ratios) <= 1 / 3 else 'missed'} against {name} ({low} to {high})")
+    return f"By these estimates the goal of a third is {', and '.join(told)}."

@@ -53,7 +53,7 @@ def ratio(mine: Row | None, other: Row | None) -> str:
 
 
 def speed_tables(told: Row | None) -> dict[str, dict[str, str]]:
-    """Backend → mark → text: one stream, and as many as the GPU takes at once."""
+    """Backend → mark → text."""
     return {
         backend: {
             f"speed-{backend}": of_backend(told["rows"], backend) if told else NOT_MEASURED.capitalize() + ".",
@@ -64,19 +64,20 @@ def speed_tables(told: Row | None) -> dict[str, dict[str, str]]:
 
 
 def of_backend(rows: Iterable[Row], backend: str) -> str:
-    by_case: dict[str, dict[int, Row]] = {}
-    for row in rows:
-        if row["backend"] == backend:
-            by_case.setdefault(f"{row['case']} {row['dtype']}", {})[row["streams"]] = row
-    lines = {}
-    for name, by_streams in by_case.items():
-        one, most = by_streams.get(1), by_streams[max(by_streams)]
-        many = most if most is not one else None
-        lines[name] = [
-            speed(one), real_time(one), f"{many['streams']:,}" if many else NOT_MEASURED, speed(many), real_time(many),
-        ]  # fmt: skip
-    heads = ["one stream, samples/s", "times real time", "streams", "all of them, samples/s", "times real time, each"]
-    return table(heads, lines) if lines else NOT_MEASURED.capitalize() + "."
+    lines = {
+        f"{row['case']} {row['dtype']}, {streams(row)}": [speed(row), real_time(row), plan_of(row)]
+        for row in rows
+        if row["backend"] == backend
+    }
+    return table(["samples/s", "times real time, each", "plan"], lines) if lines else NOT_MEASURED.capitalize() + "."
+
+
+def plan_of(row: Row) -> str:
+    """Of a row of the backend `cuda`; others have none."""
+    p = row["plan"]
+    if "variant" not in p:
+        return "–"
+    return f"{p['variant']}, {p['pipelines']} × {p['blocks']} blocks, {p['tiles_in_flight']} × {p['tile']} streams each"
 
 
 def real_time(row: Row | None) -> str:
@@ -121,7 +122,7 @@ def versus(rows: list[Row]) -> str:
 
 
 def streams(row: Row) -> str:
-    return f"{row['streams']} stream{'s' * (row['streams'] > 1)}"
+    return f"{row['streams']:,} stream{'s' * (row['streams'] > 1)}"
 
 
 def left_out(rows: Iterable[Row]) -> str:
