@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gpu_page_cuda import NV, PEAKS, clock
 from page_table import table
 
 Row = Mapping[str, Any]
@@ -179,3 +180,19 @@ def goal(rows: list[Row]) -> str:
         f"Measured, {case}, one stream: {1e6 / ours['samples_per_second']:.2f} µs a sample in {dtype}; nv-wavenet's "
         f"persistent kernel takes {told}. The goal, a third, is {verdict}."
     )
+
+
+def estimate_beside(chain: Row, told: Row | None) -> str:
+    """What was estimated of a sample of one stream (cuda-chain.json), and what was measured."""
+    case, dtype = PRICED
+    hz = clock(PEAKS["H100 SXM"])
+    lines = {}
+    for name, system, its in [("resident", OURS, dtype), *((nv, PERSISTENT, nv.split(", ")[1]) for nv in NV)]:
+        low, high = (1e6 * cycles / hz for cycles in chain["cases"][case][name]["clocks"])
+        wanted = (case, system, its, 1)
+        rows = [r for r in told["rows"] if (r["case"], r["system"], r["dtype"], r["streams"]) == wanted] if told else []
+        found = [1e6 / r["samples_per_second"] for r in rows if measured(r)]
+        lines[name] = [f"{low:.2f} – {high:.2f}", *(
+            [f"{found[0]:.2f}", f"{found[0] / high:.1f} – {found[0] / low:.1f}"] if found else [NOT_MEASURED] * 2
+        )]  # fmt: skip
+    return table([f"estimate, µs at {hz / 1e9:.2f} GHz", "measured, µs", "measured over estimate"], lines)

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu_chain import (
+from chain_parts import (
     BARRIER,
-    CASES,
     FP32,
     HALF2,
     L2,
@@ -19,14 +18,10 @@ from gpu_chain import (
     PRODUCT,
     QUEUED,
     WORDS,
-    beside_a_gpu,
     clocks,
-    layout_of,
-    nv_wavenet_chain,
-    resident_chain,
-    results,
     total,
 )
+from gpu_chain import CASES, beside_a_gpu, layout_of, nv_wavenet_chain, resident_chain, results
 from wavenet_fast.kernels.cuda.shapes import Shape, steps
 
 from wavenet_fast.cases import case

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from gpu_page import CUDA_PAGE, PAGE, PAGES, RESULTS, count_tables, cuda_mutants, tables, written
 from gpu_page_cuda import PEAKS, chain_tables, verdict
-from gpu_page_speed import goal, price, speed_tables, versus_tables
+from gpu_page_speed import estimate_beside, goal, price, speed_tables, versus_tables
 from page_table import table
 
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -131,6 +131,22 @@ def test_mutants_of_the_cuda_kernels_are_told_where_they_were_run() -> None:
     table_of, reason = cuda_mutants(told).split("\n\n")
     assert "| grid bf16 | 9 | 6 | 1 | 2 |" in table_of
     assert reason == "- nobody reads it: grid bf16 line 3, wait deleted; grid bf16 line 5, wait deleted."
+
+
+def test_an_estimate_stands_beside_what_was_measured() -> None:
+    names = ("resident", "nv-wavenet, fp32", "nv-wavenet, fp16")
+    chain = {"cases": {"nv-medium": {name: {"clocks": [1983, 3966]} for name in names}}}
+    rows = [
+        told_row("wavenet_fast cuda", "bf16", 1, 125_000.0),
+        told_row("wavenet_fast cuda", "bf16", 16, 1_000_000.0),
+        told_row("nv-wavenet persistent", "fp32", 1, 100_000.0),
+        told_row("nv-wavenet persistent", "fp16", 1, "hangs"),
+    ]
+    found = estimate_beside(chain, {"rows": rows}).splitlines()[2:]
+    assert found[0] == "| resident | 1.00 – 2.00 | 8.00 | 4.0 – 8.0 |"
+    assert found[1] == "| nv-wavenet, fp32 | 1.00 – 2.00 | 10.00 | 5.0 – 10.0 |"
+    assert found[2] == "| nv-wavenet, fp16 | 1.00 – 2.00 | not measured | not measured |"
+    assert estimate_beside(chain, None).count("not measured") == 2 * len(names)
 
 
 def test_the_estimate_speaks_of_the_goal() -> None:
