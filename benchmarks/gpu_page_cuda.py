@@ -115,7 +115,7 @@ def count_tables(told: Row) -> dict[str, str]:
             "tensor-core products, of warps": of(lambda s: s["tensor_products"], ",.0f"),
             "weights from registers, KB": way("registers, weights held"),
             "shared loads, KB": way("shared loads"), "shared stores, KB": way("shared stores"),
-            "generic loads, KB": way("mailbox loads"), "generic stores, KB": way("mailbox stores"),
+            "generic loads, KB": way("generic loads"), "generic stores, KB": way("generic stores"),
             "global loads, KB": way("global loads"), "global stores, KB": way("global stores"),
             "words to other blocks": of(lambda s: s["words"], ",.0f"),
             "instructions of warps in the busiest block":
