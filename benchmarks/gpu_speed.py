@@ -33,10 +33,14 @@ from wavenet_fast.errors import BackendError
 MOST_STREAMS = 4096
 
 
-def engines(case: str, dtype: str, device: str) -> Iterator[tuple[str, Engine]]:
-    """The GPU backends that work here and hold the case, in this number format."""
-    for name, backend in BACKENDS.items():
-        if "emulated" not in backend.devices or dtype not in backend.dtypes:
+GPU_BACKENDS = tuple(name for name, backend in BACKENDS.items() if "emulated" in backend.devices)
+
+
+def engines(case: str, dtype: str, device: str, wanted: Sequence[str]) -> Iterator[tuple[str, Engine]]:
+    """Of these GPU backends those that work here and hold the case, in this number format."""
+    for name in wanted:
+        backend = BACKENDS[name]
+        if dtype not in backend.dtypes:
             continue
         if (why := backend.why_not(device)) is not None:
             print(f"{name}: {why}", file=sys.stderr)
@@ -56,14 +60,13 @@ def most_streams(engine: Engine) -> int:
     return batch if engine.name == "cuda" else 16 * 132
 
 
-def measure(
-    case: str, dtype: str, device: str, rounds: int, streams: Sequence[int] | None, seconds: float
-) -> list[dict[str, Any]]:
-    """One row for each engine and number of streams; `streams` None for one, and as many as the GPU takes."""
+def measure(case: str, dtype: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for each engine and number of streams."""
+    device, streams, seconds = args.device, args.streams, args.seconds
     config, weights = common.model_of(case)
     frames = max(1, round(seconds * config.sample_rate / config.hop_length)) if device != "emulated" else 1
     gate, runs, rows = Gate(config, weights), {}, []
-    for name, engine in engines(case, dtype, device):
+    for name, engine in engines(case, dtype, device, args.backends):
         gated = gate.check(engine)
         for batch in streams or sorted({1, most_streams(engine) if device != "emulated" else 2}):
             mel = common.standard_mel(config, weights, frames, batch)
@@ -74,7 +77,7 @@ def measure(
             runs[key]()
     if device == "emulated":
         return rows
-    speeds = common.interleaved(runs, rounds, f"{case} {dtype}")
+    speeds = common.interleaved(runs, args.rounds, f"{case} {dtype}")
     for row, (key, typical) in zip(rows, common.medians(speeds).items(), strict=True):
         row |= {"samples_per_second": typical, "rounds": speeds[key], "times_real_time": typical / config.sample_rate}
         told = f"{row['backend']:8s}{row['streams']:6d} streams {typical:14,.0f} samples/s"
@@ -86,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("cases", nargs="*", default=list(CASES), help="all named cases where none is given")
     parser.add_argument("--dtypes", nargs="+", default=["bf16", "int8"])
+    parser.add_argument("--backends", nargs="+", choices=GPU_BACKENDS, default=GPU_BACKENDS)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--streams", nargs="+", type=int, help="one, and as many as the GPU takes, unless given")
     parser.add_argument("--seconds", type=float, default=2.0, help="of sound in one call of each stream")
@@ -103,7 +107,7 @@ def main() -> None:
     }  # fmt: skip
     rows: list[dict[str, Any]] = []
     for case, dtype in product(args.cases, args.dtypes):
-        rows += measure(case, dtype, args.device, args.rounds, args.streams, args.seconds)
+        rows += measure(case, dtype, args)
         if args.json and rows:  # what is found is written at every step
             args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
     if not rows:
