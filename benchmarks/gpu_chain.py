@@ -9,20 +9,40 @@ nv-wavenet are facts about the published source (github.com/NVIDIA/nv-wavenet: n
 matrix_math.cuh, softmax.cuh).
 
 The estimate multiplies the counts with latencies that others have measured. Operations for which no published figure
-was at hand are counted and left out of it, on both sides.
+was at hand are counted and left out of it, on both sides, so that a GPU is to be expected to take longer. Beside it
+stands what the planner's `budget` has of the same parts from a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
 
+from chain_parts import (
+    BARRIER,
+    CONVERT,
+    EXCHANGE,
+    FP32,
+    HALF2,
+    L2,
+    LATENCIES,
+    LEFT_OUT,
+    POLLED,
+    PRODUCT,
+    QUEUED,
+    SHARED,
+    SPECIAL,
+    WORDS,
+    Operations,
+    Part,
+    clocks,
+    followed,
+    total,
+)
+from wavenet_fast.kernels.cuda.budget import HEAD_CYCLES, HOP_CYCLES, LAYER_CYCLES
 from wavenet_fast.kernels.cuda.devices import DEVICES
 from wavenet_fast.kernels.cuda.layout import Layout
 from wavenet_fast.kernels.cuda.plan import plan
@@ -35,76 +55,12 @@ CASES = ("voice", "nv-medium")
 """Of those that nv-wavenet's persistent kernel could hold; it knows kernel size 2 and no other."""
 LANES = 32
 
-# What an operation is called.
-PRODUCT, FP32, SPECIAL, CONVERT = "tensor-core products", "fp32 operations", "special functions", "conversions"
-QUEUED = "tensor-core products that only wait for their turn"
-SHARED, BARRIER, EXCHANGE = "reads of shared memory", "barriers of a block", "exchanges within a warp"
-HALF2 = "half2 operations"
-RELEASED = "releases: another block's shared memory has what was written"
-ARRIVAL = "arrivals at another block's barrier"
-POLLED = "values through L2 to a thread that polls"
-L2 = "loads from L2"
-
-LUO = "Luo et al., arXiv 2402.13499, H800; read in a public summary that quotes its tables, not in the paper itself"
-JIA = "Jia et al., arXiv 1804.06826, Volta, as quoted in public code; figures found for Hopper contradict each other"
-LATENCIES: dict[str, tuple[float, float, str]] = {
-    PRODUCT: (
-        24.1, 33.0, f"{LUO}: 24.1 for m16n8k16 in FP16 (Table VII). With fp32 sums 32 to 35 are reported for other "
-        "chips; 33 is taken for the upper end",
-    ),
-    QUEUED: (
-        4.3, 6.9, "2048 multiply-adds at the published peak of an H100 (989 TFLOPS, 132 · 4 tensor cores, 1.98 GHz), "
-        "and at the 62.9 % of a peak that Luo et al. report of mma",
-    ),
-    SHARED: (29.0, 29.0, f"{LUO}: Table IV"),
-    L2: (263.0, 263.0, f"{LUO}: Table IV"),
-    POLLED: (
-        263.0, 394.5, "from the same 263 of a load: half of it to write and half to come back at least; a thread that "
-        "polls one load after the other waits half a load more on average",
-    ),
-    RELEASED: (180.0, 180.0, f"{LUO}: SM-to-SM, there and back; the release in machine code waits for all stores"),
-    ARRIVAL: (90.0, 90.0, "half of the same 180, one way: an assumption"),
-    FP32: (4.0, 4.0, JIA),
-    HALF2: (4.0, 4.0, "taken to be as fast as in fp32"),
-}  # fmt: skip
-"""Operation → clock cycles, lower and upper, and where from."""
-LEFT_OUT = (BARRIER, SPECIAL, CONVERT, EXCHANGE)
-
-Operations = Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Operations that follow each other, and how often a sample passes them."""
-
-    name: str
-    times: float
-    operations: Operations
-
-
-def total(parts: list[Part]) -> dict[str, float]:
-    found: Counter[str] = Counter()
-    for part in parts:
-        for operation, count in part.operations.items():
-            found[operation] += part.times * count  # type: ignore[assignment]
-    return dict(found)
-
-
-def clocks(operations: Operations) -> tuple[float, float]:
-    """Lower and upper; operations without a published latency count nothing."""
-    known = {name: LATENCIES[name] for name in operations if name in LATENCIES}
-    return (
-        sum(operations[name] * low for name, (low, _, _) in known.items()),
-        sum(operations[name] * high for name, (_, high, _) in known.items()),
-    )
-
-
 # --- resident -----------------------------------------------------------------------------------------------------
 
 # tanh(a)·σ(b), of math.cuh, both beside each other: bound, factor, 2^x, 1 + e, product, reciprocal, product.
 GATE = {FP32: 5, SPECIAL: 2, CONVERT: 1}
-HOP = {RELEASED: 1, ARRIVAL: 1, SHARED: 1}
-"""Data and an arrival; the look at the barrier that sees it."""
+HOP = {WORDS: 1, SHARED: 2, EXCHANGE: 2}
+"""Words are stored; all lanes look at one of them, then each at its own; every look ends with a vote of the warp."""
 
 
 def by_turns(inputs: int, dtype: str, panels: int) -> dict[str, float]:
@@ -112,58 +68,58 @@ def by_turns(inputs: int, dtype: str, panels: int) -> dict[str, float]:
     count = steps(inputs, dtype)
     sums = 4 if count >= 4 else 2 if count >= 2 else 1
     return {
-        PRODUCT: panels * ceil(count / sums), QUEUED: panels * (sums - 1), FP32: panels * sums.bit_length() - panels,
+        PRODUCT: panels * ceil(count / sums), QUEUED: panels * (sums - 1), FP32: panels * (sums.bit_length() - 1),
     }  # fmt: skip
 
 
-def followed(*more: Operations) -> dict[str, float]:
-    """One after the other."""
-    found: Counter[str] = Counter()
-    for one in more:
-        for name, count in one.items():
-            found[name] += count  # type: ignore[assignment]
-    return dict(found)
-
-
-def dilated_part(layout: Layout) -> Operations:
-    """From x in shared memory to gates there that all have seen. A warp's panels count one after the other."""
+def gates_part(layout: Layout) -> Operations:
+    """The chain role, from x in shared memory, which all residual warps have put there, to gates there. A warp's panels
+    count one after the other; the newest tap's weights are in registers, or come from shared memory beside x."""
     s, panels = layout.shape, ceil(layout.panels[0] / layout.chain)
-    return followed({SHARED: 1, BARRIER: 1}, by_turns(s.R, layout.dtype, panels), GATE)
+    return followed({BARRIER: 1, SHARED: 1}, by_turns(s.R, layout.dtype, panels), GATE)
 
 
 def residual_part(layout: Layout) -> Operations:
-    """From gates to the next x, but for the barrier behind it. Weights and biases are read beside the chain."""
-    s, panels = layout.shape, ceil(layout.panels[1] / layout.chain)
-    return followed({SHARED: 1, FP32: 2, CONVERT: 1}, by_turns(s.HALF, layout.dtype, panels))
+    """The residual role, from gates, which all chain warps have put there, to the next x in its registers."""
+    s, panels = layout.shape, ceil(layout.panels[1] / layout.residual)
+    return followed({BARRIER: 1, SHARED: 1, FP32: 2}, by_turns(s.HALF, layout.dtype, panels))
+
+
+PUT: Operations = {CONVERT: 1}
+"""A number becomes an operand in shared memory; the barrier behind it is the reader's."""
+
+
+def skip_part(layout: Layout) -> Operations:
+    """The skip role with one layer; on the chain for the last layer only."""
+    s, panels = layout.shape, ceil(layout.panels[2] / layout.skip)
+    return followed({BARRIER: 1, SHARED: 1}, by_turns(s.HALF, layout.dtype, panels))
 
 
 def past_part(layout: Layout, own: int) -> Operations:
-    """Of a block, before x arrives: older taps of all its layers. Not on the chain of one tile."""
+    """The chain role before x arrives: conditioning, and older taps of all layers of a block. Not on the chain of one
+    tile."""
     s, panels = layout.shape, ceil(layout.panels[0] / layout.chain)
     per_tap = panels * steps(s.R, layout.dtype)
     return {SHARED: own * (s.K - 1), PRODUCT: own * (s.K - 1) * per_tap, L2: 1, BARRIER: 2}
 
 
-def skip_part(layout: Layout) -> Operations:
-    """The skip product of one layer, step after step; on the chain for the last layer only."""
-    s, panels = layout.shape, ceil(layout.panels[2] / layout.skip)
-    return {SHARED: 1, PRODUCT: panels * steps(s.HALF, layout.dtype), FP32: 2, CONVERT: 1}
-
-
 def head_parts(layout: Layout) -> list[Part]:
-    """From skip sums to the next sample's x on its way to the first block; a categorical head, classes as input."""
-    s, warps, dtype = layout.shape, layout.chain + layout.skip, layout.dtype
-    own = ceil(s.CLASSES / LANES)  # classes of a lane
-    scan = 5  # log2 of the lanes
+    """From the sum of all skips to the next sample's x on its way to the first block; a categorical head, classes as
+    input. By all warps of the last block; each draws for its own streams, one after the other."""
+    s, warps, dtype = layout.shape, layout.threads // LANES, layout.dtype
+    own, scan = ceil(s.CLASSES / LANES), 5  # classes of a lane; log2 of the lanes
+    streams = ceil(layout.tile / warps)
     hidden, outputs = (by_turns(n, dtype, ceil(m / PANEL / warps)) for n, m in ((s.S, s.H), (s.H, s.A)))
+    # The largest of a lane's logits and of all; weights and their sum; the sums of the lanes below, and the bound; sums
+    # again, compared and counted.
+    draw = {SHARED: 1, FP32: own + 2 + own + scan + 1 + own + 1, SPECIAL: 1, EXCHANGE: scan + 4}
+    embed = {L2: 1, FP32: s.IN_TAPS + 5 * s.TANH, SPECIAL: 2 * s.TANH, CONVERT: 1}
     return [
-        Part("hidden", 1, followed({SHARED: 1, FP32: 1, CONVERT: 1, BARRIER: 1}, hidden)),
-        Part("outputs", 1, followed({SHARED: 1, BARRIER: 1}, outputs)),
-        # The largest logit, the sum of weights, its prefix, the comparisons, their sum.
-        Part("draw", 1, {
-            SHARED: 2, FP32: own + scan + 3 + own + 2 * scan + own + 1 + scan, SPECIAL: 2, EXCHANGE: 3 * scan + 2,
-        }),
-        Part("sound, and the next input", 1, {L2: 2, SHARED: 2, FP32: 4 + s.IN_TAPS, SPECIAL: 1, CONVERT: 1}),
+        Part("skip sums become operands", 1, {FP32: 2, CONVERT: 1}),
+        Part("hidden", 1, followed({BARRIER: 1, SHARED: 1}, hidden, {FP32: 1, CONVERT: 1})),
+        Part("outputs", 1, followed({BARRIER: 1, SHARED: 1}, outputs, {BARRIER: 1})),
+        Part("draw", streams, draw),
+        Part("the next input", streams, embed),
     ]  # fmt: skip
 
 
@@ -172,16 +128,17 @@ def resident_chain(layout: Layout) -> list[Part]:
     s, owners = layout.shape, sum(own > 0 for own in layout.own)
     inside = s.LAYERS - owners  # layers whose x stays in its block
     return [
-        Part("newest tap and gate", s.LAYERS, dilated_part(layout)),
+        Part("newest tap and gate", s.LAYERS, gates_part(layout)),
         Part("residual", s.LAYERS - 1, residual_part(layout)),
-        Part("barrier behind it, inside a block", inside, {BARRIER: 1}),
-        Part("its place has been read by the skip warps", sum(max(own - 2, 0) for own in layout.own), {BARRIER: 1}),
-        Part("x to the next block", owners - 1, HOP),
+        Part("its place has been read by the skip warps", sum(max(own - layout.places, 0) for own in layout.own),
+             {BARRIER: 1}),
+        Part("x to the next layer of the block", inside, PUT),
+        Part("x to the next block", owners - 1, followed(HOP, PUT)),
         Part("skip product of the last layer", 1, skip_part(layout)),
         Part("skip sums to the head", 1, HOP),
         *head_parts(layout),
-        Part("x to the first block", 1, HOP),
-    ]
+        Part("x to the first block", 1, followed(HOP, PUT)),
+    ]  # fmt: skip
 
 
 def block_work(layout: Layout) -> dict[str, Operations]:
@@ -189,11 +146,34 @@ def block_work(layout: Layout) -> dict[str, Operations]:
     many tiles as this goes into the chain are made in the time of one."""
     own = max(layout.own)
     layers = total([
-        Part("past", 1, past_part(layout, own)), Part("newest", own, dilated_part(layout)),
-        Part("residual", own, residual_part(layout)), Part("barriers", own - 1 + max(own - 2, 0), {BARRIER: 1}),
-        Part("hop", 1, HOP), Part("skips of the last layer", 1, skip_part(layout)),
+        Part("past", 1, past_part(layout, own)), Part("x arrives", 1, followed(HOP, PUT)),
+        Part("newest", own, gates_part(layout)), Part("residual", own, residual_part(layout)),
+        Part("inside", own - 1, PUT), Part("places", max(own - layout.places, 0), {BARRIER: 1}),
+        Part("skips of the last layer", 1, skip_part(layout)), Part("end", 1, {BARRIER: 1}),
     ])  # fmt: skip
-    return {"with most layers": layers, "with the head": total([*head_parts(layout), Part("hop", 1, HOP)])}
+    head = total([Part("skips arrive", 1, HOP), *head_parts(layout), Part("end", 1, {BARRIER: 1})])
+    return {"with most layers": layers, "with the head": head}
+
+
+PLANNED = "nv-medium"
+"""The case whose parts `budget` has from a GPU."""
+
+
+def beside_a_gpu(parts: list[Part]) -> dict[str, Any]:
+    """What a layer inside a block, a hop and the head take: by the estimate, and as the planner has it from a GPU."""
+    by_name = {part.name: part.operations for part in parts}
+    hop = by_name["x to the next block"]
+    names = [part.name for part in parts]
+    head = [p for p in parts[names.index("skip sums to the head") + 1 :] if p.name != "x to the first block"]
+    layer = followed(*(by_name[n] for n in ("newest tap and gate", "residual", "x to the next layer of the block")))
+    rows = {
+        "a layer, x to x": (layer, LAYER_CYCLES), "a hop to the next block": (hop, HOP_CYCLES["cluster"]),
+        "the head, from all skip sums to the next x": (total(head), HEAD_CYCLES),
+    }  # fmt: skip
+    return {
+        name: {"estimate": [round(c) for c in clocks(operations)], "on a GPU": cycles}
+        for name, (operations, cycles) in rows.items()
+    }
 
 
 # --- nv-wavenet ---------------------------------------------------------------------------------------------------
@@ -271,6 +251,8 @@ def results() -> dict[str, Any]:
             name: {"operations": dict(work), "clocks": [round(c) for c in clocks(work)]}
             for name, work in block_work(layout).items()
         }
+        if shape == PLANNED:
+            row["beside_a_gpu"] = beside_a_gpu(resident_chain(layout))
         if layout.shape.K == 2:
             for name, half in (("nv-wavenet, fp32", False), ("nv-wavenet, fp16", True)):
                 row[name] = told(nv_wavenet_chain(layout.shape, half))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_page_cuda
+import gpu_page_speed
 from page_table import table
 
 RESULTS = Path(__file__).parent / "results"
@@ -122,16 +123,39 @@ def check_tables(told: Row) -> dict[str, str]:
         f"{part}, {'all' if told['levels'][part] == 'full' else 'a part'}": [str(counts[v]) for v in verdicts]
         for part, counts in told["counts"].items()
     }
-    lines, reasons = {}, []
+    return {"checks": table(list(verdicts), parts), "mutants": mutants(told), "cuda-mutants": cuda_mutants(told)}
+
+
+def of_mutants(told: Row, part: str) -> tuple[str, list[tuple[str, Row]]]:
+    """A table of what became of the mutants, and those that went unnoticed, each with the kernel that it is of."""
+    lines, unnoticed = {}, []
     for finding in told["findings"]:
-        if finding["part"] == "mutants" and "mutants" in (d := finding.get("details", {})):
+        if finding["part"] == part and "mutants" in (d := finding.get("details", {})):
             cells = [d["mutants"], len(d["caught"]), len(d["equivalent"]), len(d["survived"])]
             lines[finding["what"]] = [str(cell) for cell in cells]
-            for m in d["survived"]:
-                where = f"{finding['what']}, line {m['line']} of the PTX (`{m['source']}`)"
-                reasons.append(f"- {where}, {m['description']}: {m['reason']}.")
-    mutants = table(["mutants", "noticed", "equivalent", "unnoticed"], lines)
-    return {"checks": table(list(verdicts), parts), "mutants": "\n\n".join([mutants, *reasons])}
+            unnoticed += [(finding["what"], mutant) for mutant in d["survived"]]
+    return table(["mutants", "noticed", "equivalent", "unnoticed"], lines), unnoticed
+
+
+def mutants(told: Row) -> str:
+    """Of the Triton kernels."""
+    found, unnoticed = of_mutants(told, "mutants")
+    reasons = [
+        f"- {what}, line {m['line']} of the PTX (`{m['source']}`), {m['description']}: {m['reason']}."
+        for what, m in unnoticed
+    ]
+    return "\n\n".join([found, *reasons])
+
+
+def cuda_mutants(told: Row) -> str:
+    """Of the CUDA kernels; the same reason is told once."""
+    if "cuda-mutants" not in told["counts"]:
+        return "Not in the last run: `python benchmarks/gpu_check.py --full --parts cuda-mutants`."
+    found, unnoticed = of_mutants(told, "cuda-mutants")
+    places: dict[str, list[str]] = {}
+    for what, mutant in unnoticed:
+        places.setdefault(mutant["reason"], []).append(f"{what} line {mutant['line']}, {mutant['description']}")
+    return "\n\n".join([found, *(f"- {reason}: {'; '.join(where)}." for reason, where in places.items())])
 
 
 # --- the pages --------------------------------------------------------------------------------------------------
@@ -142,9 +166,15 @@ def read(name: str) -> Row:
     return told
 
 
+def measured(name: str) -> Row | None:
+    """What was found on a GPU, if anything was."""
+    return read(name) if (RESULTS / name).exists() else None
+
+
 def tables() -> dict[str, str]:
     """Of docs/gpu.md, by mark."""
     found = count_tables(read("triton-counts.json")) | compile_tables(read("triton-compiled.json"))
+    found |= gpu_page_speed.speed_tables(measured("gpu-speed.json"))["triton"]
     return found | check_tables(read("gpu-check.json"))
 
 
@@ -152,7 +182,11 @@ def cuda_tables() -> dict[str, str]:
     """Of docs/gpu-cuda.md."""
     found = gpu_page_cuda.compile_tables(read("cuda-compiled.json"))
     found |= gpu_page_cuda.count_tables(read("cuda-counts.json"))
-    return found | gpu_page_cuda.chain_tables(read("cuda-chain.json"))
+    found |= gpu_page_speed.speed_tables(measured("gpu-speed.json"))["cuda"]
+    chain, versus = read("cuda-chain.json"), measured("nv-wavenet-speed.json")
+    found |= gpu_page_speed.versus_tables(versus)
+    found |= {"estimate-measured": gpu_page_speed.estimate_beside(chain, versus)}
+    return found | gpu_page_cuda.chain_tables(chain)
 
 
 PAGES = {PAGE: tables, CUDA_PAGE: cuda_tables}

@@ -115,9 +115,9 @@ def count_tables(told: Row) -> dict[str, str]:
             "tensor-core products, of warps": of(lambda s: s["tensor_products"], ",.0f"),
             "weights from registers, KB": way("registers, weights held"),
             "shared loads, KB": way("shared loads"), "shared stores, KB": way("shared stores"),
-            "generic loads, KB": way("mailbox loads"), "generic stores, KB": way("mailbox stores"),
+            "generic loads, KB": way("generic loads"), "generic stores, KB": way("generic stores"),
             "global loads, KB": way("global loads"), "global stores, KB": way("global stores"),
-            "arrivals at other blocks": of(lambda s: s["arrivals"], ",.0f"),
+            "words to other blocks": of(lambda s: s["words"], ",.0f"),
             "instructions of warps in the busiest block":
                 of(lambda s: s["warp_instructions_of_the_busiest_block"], ",.0f"),
         })  # fmt: skip
@@ -182,6 +182,8 @@ def chain_tables(told: Row) -> dict[str, str]:
     def parts(chain: Row) -> str:
         lines: dict[str, list[str]] = {}
         for part in chain["parts"]:
+            if not part["times"]:
+                continue
             name = part["name"] if part["name"] not in lines else f"{part['name']}, again"
             does = ", ".join(f"{number(count)} {what}" for what, count in part["operations"].items() if count)
             lines[name] = [number(part["times"]), does]
@@ -197,6 +199,10 @@ def chain_tables(told: Row) -> dict[str, str]:
             for peer in peers.values()
         )],
     }  # fmt: skip
+    beside = {
+        name: [f"{part['estimate'][0]:,} – {part['estimate'][1]:,}", f"{part['on a GPU']:,}"]
+        for name, part in case["beside_a_gpu"].items()
+    }
     latencies = {
         name: [f"{low:g}" if low == high else f"{low:g} – {high:g}", given["source"]]
         for name, given in told["latencies"].items()
@@ -211,8 +217,20 @@ def chain_tables(told: Row) -> dict[str, str]:
         "cuda-chain": parts(ours),
         "cuda-chain-nv": parts(peers[NV[0]]),
         "cuda-chain-totals": table(list(chains), totals | estimate),
+        "cuda-chain-verdict": verdict(ours, peers),
+        "cuda-chain-beside": table(["estimate, clock cycles", "on an H200"], beside),
         "cuda-latencies": table(["clock cycles", "from"], latencies),
         "cuda-work": table(
             ["chain, clock cycles", "slowest block for one tile", "tiles in the time of one", "streams"], work
         ),
     }
+
+
+def verdict(ours: Row, peers: Mapping[str, Row]) -> str:
+    """What the estimates say of the goal of a third."""
+    told = []
+    for name, peer in peers.items():
+        ratios = [mine / theirs for mine, theirs in zip(ours["clocks"], peer["clocks"], strict=True)]
+        low, high = (f"{ratio:.3f}" for ratio in sorted(ratios))
+        told.append(f"{'reached' if max(ratios) <= 1 / 3 else 'missed'} against {name} ({low} to {high})")
+    return f"By these estimates the goal of a third is {', and '.join(told)}."

@@ -96,11 +96,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
-    if args.device != "emulated" and isinstance(told := look(), str):
-        raise SystemExit(f"gpu_speed.py: {told}")
+    driver = look()
+    if args.device != "emulated" and isinstance(driver, str):
+        raise SystemExit(f"gpu_speed.py: {driver}")
     packages = ("numpy", "torch", "triton", "cuda-bindings", "nvidia-cuda-nvrtc", "wavenet-fast")
     about = {
-        "gpu": str(look()), "device": args.device, "machine": common.machine(), "seconds": args.seconds,
+        "gpu": driver if isinstance(driver, str) else str(driver.gpus[0]), "driver": str(driver),
+        "device": args.device, "machine": common.machine(), "seconds": args.seconds,
         "versions": common.versions(*packages), "command": " ".join(sys.argv),
     }  # fmt: skip
     rows: list[dict[str, Any]] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from wavenet_fast.emulated.parse import parse
-from wavenet_fast.emulated.ptx import SIZES, Instruction
+from wavenet_fast.emulated.ptx import SIZES, Instruction, Label
 
 FAMILIES = {
     "products": r"mma",
@@ -32,13 +32,31 @@ def instructions_of(ptx: str, kernel: str) -> dict[str, Instruction]:
     return found
 
 
+def waits(ptx: str, kernel: str, looks: tuple[str, ...]) -> set[str]:
+    """Lines of the innermost loops around instructions whose opcode begins with one of `looks`. A loop is what lies
+    between a label and the last branch back to it."""
+    body = parse(ptx).functions[kernel].body
+    at = {item.name: item.line for item in body if isinstance(item, Label)}
+    loops: dict[int, int] = {}
+    for item in body:
+        if isinstance(item, Instruction) and item.parts[0] == "bra" and at[item.operands[0]] < item.line:
+            loops[at[item.operands[0]]] = item.line
+    found: set[str] = set()
+    for item in body:
+        if isinstance(item, Instruction) and item.opcode.startswith(looks):
+            around = [(last - first, first, last) for first, last in loops.items() if first <= item.line <= last]
+            _, first, last = min(around, default=(0, item.line, item.line))
+            found |= set(map(str, range(first, last + 1)))
+    return found
+
+
 def family(instruction: Instruction, families: dict[str, str] = FAMILIES) -> str:
     return next(name for name, pattern in families.items() if re.match(pattern, instruction.opcode))
 
 
 def bytes_of(instruction: Instruction) -> dict[str, int]:
-    """Bytes that one thread moves with one instruction, by where from or where to; "mailbox" where the address is
-    generic. A copy whose size is in a register is taken for one of 16 bytes."""
+    """Bytes that one thread moves with one instruction, by where from or where to; "generic" where the address does
+    not say. A copy whose size is in a register is taken for one of 16 bytes."""
     parts, name = instruction.parts, instruction.parts[0]
     if name in ("ldmatrix", "stmatrix"):
         count = 4 * int(next(part[1:] for part in parts if re.fullmatch(r"x[124]", part)))
@@ -47,7 +65,7 @@ def bytes_of(instruction: Instruction) -> dict[str, int]:
         size = int(instruction.operands[2], 0)
         return {"global loads": size, "shared stores": size}
     if name in ("ld", "st") and not parts[1].startswith(("param", "local", "const")):
-        space = next((p.split("::")[0] for p in parts if p.split("::")[0] in ("global", "shared")), "mailbox")
+        space = next((p.split("::")[0] for p in parts if p.split("::")[0] in ("global", "shared")), "generic")
         size = SIZES[parts[-1]] * int(next((part[1:] for part in parts if re.fullmatch(r"v\d", part)), 1))
         return {f"{space} {'loads' if name == 'ld' else 'stores'}": size}
     return {}

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from math import ceil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu_chain import (
-    ARRIVAL,
+from chain_parts import (
     BARRIER,
-    CASES,
     FP32,
     HALF2,
     L2,
@@ -20,13 +17,11 @@ from gpu_chain import (
     POLLED,
     PRODUCT,
     QUEUED,
+    WORDS,
     clocks,
-    layout_of,
-    nv_wavenet_chain,
-    resident_chain,
-    results,
     total,
 )
+from gpu_chain import CASES, beside_a_gpu, layout_of, nv_wavenet_chain, resident_chain, results
 from wavenet_fast.kernels.cuda.shapes import Shape, steps
 
 from wavenet_fast.cases import case
@@ -51,39 +46,63 @@ def counted(shape: str) -> Any:
 
 
 @pytest.mark.parametrize("shape", CASES)
-def test_barriers_products_and_arrivals_are_those_that_were_executed(shape: str) -> None:
-    """Of the chain warps of the first block with most layers, which is not the last: before x arrives two barriers and
-    the products of older taps; one barrier at the end of the sample."""
+def test_barriers_products_and_words_are_those_that_were_executed(shape: str) -> None:
+    """Of the first block with most layers, which is not the last, and of the head: barriers that a role waits at.
+    Before x arrives a chain warp meets two; all meet one at the end of the sample."""
     layout, row = layout_of(shape), counted(shape)
-    assert row["plan"]["own"] == list(layout.own) and row["plan"]["tiles"] == 1
+    assert row["plan"]["own"] == list(layout.own) and row["plan"]["tiles"] == 1 and layout.head_alone
     s, own, found = layout.shape, max(layout.own), row["sample_of_a_tile"]
     chain = {part.name: part for part in resident_chain(layout)}
-    layer = chain["newest tap and gate"].operations[BARRIER]
-    assert found["roles"]["chain"]["barriers of a block"] == 2 + own * layer + (own - 1) + max(own - 2, 0) + 1
-    inside = chain["barrier behind it, inside a block"].times
-    assert inside == sum(max(count - 1, 0) for count in layout.own)
+    roles = {role: counts["barriers of a block"] for role, counts in found["roles"].items()}
+    of_gates, of_x = (chain[name].operations[BARRIER] for name in ("newest tap and gate", "residual"))
+    of_skip, late = chain["skip product of the last layer"].operations[BARRIER], max(own - layout.places, 0)
+    of_head = sum(part.operations.get(BARRIER, 0) for name, part in chain.items() if name in HEAD)
+    assert roles["chain"] == 2 + own * of_gates + 1 and roles["residual"] == own * of_x + late + 1
+    assert roles["skip"] == own * of_skip + 1 and roles["head"] == of_head + 1
+
     dilated, residual, skip = layout.panels
-    of_x, of_gates = steps(s.R, "bf16"), steps(s.HALF, "bf16")
-    executed = own * (dilated * s.K * of_x + residual * of_gates) / layout.chain
-    assert found["roles"]["chain"]["products"] == pytest.approx(executed)
+    x_steps, gate_steps = steps(s.R, "bf16"), steps(s.HALF, "bf16")
+    executed = {
+        "chain": own * dilated * s.K * x_steps / layout.chain,
+        "residual": own * residual * gate_steps / layout.residual,
+        "skip": own * skip * gate_steps / layout.skip,
+        "head": (s.H // 16 * steps(s.S, "bf16") + s.A // 16 * steps(s.H, "bf16")) / (layout.threads // 32),
+    }  # fmt: skip
+    assert {role: found["roles"][role]["products"] for role in executed} == pytest.approx(executed)
     owners, eights = sum(count > 0 for count in layout.own), layout.tile // 8
-    everything = s.LAYERS * (dilated * s.K * of_x + skip * of_gates) + (s.LAYERS - 1) * residual * of_gates
+    everything = s.LAYERS * (dilated * s.K * x_steps + skip * gate_steps) + (s.LAYERS - 1) * residual * gate_steps
     everything += s.H // 16 * steps(s.S, "bf16") + s.A // 16 * steps(s.H, "bf16")
     assert found["tensor_products"] == everything * eights
-    # Every chain warp sends x on, every skip warp its sums, every warp of the head the next x.
-    warps = (owners - 1) * (layout.chain + layout.skip) + layout.skip + layout.chain + layout.skip
-    assert found["arrivals"] == warps
-    assert total(resident_chain(layout))[ARRIVAL] == owners + 1
+    # Every block with layers is sent an x, and sends its sums of skips on.
+    assert found["words"] == owners * (s.R + s.S) * layout.tile
+    assert total(resident_chain(layout))[WORDS] == owners + 1
+
+
+HEAD = ("skip sums become operands", "hidden", "outputs", "draw", "the next input")
+
+
+@pytest.mark.parametrize("shape", CASES)
+def test_every_layer_is_handed_on_once(shape: str) -> None:
+    layout = layout_of(shape)
+    chain = {part.name: part for part in resident_chain(layout)}
+    handed = ("x to the next layer of the block", "x to the next block")
+    assert sum(chain[name].times for name in handed) == layout.shape.LAYERS - 1 == chain["residual"].times
 
 
 def test_products_of_the_chain_follow_from_the_sizes() -> None:
     layout = layout_of("nv-medium")
     s = layout.shape
-    assert (layout.chain, s.R, s.HALF, s.LAYERS) == (8, 64, 64, 20)
+    assert (layout.chain, layout.residual, layout.skip, s.R, s.HALF, s.LAYERS) == (8, 4, 4, 64, 64, 20)
     found = total(resident_chain(layout))
-    # Four steps onto four sums; the skips' one behind the other; 8 and 16 steps in the head, two panels a warp.
-    assert found[PRODUCT] == 20 + 19 + ceil(8 / layout.skip) * 4 + 2 * 2 + 2 * 4
-    assert found[QUEUED] == (20 + 19 + 2 + 2) * 3
+    # Four steps onto four sums, two panels of skips a warp; 8 and 16 steps in the head, a panel a warp.
+    assert found[PRODUCT] == 20 + 19 + 2 + 2 + 4
+    assert found[QUEUED] == (20 + 19 + 2 + 1 + 1) * 3
+
+
+def test_the_estimate_stands_beside_a_gpu() -> None:
+    """It is a lower bound: what it leaves out takes time."""
+    for name, row in beside_a_gpu(resident_chain(layout_of("nv-medium"))).items():
+        assert 0 < row["estimate"][0] <= row["estimate"][1] < row["on a GPU"], name
 
 
 def test_nv_wavenet_hops_once_a_layer_and_nine_times_outside() -> None:
@@ -102,16 +121,8 @@ def test_an_estimate_takes_only_what_has_a_latency() -> None:
     assert all(low <= high and source for low, high, source in LATENCIES.values())
 
 
-def test_the_page_draws_the_conclusions_that_the_counts_allow() -> None:
-    case_, text = read("cuda-chain.json")["cases"]["nv-medium"], (DOCS / "gpu-cuda.md").read_text(encoding="utf-8")
-    ours = case_["resident"]["clocks"]
-    peers = [case_[f"nv-wavenet, {dtype}"]["clocks"] for dtype in ("fp32", "fp16")]
-    ratios = [mine / theirs for peer in peers for mine, theirs in zip(ours, peer, strict=True)]
-    assert ("By the ratios above it is missed" in text) == (max(ratios) > 1 / 3)
-    hops = sum(
-        p["times"] * clocks(p["operations"])[0] for p in case_["resident"]["parts"] if ARRIVAL in p["operations"]
-    )
-    assert ("all hops together are a third of the chain" in text) == (0.28 < hops / ours[0] < 0.38)
+def test_the_page_draws_the_conclusion_that_the_counts_allow() -> None:
+    assert "by this estimate it is met" in (DOCS / "gpu-cuda.md").read_text(encoding="utf-8")
     for row in read("cuda-chain.json")["cases"].values():
         slowest = max(work["clocks"][1] for work in row["blocks_work"].values())
         assert 8 * (row["resident"]["clocks"][1] // slowest) >= 16, "the page says that the goal is met"
