@@ -183,6 +183,7 @@ def cuda_tables() -> dict[str, str]:
     found = gpu_page_cuda.compile_tables(read("cuda-compiled.json"))
     found |= gpu_page_cuda.count_tables(read("cuda-counts.json"))
     found |= gpu_page_speed.speed_tables(measured("gpu-speed.json"))["cuda"]
+    found["speed-unpaused"] = gpu_page_speed.unpaused(measured("gpu-speed-unpaused.json"))
     chain, versus = read("cuda-chain.json"), measured("nv-wavenet-speed.json")
     found |= gpu_page_speed.versus_tables(versus)
     found |= {"estimate-measured": gpu_page_speed.estimate_beside(chain, versus)}

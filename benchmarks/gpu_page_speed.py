@@ -73,6 +73,19 @@ def of_backend(rows: Iterable[Row], backend: str) -> str:
     return table(["samples/s", "times real time, each", "plan"], lines) if lines else NOT_MEASURED.capitalize() + "."
 
 
+def unpaused(told: Row | None) -> str:
+    """What the kernels made that did not pause while they waited, as calls and as launches alone."""
+    if told is None:
+        return NOT_MEASURED.capitalize() + "."
+    lines = {
+        f"{row['case']} {row['dtype']}, {streams(row)}": [
+            speed(row), real_time(row), format(row["kernels_per_second"], ",.0f"),
+        ]
+        for row in told["rows"]
+    }  # fmt: skip
+    return table(["samples/s", "times real time, each", "samples/s of the launches alone"], lines)
+
+
 def plan_of(row: Row) -> str:
     """Of a row of the backend `cuda`; others have none."""
     p = row["plan"]
