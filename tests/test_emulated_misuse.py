@@ -291,3 +291,34 @@ def test_every_launch_finds_the_variables_of_the_module_as_written() -> None:
         out = np.zeros(1, np.uint32)
         program.launch("k", args=[out])
         assert out[0] == 5
+
+
+# ---- copies that are on their way
+
+
+@pytest.mark.parametrize("behind, found", [("bar.sync 0;", True), ("cp.async.wait_all;\n  bar.sync 0;", False)])
+def test_a_store_to_where_a_copy_is_on_its_way_is_found(behind: str, found: bool) -> None:
+    """By another thread, behind a barrier: no race, and the copy lands over it all the same."""
+    body = f"""
+  mov.u32 %r1, box;
+  setp.ne.u32 %p1, %r0, 0;
+  @%p1 bra $other;
+  cp.async.ca.shared.global [%r1], [%rd0], 16;
+  cp.async.commit_group;
+$other:
+  {behind}
+  setp.ne.u32 %p2, %r0, 1;
+  @%p2 bra $end;
+  st.shared.u32 [%r1+4], 9;
+$end:
+  bar.sync 0;
+  cp.async.wait_all;
+"""
+    array = np.arange(64, dtype=np.uint32)
+    for mode in ("plain", "thread"):
+        program = Program(text_of(body), mode)
+        if found:
+            with pytest.raises(EmulationError, match="written while a copy of 16 bytes was on its way there"):
+                program.launch("k", (1,), (32,), [array])
+        else:
+            program.launch("k", (1,), (32,), [array])

@@ -244,7 +244,9 @@ class Layout:
 
     def block_parts(self, own: int, head: bool) -> dict[str, int]:
         """All shared memory of one block by name, each aligned."""
-        parts = self.common_parts() | (self.layer_parts(own) if own else {}) | (self.head_parts(own == 0) if head else {})
+        parts = (
+            self.common_parts() | (self.layer_parts(own) if own else {}) | (self.head_parts(own == 0) if head else {})
+        )
         return {name: _aligned(size) for name, size in parts.items() if size}
 
     def streaming_parts(self) -> dict[str, int]:

@@ -244,7 +244,9 @@ class Model:
         return {
             "logits_room": None if layout.logits_shared else empty((pipelines, layout.tile, s.A + 4), np.float32),
             "carried_room": empty((pipelines, (s.R + s.S) * layout.tile), np.float32) if carried else None,
-            "mailboxes": empty((boxes, layout.mailbox["bytes"]), np.uint8) if grid else None,  # `Ready.launch` empties them
+            "mailboxes": empty((boxes, layout.mailbox["bytes"]), np.uint8)
+            if grid
+            else None,  # `Ready.launch` empties them
             "flags": empty((boxes,), np.uint32) if layout.team > 1 else None,
         }
 

@@ -142,9 +142,7 @@ def plan(
     found: dict[str, Way | Streamed | None] = {hop: ways.best(asked, hop) for hop in HOPS}
     if streams is not None:
         found["streaming_weights"] = streams
-    taken = min(
-        (way for way in found.values() if way is not None), key=lambda way: way.total, default=None
-    )
+    taken = min((way for way in found.values() if way is not None), key=lambda way: way.total, default=None)
     why = [reasons.verdict(asked, name, way, taken) for name, way in found.items()]
     if isinstance(taken, Way):
         return _resident(asked, taken, why)

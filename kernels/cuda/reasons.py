@@ -172,7 +172,11 @@ def _head_home(layout: Layout) -> list[str]:
 
 def _warps(asked: Asked, layout: Layout) -> list[str]:
     warps = (layout.chain, layout.residual, layout.skip)
-    most = budget.warps(asked.shape, layout.team) if layout.resident else [(*w, 0) for w in budget.streaming_warps(asked.shape)]
+    most = (
+        budget.warps(asked.shape, layout.team)
+        if layout.resident
+        else [(*w, 0) for w in budget.streaming_warps(asked.shape)]
+    )
     if warps == most[0]:
         return []
     return [f"warps: {sum(warps)}, so that each has the registers for sums and weights of its tile."]

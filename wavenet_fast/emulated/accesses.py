@@ -169,12 +169,12 @@ def _copy(e: Emitter, i: Instruction) -> None:
             site = e.site("loosen", i, "wait for copies loosened by a group")
             keep = keep if site is None else f"{keep} + (simt::mutant == {site})"
         with e.breakable("delete", i, "wait for copies deleted"):
-            return e.write(f"copies_wait(t, {keep});")
+            return e.write(f"copies_wait(t, {keep}, {i.line});")
     if "mbarrier" in i.parts:
         place = e.address(i.operands[0], _space(i, {"shared", "shared::cta"}), 8, write=True)
         with e.breakable("delete", i, "arrival of copies deleted"):
             e.write("{")
-        e.write(f"const void* p = mbarrier_use(t, {place}); copies_wait(t, simt::kEvery);")
+        e.write(f"const void* p = mbarrier_use(t, {place}); copies_wait(t, simt::kEvery, {i.line});")
         if "noinc" not in i.parts:
             e.write(f"simt::mbarrier_increment(t, p, {i.line});")
         return e.write(f"simt::mbarrier_arrive(t, p, 1, false, true, simt::kBlock, {i.line}); }}")

@@ -257,20 +257,28 @@ inline raw_t<T> atom_dec(raw_t<T> a, raw_t<T> b) {
 // ---- copies that land later
 
 // Until it lands, the destination holds NaN, and both places count as used: whoever reads the one or writes the other
-// between request and wait is found.
+// between request and wait is found. So is, by what lies there when it lands, whoever has written to the destination.
 inline void copy_async(Thread& t, char* to, const char* from, u32 size, u32 read) {
   if (read > size) read = size;
   for (u32 i = 0; i < size; i += 4) *reinterpret_cast<volatile u32*>(to + i) = ~0u;
   for (u32 i = 0; i + 4 <= read; i += 4) (void)*reinterpret_cast<const volatile u32*>(from + i);
   simt::copy_later(t, {to, from, read, size - read, 0});
 }
-inline void land(const simt::Copy& copy) {
+inline void land(Thread& t, const simt::Copy& copy, int line) {
+  const u32 size = copy.size + copy.zeros;
+  for (u32 at = 0; at < size; at += 4) {
+    u32 is, becomes = 0;
+    memcpy(&is, copy.to + at, 4);
+    for (u32 i = at; i < at + 4 && i < copy.size; i++) reinterpret_cast<char*>(&becomes)[i - at] = copy.from[i];
+    if (is != ~0u && is != becomes)
+      fail(t, line, "a place of shared memory was written while a copy of %u bytes was on its way there", size);
+  }
   for (u32 i = 0; i < copy.size; i++) copy.to[i] = copy.from[i];
   for (u32 i = 0; i < copy.zeros; i++) copy.to[copy.size + i] = 0;
 }
-inline void copies_wait(Thread& t, u64 keep) {
+inline void copies_wait(Thread& t, u64 keep, int line) {
   simt::Copy copy;
-  while (simt::next_copy(t, keep, copy)) land(copy);
+  while (simt::next_copy(t, keep, copy)) land(t, copy, line);
 }
 
 // ---- ldmatrix, stmatrix
