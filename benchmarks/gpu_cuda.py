@@ -147,11 +147,6 @@ def why_unnoticed(ptx: str, line: int, kind: str = "delete") -> str | None:
             "the wait behind the head, for a warp that uses fewer fragments there than the ring is deep: the past that"
             " it waits for is older than the group of any fragment that it used. A warp without any needs it as it is"
         )
-    if "bar.warp.sync" in lines[line - 1] and "mbarrier.try_wait" in "".join(lines[line - 14 : line]):
-        return (
-            "the barrier behind a wait of all lanes: each of them has seen what it waited for, so it orders nothing. It"
-            " brings lanes together for the `.aligned` instructions that follow, which is not emulated"
-        )
     if "barrier.cluster.arrive" in lines[line - 1] and _is_last(lines, line, "bar.sync"):
         return (
             "the barrier at a cluster's end keeps a block that gave up from leaving while others write into its"
