@@ -198,9 +198,8 @@ DEVICE void draw_and_embed(const Call& call, const Stream* streams, int i, const
     const float heard = speaks ? heard_of(call, s, i, drawn) : newest;
     if (more) embed_stream(call, s, memory.inputs, heard, i + 1, n, to);
     if (!speaks) continue;
-    warp_barrier();  // all lanes have read the input that this one takes the place of
     if (lane_index() == 0) {
-      newest = heard;
+      newest = heard;  // in the place of one that no lane has just heard: older ones lie in others
       speak(call, s, memory, i, drawn, heard);
     }
     if (plan::LOGITS) {
