@@ -1,8 +1,8 @@
 """How a model runs on a device: kernel, tile, blocks, homes of the weights. Decided from sizes and counts alone, the
 same every time, and with reasons. No plan changes a sample: every variant and tile adds in the same order.
 
-The rules stand in `ways` (order of preference) and `budget` (limits), what a choice takes in `layout`. No speed behind
-them was measured; registers were, on compiled kernels.
+The rules stand in `ways` (order of preference) and `budget` (limits, and the clock cycles that are counted with), what
+a choice takes in `layout`.
 """
 
 from __future__ import annotations
@@ -142,9 +142,7 @@ def plan(
     found: dict[str, Way | Streamed | None] = {hop: ways.best(asked, hop) for hop in HOPS}
     if streams is not None:
         found["streaming_weights"] = streams
-    taken = min(
-        (way for way in found.values() if way is not None), key=lambda way: way.total, default=None
-    )
+    taken = min((way for way in found.values() if way is not None), key=lambda way: way.total, default=None)
     why = [reasons.verdict(asked, name, way, taken) for name, way in found.items()]
     if isinstance(taken, Way):
         return _resident(asked, taken, why)
