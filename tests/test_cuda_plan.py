@@ -305,10 +305,12 @@ def test_what_registers_hold_the_chain_does_not_read() -> None:
 
 
 COMPILED = [
-    ("nv-medium", "H100", "bf16", 100), ("nv-medium", "H100", "bf16", 5000), ("nv-medium", "A100", "int8", 1),
-    ("nv-large", "H100", "bf16", 1), ("voice", "B200", "bf16", 5000), ("r9y9-512", "H100", "int8", 1),
-    ("r9y9-512", "RTX 4090", "bf16", 1), ("nv-medium", "RTX 5090", "fp32", 1),
-    ("nv-large", "A100", "bf16", 100), ("nv-large", "H100", "bf16", 5000, "streaming_weights"),
+    ("nv-medium", "H100", "bf16", 100), ("nv-medium", "A100", "bf16", 1), ("nv-large", "H100", "int8", 1),
+    ("nv-large", "A100", "int8", 1), ("r9y9-512", "H100", "int8", 1), ("nv-large", "H100", "fp32", 1),
+    ("nv-medium", "H100", "bf16", 1000), ("nv-large", "RTX 4090", "bf16", 256), ("nv-small", "B200", "int8", 1000),
+    ("r9y9-mol", "B200", "int8", 1000), ("odd", "H100", "bf16", 5000), ("voice", "H100", "int8", 1000),
+    ("nv-medium", "RTX 5090", "fp32", 1000), ("nv-large", "B200", "fp32", 5000),
+    ("nv-large", "A100", "int8", 1000, "streaming_weights"),
 ]  # fmt: skip
 
 
@@ -332,6 +334,7 @@ def test_no_planned_kernel_spills(asked: tuple[object, ...]) -> None:
         ("nv-medium", "H100", "bf16", 1, "that 15 of 8 blocks fit at once is an assumption about H100"),
         # 3 layers a block × 4 fragments × 4.
         ("nv-medium", "H100", "bf16", 1, "of residual: in registers, 48 a thread, so that the chain reads none from"),
+        ("nv-medium", "H100", "bf16", 1, "weights of the head: the first matrix in registers"),
         # 20 layers × 580 and 3,700, the head's 196,608 / 128, and 8 hops of 480, or 1,600.
         ("nv-medium", "H100", "bf16", 1, "8 hops a sample; about 20,676 clock cycles a sample by count."),
         ("nv-medium", "H100", "bf16", 1, "resident on a co-resident grid: passed over, about 29,636 clock cycles"),

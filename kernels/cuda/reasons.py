@@ -162,6 +162,8 @@ def _chain_home(way: Way, layout: Layout) -> str:
 
 
 def _head_home(layout: Layout) -> list[str]:
+    if layout.hidden_in_registers(layout.head_alone):
+        return ["weights of the head: the first matrix in registers, since no layer needs them there."]
     if not layout.head_in_l2:
         return []
     return [
