@@ -227,7 +227,7 @@ class Layout:
             "mail": self.tiles * self.mailbox["all_skips"] if self.cluster else 0, "hearing": self.tile * _HEARING,
             "ring_table": s.LAYERS * _RING, "x": self.places * self.rows(s.R),
             "gates": self.places * self.rows(s.HALF), "numbers": self.numbers(s.R, s.HALF),
-            "residual_biases": max((own, *self.own)) * s.R * 4, "weights": own * self.layer_weights,
+            "residual_biases": own * s.R * 4, "weights": own * self.layer_weights,
             "past": pasts * own * (s.K - 1) * self.rows(s.R),
         }  # fmt: skip
 
