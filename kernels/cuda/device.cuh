@@ -223,9 +223,6 @@ DEVICE void claim(u64* word, u64 wanted) {
 
 DEVICE long long clock_now() { return clock64(); }
 
-// About so long, at most twice: others of the multiprocessor go on.
-DEVICE void sleep_ns(u32 ns) { asm volatile("nanosleep.u32 %0;" ::"r"(ns) : "memory"); }
-
 // Words of 8 bytes in global memory, each written and read as a whole. Nothing else is ordered by that.
 DEVICE void store_word_in_gpu(u64* to, u64 word) {
   asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(to), "l"(word) : "memory");

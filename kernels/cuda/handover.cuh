@@ -183,7 +183,7 @@ struct Post {
   DEVICE void receive(float (&numbers)[2 * PAIRS], const Letters& from, int pair, u32 postmark, Mail mail, int tile,
                       Watch& watch) const {
     u64 words[2 * PAIRS] = {};
-    const auto all_here = [&] {
+    const auto arrived = [&] {
 #pragma unroll
       for (int k = 0; k < PAIRS; ++k) {
         const u64* const place = from.pair(pair + k, lane_index());
@@ -199,18 +199,6 @@ struct Post {
 #pragma unroll
       for (int k = 0; k < 2 * PAIRS; ++k) all &= postmark_of(words[k]) == postmark;
       return in_all_lanes(all);
-    };
-    const auto arrived = [&] {
-#if __CUDA_ARCH__ >= 900
-      // In shared memory one word is looked at first, by all lanes the same: who waits there is in the way of others,
-      // of what it waits for too. In global memory a second look would cost more.
-      if (plan::CLUSTER) {
-        u64 first, second;
-        load_words_here(from.pair(pair + PAIRS - 1, kWarp - 1), first, second);
-        if (!in_all_lanes(postmark_of(second) == postmark)) return false;
-      }
-#endif
-      return all_here();
     };
     wait_until(arrived, watch, mail, tile);
 #pragma unroll

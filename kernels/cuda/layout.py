@@ -227,8 +227,8 @@ class Layout:
             "mail": self.tiles * self.mailbox["all_skips"] if self.cluster else 0, "hearing": self.tile * _HEARING,
             "ring_table": s.LAYERS * _RING, "x": self.places * self.rows(s.R),
             "gates": self.places * self.rows(s.HALF), "numbers": self.numbers(s.R, s.HALF),
-            "residual_biases": own * s.R * 4, "weights": own * self.layer_weights,
-            "past": pasts * own * (s.K - 1) * self.rows(s.R),
+            "weights": own * self.layer_weights, "past": pasts * own * (s.K - 1) * self.rows(s.R),
+            "residual_biases": own * s.R * 4,
         }  # fmt: skip
 
     def head_parts(self, alone: bool) -> dict[str, int]:
@@ -285,7 +285,8 @@ class Layout:
         layers, end = _offsets(self.layer_parts(own), begin)
         behind = _offsets(self.layer_parts(last), begin)[1] if last else begin
         head, head_end = _offsets(self.head_parts(last == 0), behind)
-        layers.pop("past")  # behind the weights of as many layers as a block has
+        for name in ("past", "residual_biases"):  # behind the weights of as many layers as a block has
+            layers.pop(name)
         return common | layers | head | {"total": max(end, head_end)}
 
     # --- the header -----------------------------------------------------------------------------------------------

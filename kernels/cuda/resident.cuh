@@ -78,7 +78,7 @@ constexpr int kOutWords = kPanelsA * kStepsH * kFragmentWords;
 static_assert(!plan::CLUSTER, "clusters begin with sm_90");
 #endif
 static_assert(plan::TEAM == 1 || !plan::CLUSTER, "the blocks of a team reach each other through global memory");
-static_assert(at::weights + plan::OWN * (kLayerWords * 16 + kPasts * kPastBytes) <= at::total,
+static_assert(at::weights + plan::OWN * (kLayerWords * 16 + kPasts * kPastBytes + shape::R * 4) <= at::total,
               "layout.py has room for layers");
 static_assert(plan::HEAD_IN_L2 || at::head_weights + (kHiddenWords + kOutWords) * 16 <= at::total,
               "layout.py has room for the head");
@@ -250,7 +250,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   int* const steps = reinterpret_cast<int*>(shared + at::steps);
   Hearing* const hearing = reinterpret_cast<Hearing*>(shared + at::hearing);
   Ring* const rings = reinterpret_cast<Ring*>(shared + at::ring_table);
-  float* const residual_bias = reinterpret_cast<float*>(shared + at::residual_biases);
   float* const hidden_bias = reinterpret_cast<float*>(shared + at::head_biases);
   float* const out_bias = hidden_bias + shape::H;
   uint4* const head_weights = reinterpret_cast<uint4*>(shared + at::head_weights);
@@ -258,6 +257,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   const uint4* const out_from = plan::HEAD_IN_L2 ? call.out : head_weights + kHiddenWords;
   float* const numbers = reinterpret_cast<float*>(shared + at::numbers);
   u8* const past = shared + at::weights + own * kLayerWords * 16;
+  float* const residual_bias = reinterpret_cast<float*>(past + own * kPasts * kPastBytes);
   const auto weights = [&](int o) {
     return LayerWeights{reinterpret_cast<uint4*>(shared + at::weights) + o * kLayerWords};
   };

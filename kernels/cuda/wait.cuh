@@ -22,9 +22,6 @@ DEVICE u64 abort_word(int what, int tile) {
 }
 
 constexpr int kPollsPerLook = 64;  // looks at the clock and at the abort word cost more than a poll
-// Who polls is in the way of what is polled for, if only a little: so now and then nobody does.
-constexpr int kLongWait = 1 << 14;
-constexpr u32 kShortSleep = 40, kLongSleep = 1000;
 
 // Polls `ready`, which says the same to all lanes of the warp that calls this, at least once and until it is true.
 template <class Ready>
@@ -32,7 +29,6 @@ DEVICE void wait_until(Ready ready, Watch& watch, int what, int tile) {
   long long begin = 0;  // of the wait, as the first look finds it
   for (int poll = 1; !ready() && !watch.given_up; ++poll) {
     if (poll % kPollsPerLook) continue;
-    sleep_ns(poll < kLongWait ? kShortSleep : kLongSleep);
     const long long now = clock_now();
     if (begin == 0) begin = now;
     const bool others = load_relaxed(watch.abort) != 0, late = now - begin > watch.patience;
