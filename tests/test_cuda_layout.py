@@ -62,7 +62,8 @@ def test_parts_of_a_block_lie_apart(
         head = team + 1 == layout.teams
         sizes = layout.common_parts() | (layout.layer_parts(own) if own else {})
         sizes |= layout.head_parts(own == 0) if head else {}
-        at["past"] = at["weights"] + own * layout.layer_weights  # as resident.cuh has it
+        at["past"] = at["weights"] + own * layout.layer_weights  # as resident.cuh has it, and the next
+        at["residual_biases"] = at["past"] + sizes.get("past", 0)
         check_apart(at, sizes, layout.shared)
 
 

@@ -222,9 +222,9 @@ HAND = [
     # int8: steps of 32 inputs, so half the bytes, 28,672 a layer. Operands 8·(64 + 16) = 640, of 128 channels 1,152, of
     # 256 2,176; numbers that wait for their largest 8·(64 + 4)·4 = 2,176, 8,320 in the head. 5 layers fit a block, 1
     # beside the head: 5 hops and 20·12,288 / 128 cycles are 9,920. With both in registers 3 fit, 7 hops, 11,200; with
-    # residual there 4, 6 hops and 20·64. Weights begin behind 5 biases in every block.
+    # residual there 4, 6 hops and 20·64.
     (("nv-medium", "A100", "int8", 1), ("resident", "grid", 8, 1, 1, 1, 1, (0, 4, 9, 14, 19)), "sss",
-     STARTS_8 + HEARING_8 + up(20 * 12) + 4 * 640 + 4 * 640 + 2_176 + 5 * 64 * 4 + 28_672 + 640
+     STARTS_8 + HEARING_8 + up(20 * 12) + 4 * 640 + 4 * 640 + 2_176 + 28_672 + 640 + 64 * 4
      + HEAD_8_INT8 + 1_152 + 98_304, aside(8, "int8") + 5 * 4),
     # A layer is 224 KiB: taps 65,536 each, residual 32,768, skip 65,536; no room for its buffers beside. 8 chain warps
     # have 2 panels × 8 steps of the newest tap, 64 registers: too many beside 2·4 sums for 16 warps, not for 12. Then 2
