@@ -246,9 +246,10 @@ def test_more_streams_than_places_follow_after_others(model):
         kind(**{field.name: many.get(field.name) for field in dataclasses.fields(kind)})
         for kind in (Streams, Heard, Made)
     ]
-    cut = Layout(s, "fp32", "resident", 8, 1, 1, tiles=1, first_layers=(0, 2, s.LAYERS))  # a grid: with flags
+    cut = Layout(s, "fp32", "resident", 8, 1, 1, residual=1, first_layers=(0, 2, s.LAYERS))  # a grid: with mailboxes
     launch = model.ready(cut, 1, parts[0], np.full(n, 6), *parts[1:])
-    assert len(launch.calls) == 3 and len({id(call["flags"]) for call in launch.calls}) == 1
+    assert len(launch.calls) == 3 and len({id(call["mailboxes"]) for call in launch.calls}) == 1
+    assert launch.calls[0]["mailboxes"] is not None
     launch.launch()
     launch.check()
     few = beginning(model)

@@ -54,14 +54,16 @@ def test_parts_of_a_block_lie_apart(
     first = tuple(dict.fromkeys((0, *cuts)))
     layout = Layout(
         s, dtype, "resident", tile, 4, 2, tiles, (*first, s.LAYERS), cluster=cluster,
-        newest_in_registers=registers and dtype != "fp32", head_in_l2=l2,
+        newest_in_registers=registers and dtype != "fp32", head_in_l2=l2, residual=2,
     )  # fmt: skip
     at = offsets(layout)
     assert at["total"] == layout.shared
     for team, own in enumerate(layout.own):
         head = team + 1 == layout.teams
-        sizes = layout.common_parts() | (layout.layer_parts(own) if own else {}) | (layout.head_parts() if head else {})
-        at["past"] = at["weights"] + own * layout.layer_weights  # as resident.cuh has it
+        sizes = layout.common_parts() | (layout.layer_parts(own) if own else {})
+        sizes |= layout.head_parts(own == 0) if head else {}
+        at["past"] = at["weights"] + own * layout.layer_weights  # as resident.cuh has it, and the next
+        at["residual_biases"] = at["past"] + sizes.get("past", 0)
         check_apart(at, sizes, layout.shared)
 
 

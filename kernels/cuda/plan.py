@@ -1,8 +1,8 @@
 """How a model runs on a device: kernel, tile, blocks, homes of the weights. Decided from sizes and counts alone, the
 same every time, and with reasons. No plan changes a sample: every variant and tile adds in the same order.
 
-The rules stand in `ways` (order of preference) and `budget` (limits), what a choice takes in `layout`. No speed behind
-them was measured; registers were, on compiled kernels.
+The rules stand in `ways` (order of preference) and `budget` (limits, and the clock cycles that are counted with), what
+a choice takes in `layout`.
 """
 
 from __future__ import annotations

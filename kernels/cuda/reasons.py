@@ -82,7 +82,7 @@ def _taken(way: Way | Streamed) -> str:
         )
     if way.hop == "none":
         return "the whole model fits it, so nothing is handed on; "
-    in_flight = f"{_count(way.tiles, 'tile')} in flight and {_count(way.hops, 'hop')} a sample; "
+    in_flight = f"{_count(way.in_flight, 'tile')} in flight and {_count(way.hops, 'hop')} a sample; "
     if way.homes.asked.blocks is not None:
         return f"{way.blocks} blocks a pipeline were asked for, {in_flight}"
     if way.homes.layout.team > 1:
@@ -162,6 +162,8 @@ def _chain_home(way: Way, layout: Layout) -> str:
 
 
 def _head_home(layout: Layout) -> list[str]:
+    if layout.hidden_in_registers(layout.head_alone):
+        return ["weights of the head: the first matrix in registers, since no layer needs them there."]
     if not layout.head_in_l2:
         return []
     return [
@@ -172,14 +174,12 @@ def _head_home(layout: Layout) -> list[str]:
 
 def _warps(asked: Asked, layout: Layout) -> list[str]:
     warps = (layout.chain, layout.residual, layout.skip)
-    most = (
-        budget.warps(asked.shape, layout.team)
-        if layout.resident
-        else [(*w, 0) for w in budget.streaming_warps(asked.shape)]
-    )
-    if warps == most[0]:
+    if warps == budget.warps(asked.shape, layout.team)[0]:
         return []
-    return [f"warps: {sum(warps)}, so that each has the registers for sums and weights of its tile."]
+    return [
+        "warps: {} for gates, {} for x, {} for skip sums, so that each has the registers for sums and weights of its "
+        "tile.".format(*warps)
+    ]
 
 
 def _tile(asked: Asked, way: Way) -> list[str]:
@@ -190,11 +190,9 @@ def _tile(asked: Asked, way: Way) -> list[str]:
     )
     if len(asked.tiles) == 1:
         return [f"tile of {tile}: asked for; {at_once}.", *_waiting(asked, way.streams)]
-    if way.rounds > 1:
-        return [
-            f"tile of {tile}: taken, no other takes more of the batch; {at_once}.",
-            *_waiting(asked, way.streams),
-        ]
+    if way.rounds > 1 or tile != asked.tiles[0]:
+        sooner = f"with no other tile is the batch of {asked.batch} through sooner by count"
+        return [f"tile of {tile}: taken, {sooner}; {at_once}.", *_waiting(asked, way.streams)]
     return [f"tile of {tile}: taken, the smallest that takes the batch of {asked.batch} at once; up to {at_once}."]
 
 

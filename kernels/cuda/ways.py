@@ -1,24 +1,26 @@
 """Ways to lay a model over the blocks of a device: which fit, and which comes first.
 
-The rules of preference; reasoned, not measured:
+The rules of preference count clock cycles with the constants of `budget`. Hops, a layer, the head, what a block has to
+do with a tile, and what it reads from L2 were measured on an H200, with bf16 and tiles of 8; they stand for every
+device, number format, number of warps and tile. Which of two ways is faster was not measured.
 
 1. Of one block, a cluster, a co-resident grid and streaming weights from L2 the one with which the batch is through
-   first by count: rounds × clock cycles of a sample (`Way.cycles`, `Streamed.cycles`). A hop through distributed shared
-   memory costs less than one through global memory, and all weights from L2 cost more than either for most models; but
-   streaming takes most streams at once. Of equals, the one named first.
-2. The smallest tile that takes the whole batch at once: more streams a tile make every product longer.
-3. Within a tile the way whose chain waits least for a sample, counted from hops and from the bytes of weights that it
-   reads from shared memory or L2 when it needs them (`Way.waits`). Those of the newest tap and of `residual` it reads
-   before it needs them, and waits for none, where a thread multiplies at most `layout.MOST_AHEAD` fragments of a
-   matrix with tensor cores. So these weights live in registers only where that saves hops, or where fragments are
-   too many and reading them costs more than the hops that registers cost. Of equals neither comes first, then
-   `residual`, then the newest tap, then both; and the head in shared memory before L2.
-4. The fewest blocks, so the fewest hops of a sample, with which the batch fits at once. Tiles in flight fill a pipeline
-   before there is another; never more of them than teams, since a team works on one at a time. Where single layers do
-   not fit a block, as few blocks as possible share one (a team, in a grid only): each more takes a share of every
-   product from the others and none of the two hops a layer.
-5. Fewer warps with more registers each (4 chain warps for 8) where sums would spill to memory otherwise.
-6. Where a batch fits no way at once, the way that takes most of it; the rest waits for further rounds.
+   first: rounds × clock cycles of a sample (`total`). Of equals, the one named first.
+2. A sample takes its latency: hops, layers, the head, and the weights that the chain reads from shared memory or L2
+   (`waits`). With several tiles in flight it takes at least what the busiest block does for all of them (`busy`). So
+   weights of the newest tap and of `residual` live in registers where they find room there without costing more hops
+   than they save; and the head lives in L2 only where it fits no block or saves hops enough. Of equals the way whose
+   chain waits least, then neither in registers, then `residual`, the newest tap, both; and the head in shared memory.
+3. The smallest tile with which the batch fits at once and no tile waits for another. Where there is none, the one that
+   is through first, of equals the smallest.
+4. Of a tile the most warps with which the batch fits at once. Fewer have more registers each; what they take longer is
+   not counted, so they are looked at only where sums or weights would spill to memory otherwise.
+5. The fewest blocks, so the fewest hops of a sample, with which the batch fits at once, or else the number that takes
+   most of it. All pipelines are filled before a second tile is in flight in any; never more tiles than teams, since a
+   team works on one at a time. Where single layers do not fit a block, several share one (a team, in a grid only): the
+   smallest teams with which the batch fits at once, since each more block takes a share of every product from the
+   others and none of the two hops a layer.
+6. Where a batch fits no way at once, rounds are filled evenly.
 """
 
 from __future__ import annotations
@@ -98,6 +100,7 @@ class Homes:
     hop: str
     layout: Layout
     _fewest: dict[int, int | None] = field(default_factory=dict, compare=False, repr=False)
+    _most: dict[tuple[bool, int], int] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def in_registers(self) -> bool:
@@ -105,7 +108,10 @@ class Homes:
         return self.layout.newest_in_registers or self.layout.residual_in_registers
 
     def shared(self, layers: int, head: bool, tiles: int) -> int:
-        return sum(dataclasses.replace(self.layout, tiles=tiles).block_parts(layers, head).values())
+        """Bytes of a block; beside the head, with as many places for x and gates as blocks full of layers ask for."""
+        most = max(layers, self.most_layers(False, tiles)) if head else layers
+        cut = dataclasses.replace(self.layout, tiles=tiles, first_layers=(0, most))
+        return sum(cut.block_parts(layers, head).values())
 
     def holds(self, layers: int, head: bool, tiles: int) -> bool:
         """Whether one block has room for its share of so many layers, perhaps the head, and tiles in flight. What the
@@ -119,19 +125,21 @@ class Homes:
     def fewest_teams(self, tiles: int) -> int | None:
         """None where no number holds the model."""
         if tiles not in self._fewest:
-            alone = self._most_layers(False, tiles)
-            beside = self._most_layers(True, tiles) if alone else -1
+            alone = self.most_layers(False, tiles)
+            beside = self.most_layers(True, tiles) if alone else -1
             left = self.asked.shape.LAYERS - beside  # for teams before the last
             self._fewest[tiles] = None if beside < 0 or (left and alone < 1) else 1 + -(-left // max(alone, 1))
         return self._fewest[tiles]
 
-    def _most_layers(self, head: bool, tiles: int) -> int:
+    def most_layers(self, head: bool, tiles: int) -> int:
         """Of a team; −1 where it has no room for the head even alone. With fewer layers there is room all the more."""
-        low, high = -1 if head else 0, self._most_by_registers
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.holds(middle, head, tiles) else (low, middle - 1)
-        return low
+        if (head, tiles) not in self._most:
+            low, high = -1 if head else 0, self._most_by_registers
+            while low < high:
+                middle = (low + high + 1) // 2
+                low, high = (middle, high) if self.holds(middle, head, tiles) else (low, middle - 1)
+            self._most[head, tiles] = low
+        return self._most[head, tiles]
 
     @functools.cached_property
     def _most_by_registers(self) -> int:
@@ -141,7 +149,7 @@ class Homes:
 
     def first_layers(self, teams: int, tiles: int) -> tuple[int, ...]:
         costs, layers = stage_costs(self.layout), self.asked.shape.LAYERS
-        alone, beside = self._most_layers(False, tiles), self._most_layers(True, tiles)
+        alone, beside = self.most_layers(False, tiles), self.most_layers(True, tiles)
         found = cut(costs, teams, lambda first, end: end - first <= (alone if end <= layers else beside + 1))
         assert found is not None
         return found
@@ -184,8 +192,7 @@ class Way:
 
     @property
     def waits(self) -> int:
-        """Clock cycles that the chain of a sample waits for hops and for weights from memory: a count for comparing
-        ways of one model, tile and device, to which everything else adds much the same."""
+        """Clock cycles that the chain of a sample waits for hops and for weights from memory."""
         layout, shape = self.homes.layout, self.homes.asked.shape
         layers = shape.LAYERS * layout.chain_bytes // budget.SHARED_PER_CYCLE
         head = layout.head_weights // budget.SHARED_PER_CYCLE
@@ -204,20 +211,26 @@ class Way:
 
     @property
     def busy(self) -> int:
-        """Clock cycles that the block with most to do works on a sample of one tile."""
-        layout, shape = self.homes.layout, self.homes.asked.shape
-        own, eights = -(-shape.LAYERS // max(self.teams - 1, 1)), layout.tile // 8
+        """Clock cycles that the block with most to do works on a sample of one tile, of a pipeline of several: the
+        head's, with as many layers as make it least, or one of the others."""
+        layout, layers, eights = self.homes.layout, self.homes.asked.shape.LAYERS, self.homes.layout.tile // 8
         layer = budget.BUSY_CYCLES_OF_LAYER + layout.layer_bytes * eights // budget.SHARED_PER_CYCLE
         head = layout.head_weights // budget.L2_PER_CYCLE if layout.head_in_l2 else 0
         head += layout.head_weights * eights // budget.SHARED_PER_CYCLE + budget.BUSY_CYCLES_OF_HEAD
-        return max(own * layer, head)
+        alone, beside = (self.homes.most_layers(head, self.tiles) for head in (False, True))
+        shares = ((-(-(layers - own) // (self.teams - 1)), own) for own in range(beside + 1))
+        return min(max(most * layer, head + own * layer) for most, own in shares if most <= alone)
+
+    @property
+    def latency(self) -> int:
+        """Clock cycles from a sample to the next of its stream, by count, where no other tile is in the way."""
+        return self.waits + self.homes.asked.shape.LAYERS * budget.LAYER_CYCLES + budget.HEAD_CYCLES
 
     @property
     def cycles(self) -> int:
-        """Clock cycles from one sample of all streams to the next, by count: what a sample takes, or, with many tiles in
-        flight, what the busiest block takes for all of them."""
-        latency = self.waits + self.homes.asked.shape.LAYERS * budget.LAYER_CYCLES + budget.HEAD_CYCLES
-        return max(latency, self.in_flight * self.busy)
+        """Clock cycles from one sample of all streams to the next, by count: what a sample takes, or, with several
+        tiles in flight, what the busiest block takes for all of them."""
+        return self.latency if self.in_flight == 1 else max(self.latency, self.in_flight * self.busy)
 
     @property
     def total(self) -> int:
@@ -285,8 +298,8 @@ def homes(asked: Asked, hop: str, tile: int, team: int) -> Iterator[list[Homes]]
     for chain, residual_warps, skip in budget.warps(asked.shape, team):
         yield [
             Homes(asked, hop, Layout(
-                asked.shape, asked.dtype, "resident", tile, chain, skip, residual=residual_warps, team=team, cluster=cluster,
-                newest_in_registers=newest, residual_in_registers=residual, head_in_l2=head_in_l2,
+                asked.shape, asked.dtype, "resident", tile, chain, skip, residual=residual_warps, team=team,
+                cluster=cluster, newest_in_registers=newest, residual_in_registers=residual, head_in_l2=head_in_l2,
             ))
             for newest, residual in (_IN_REGISTERS if asked.dtype != "fp32" else _IN_REGISTERS[:1])
             for head_in_l2 in (False, True)
@@ -337,16 +350,18 @@ def blocks_needed(asked: Asked, hop: str) -> int | None:
 
 
 def _best_of_team(asked: Asked, hop: str, team: int) -> Way | None:
-    """Larger tiles, and fewer warps, are looked at only where smaller tiles and more warps do not take the batch."""
+    """Fewer warps are looked at only where more of them do not take the batch at once; larger tiles where smaller ones
+    do not, or wait for each other."""
     found: list[Way] = []
     for tile in asked.tiles:
         for some in homes(asked, hop, tile, team):
-            found += [way for home in some if (way := _fewest_teams(home)) is not None]
-            if any(way.streams >= asked.batch for way in found):
+            of_warps = [way for home in some if (way := _fewest_teams(home)) is not None]
+            found += of_warps
+            if any(way.streams >= asked.batch for way in of_warps):
                 break
-        if any(way.streams >= asked.batch for way in found):
+        if any(way.streams >= asked.batch and way.cycles == way.latency for way in found):
             break
-    return min(found, key=lambda way: way.total, default=None)
+    return min(found, key=lambda way: (way.total, way.waits), default=None)
 
 
 def _fewest_teams(home: Homes) -> Way | None:
