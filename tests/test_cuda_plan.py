@@ -233,11 +233,11 @@ HAND = [
      STARTS_8 + HEARING_8 + up(30 * 12) + 2 * 8 * (256 + 16) + 2 * 8 * (256 + 16) + 128 * 4 + 163_840 + 8 * (256 + 16)
      + HEAD_8 + 8 * (512 + 16), aside(8, "bf16") + 64 + 2 * 4),
     # 99 KiB hold no layer, so two blocks share one: 8 of 16 panels of dilated, 4 of 8 of residual, 8 of 16 of skip. In
-    # shared memory lie the older tap, 8·8·512 = 32,768, and skip, 32,768; in registers 8 steps × 4 of a panel of the
-    # newest tap and of residual each. x takes most: 32 + 4 + 2.
-    (("nv-large", "RTX 4090", "bf16", 1), ("resident", "grid", 8, 1, 1, 1, 2, tuple(range(31))), "rrl",
-     STARTS_8 + HEARING_8 + up(30 * 12) + 4 * 8 * (256 + 16) + 128 * 4 + 65_536 + 8 * (256 + 16),
-     aside(8, "bf16", 2) + 32 + 4 + 2),
+    # shared memory lie the older tap, 8·8·512 = 32,768, residual, 4·8·512 = 16,384, and skip, 32,768; in registers 8
+    # steps × 4 of a panel of the newest tap. With residual too x would take 32 + 4 + 2, two more than 16 warps have.
+    (("nv-large", "RTX 4090", "bf16", 1), ("resident", "grid", 8, 1, 1, 1, 2, tuple(range(31))), "rsl",
+     STARTS_8 + HEARING_8 + up(30 * 12) + 4 * 8 * (256 + 16) + 128 * 4 + 81_920 + 8 * (256 + 16),
+     aside(8, "bf16", 2) + 32 + 4),
     # 2 pipelines of 61 of 128. With 16 tiles of 8 in flight the head's block would be the busiest, 16·(8,192 + 2,048 +
     # 2,500); 8 of 16 are 8·(8,192 + 4,096 + 2,500), less than a sample takes. For their sums 8 warps of 4, 2 and 2: x
     # has two panels, 2·32 of weights and 2·(8 + 2). Two pasts.
@@ -257,10 +257,11 @@ HAND = [
      aside(8, "int8") + 32 + 2 * 4),
     # 24 layers of 960 KiB. Of three blocks each would have 11 panels of dilated, × 16 steps × 512 = 90,112 for each of
     # two older taps, and 24,576 of skip: too many with the buffers even if registers held all else. Of four 8 panels,
-    # 65,536 a tap, 32,768 of residual, 16,384 of skip. A panel of the newest tap takes 64 registers, of 12 warps' 168.
+    # 65,536 a tap, 32,768 of residual, 16,384 of skip. A panel of the newest tap takes 64 registers, too many for 12
+    # warps, and two of them 128, which 8 warps have beside 2·4 sums.
     (("r9y9-512", "H100", "int8", 1), ("resident", "grid", 8, 1, 1, 1, 4, tuple(range(25))), "rss",
      STARTS_8 + HEARING_8 + up(24 * 12) + 2 * 8 * 528 + 2 * 8 * 272 + 8 * 516 * 4 + 512 * 4 + 180_224 + 2 * 8 * 528,
-     aside(8, "int8", 4) + 64 + 4),
+     aside(8, "int8", 4) + 2 * 64 + 2 * 4),
     # Streaming: streams, the table of all rings, hearing, memories, two x, two gates, twice two pasts, skips, hidden,
     # logits, x as sums, and rings of 16 fragments. In fp32 12 warps have too few registers for a panel's 4 sums and x's
     # 4 panels; 8 have 255. Each of 4 chain warps has 8 panels of x, 32 sums, too many to be carried in registers; each
@@ -270,18 +271,19 @@ HAND = [
      + 2 * 8 * (1_024 + 16)
      + 8 * (32 + 4) * 4 + 8 * 512 * 4 + 8 * 16 * 512, aside(8, "fp32", streaming=True) + 16),
     # 125 tiles of 8, in 16 pipelines of 8 blocks 8 each, would be 8·3·(1,450 + 448) = 45,552 cycles. 63 tiles of 16: 16
-    # warps have registers for the sums of 2 layers, 2·8, and no weights. So 11 blocks, 12 pipelines, 6 tiles in each,
-    # which 11 take: 11·1,600 + 20·(580 + 192) + 3,700 + 1,536 = 38,276, more than 6·(2,500 + 3,072) of the head.
-    # Clusters take two rounds. The head's block is the fullest; it holds the first matrix in registers.
-    (("nv-medium", "H100", "bf16", 1000), ("resident", "grid", 16, 6, 11, 1, 1, tuple(range(0, 21, 2))), "sss",
-     6 * 16 * 32 + up(6 * 4) + 6 * 16 * 2 * 4 + 6 * 16 * 4 + 512 * 4 + 16 * (512 + 16) + 16 * 260 * 4 + 16 * (256 + 16)
-     + 131_072, aside(16, "bf16") + 2 * 8),
-    # In int8, of 15 clusters 13 with 5 tiles of 16. A mailbox has (64 + 128)·16·8 = 24,576 bytes: 5 of them and 3
-    # layers of 28,672 are too many with x and gates of three layers, so weights live in registers, for which 8 warps
-    # have room: 2 panels × 2 steps × 4, and 2·8 sums. 5·3·(1,450 + 448) = 28,470 cycles, and as many in a grid.
-    (("nv-medium", "H100", "int8", 1000), ("resident", "cluster", 16, 5, 13, 1, 1, (0, 2, 5, 8, 11, 14, 17, 20)), "rrs",
-     5 * 16 * 32 + up(5 * 4) + 5 * 24_576 + 16 * 24 + up(20 * 12) + 3 * 1_280 + 3 * 1_280 + 16 * (64 + 4) * 4
-     + 3 * 64 * 4 + 3 * 16_384 + 2 * 3 * 1_280, aside(16, "int8") + 3 * (16 + 2 * 8)),
+    # warps have no registers for the sums of 2 layers, 12 have for 3: a skip warp's 4 panels, 4·8, are most. 16
+    # pipelines of 8 blocks with 4 tiles each take 8·1,600 + 20·(580 + 192) + 3,700 + 1,536 = 33,476, more than
+    # 4·3·(1,450 + 896) of the layers. Clusters take two rounds. The head's block is the fullest: 12 warps have 2 panels
+    # of the first matrix each, 16 fragments, so that lies in shared memory too.
+    (("nv-medium", "H100", "bf16", 1000), ("resident", "grid", 16, 4, 16, 1, 1, (0, 2, 5, 8, 11, 14, 17, 20)), "sss",
+     4 * 16 * 32 + up(4 * 4) + 4 * 16 * 2 * 4 + 4 * 16 * 4 + 512 * 4 + 16 * (512 + 16) + 16 * 260 * 4 + 16 * (256 + 16)
+     + 196_608, aside(16, "bf16") + 4 * 8),
+    # In int8 with 8 warps, each 2 panels of 6 layers, 6·2·8: 3 blocks of 6, 2 beside the head, 32 pipelines with 2
+    # tiles of 16: 4·1,600 + 20·(580 + 96) + 3,700 + 768 = 24,388. Clusters of 8 take 5·3·(1,450 + 448) = 28,470.
+    (("nv-medium", "H100", "int8", 1000), ("resident", "grid", 16, 2, 32, 1, 1, (0, 6, 12, 18)), "sss",
+     2 * 16 * 32 + up(2 * 4) + 16 * 24 + up(20 * 12) + 4 * 1_280 + 4 * 1_280 + 16 * (64 + 4) * 4 + 2 * 28_672
+     + 2 * 2 * 1_280 + 2 * 64 * 4 + 2 * 16 * 2 * 4 + 2 * 16 * 4 + 512 * 4 + 16 * (256 + 16) + 16 * 260 * 4
+     + 16 * (256 + 4) * 4 + 16 * (128 + 16) + 98_304, aside(16, "int8") + 6 * 2 * 8),
 ]  # fmt: skip
 
 

@@ -238,7 +238,8 @@ class Layout:
             "head_mail": tiles * self.mailed(s.S) if self.cluster else 0,
             "inputs": tiles * self.tile * s.IN_DEPTH * 4, "filters": tiles * self.tile * 4,
             "head_biases": (s.H + s.A) * 4, "hidden": self.rows(s.H),
-            "logits": self._logits if self.logits_shared else 0, "head_numbers": self.numbers(s.S, s.H), "head_in": self.rows(s.S),
+            "logits": self._logits if self.logits_shared else 0, "head_numbers": self.numbers(s.S, s.H),
+            "head_in": self.rows(s.S),
             "head_weights": 0 if self.head_in_l2 else FRAGMENT_BYTES * sum(self.head_fragments[held:]),
         }  # fmt: skip
 
