@@ -40,7 +40,7 @@ from .packing import STREAMED, pack, tapes
 from .plan import Plan, plan
 from .shapes import PANEL, Shape, padded
 
-OPERANDS = {
+OPERANDS: dict[str, np.dtype[Any]] = {
     "fp32": np.dtype(np.float32),
     "bf16": np.dtype(np.uint16),
     "fp16": np.dtype(np.float16),
@@ -63,7 +63,7 @@ class Model:
     ) -> None:
         check_size(config)
         self.config, self.dtype, self.device, self.shape = config, dtype, device, Shape.of(config, dtype)
-        self.operand = OPERANDS[dtype]
+        self.operand: np.dtype[Any] = OPERANDS[dtype]
         self._plans: dict[Any, Plan] = {}
         self._tapes_made: dict[tuple[int, int], dict[str, Array]] = {}
         self._clusters: dict[int, int] = {}
