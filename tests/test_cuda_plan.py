@@ -234,7 +234,8 @@ HAND = [
      + HEAD_8 + 8 * (512 + 16), aside(8, "bf16") + 64 + 2 * 4),
     # 99 KiB hold no layer, so two blocks share one: 8 of 16 panels of dilated, 4 of 8 of residual, 8 of 16 of skip. In
     # shared memory lie the older tap, 8·8·512 = 32,768, residual, 4·8·512 = 16,384, and skip, 32,768; in registers 8
-    # steps × 4 of a panel of the newest tap. With residual too x would take 32 + 4 + 2, two more than 16 warps have.
+    # steps × 4 of a panel of the newest tap and 4 sums, one more than 16 warps have. Of 12 warps, 2 for x have 2 panels
+    # of residual each: 2·32 and 2·(4 + 2) would be one more than these have.
     (("nv-large", "RTX 4090", "bf16", 1), ("resident", "grid", 8, 1, 1, 1, 2, tuple(range(31))), "rsl",
      STARTS_8 + HEARING_8 + up(30 * 12) + 4 * 8 * (256 + 16) + 128 * 4 + 81_920 + 8 * (256 + 16),
      aside(8, "bf16", 2) + 32 + 4),

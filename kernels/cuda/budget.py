@@ -29,7 +29,7 @@ STREAMING_REGISTERS = {8: 94, 16: 120, 32: 150}
 """The same of `streaming_weights`, which keeps nothing for several layers."""
 MORE_IN_INT8 = {8: 24, 16: 24, 32: 16}
 """More of them in int8, whose products have whole numbers for sums besides."""
-MORE_IN_TEAMS = {8: 28, 16: 46, 32: 60}
+MORE_IN_TEAMS = {8: 29, 16: 46, 32: 60}
 """More of them where a team's blocks exchange gates and x."""
 MORE_IN_FP32 = {8: 60, 16: 60, 32: 60}
 """More of them in fp32, where each lane reads rows and columns of its own."""
