@@ -5,7 +5,7 @@
     python benchmarks/gpu_compile_cuda.py --json benchmarks/results/cuda-compiled.json
 
 No GPU is needed. Every kernel is compiled as the planner lays the model over one device of each architecture, for one
-stream, and for H100 for many: by NVRTC, as on a user's machine, and nv-medium in bf16 by nvcc as well. There is no row
+stream, and for H100 for many: by NVRTC, as on a user's machine, and in bf16 by nvcc as well. There is no row
 where the planner finds no room. Compiling is deterministic: tests/test_cuda_compiled.py compares a part of the table
 exactly, where the compiler is the one that wrote it.
 
@@ -39,18 +39,19 @@ from wavenet_fast.kernels.cuda.plan import Plan, plan
 from wavenet_fast.kernels.cuda.shapes import Shape
 
 from wavenet_fast.backends import usable_cores
+from wavenet_fast.cases import CASES
 from wavenet_fast.cases import case as config_of
 from wavenet_fast.errors import BackendError, WavenetFastError
 
 DEVICE = {80: "A100", 86: "RTX A6000", 89: "L40S", 90: "H100", 100: "B200", 120: "RTX 5090"}
 """By target: for which device plans are made."""
-SHAPES = ("tiny", "voice", "nv-medium", "r9y9-mol", "r9y9-512")
+SHAPES = tuple(CASES)
 DTYPES = ("fp32", "bf16", "fp16", "int8")
 FORMS = ("streaming_weights", "resident, cluster", "resident, grid", "project")
 STREAMS = (1, 256)
 """Many in bf16 for sm_90 only."""
-ALL_FORMATS = "nv-medium"
-"""In every number format; of the others only bf16. By nvcc too."""
+BY_NVCC = "bf16"
+"""The number format that nvcc compiles too, for one stream."""
 NO_CLUSTER = dict.fromkeys(range(2, 17), 0)
 """As if the driver had answered that no cluster fits."""
 
@@ -97,15 +98,15 @@ def cut_of(case: Case) -> Layout:
 
 @cache
 def cases() -> list[Case]:
-    """All of the table: every shape in bf16, and one in every number format; conditioning is projected in two."""
+    """All of the table: every named case in every number format; conditioning is projected in two."""
     found = []
     for shape, dtype, target, form in product(SHAPES, DTYPES, TARGETS, FORMS):
-        if (dtype != "bf16" and shape != ALL_FORMATS) or (form == "project" and dtype not in ("fp32", "bf16")):
+        if form == "project" and dtype not in ("fp32", "bf16"):
             continue
         for streams in STREAMS if (dtype, target) == ("bf16", 90) and form != "project" else STREAMS[:1]:
             if form == "project" or plan_of(form, shape, dtype, target, streams) is not None:
                 found.append(Case(form, shape, dtype, target, streams, "nvrtc"))
-    by_nvcc = [one for one in found if (one.shape, one.dtype, one.streams) == (ALL_FORMATS, "bf16", 1)]
+    by_nvcc = [one for one in found if (one.dtype, one.streams) == (BY_NVCC, 1)]
     return found + [Case(**asdict(one) | {"by": "nvcc"}) for one in by_nvcc]
 
 
