@@ -56,7 +56,7 @@ def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     if "own_process" in request.fixturenames:
         return
 
-    def child(asked: dict[str, Any], folder: Path, size: int, path: Path) -> dict[str, Any]:
+    def child(asked: dict[str, Any], folder: Path, size: int, path: Path, hint: str = "") -> dict[str, Any]:
         found = json.loads(json.dumps(child_module.found({**asked, "folder": str(folder)})))
         if "error" in found:
             raise CheckpointError(f"{path}: {found['error']}")
@@ -283,6 +283,22 @@ def test_the_mel_is_checked(r9y9_file: Path, tmp_path: Path) -> None:
     wrong = run(r9y9_file, tmp_path / "never", "--mel-check", tmp_path / "a.wav", tmp_path / "wrong.npy")
     refused(wrong, "differs", str(LIMIT))
     assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize(
+    "option, told",
+    [
+        (("--conditioning", "nowhere.pt"), "--conditioning is for files of nv-wavenet"),
+        (("--sample-rate", "16000"), "--sample-rate is for files of kan-bayashi"),
+        (("--mel", "nv-wavenet-16k"), "16000 in the recipe of its mels"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_never_ignored(
+    r9y9_file: Path, tmp_path: Path, option: tuple[str, str], told: str
+) -> None:
+    result = run(r9y9_file, tmp_path / "voice", *option)
+    refused(result, told)
+    assert ".partial" not in result.stderr and not (tmp_path / "voice").exists()
 
 
 def test_what_is_there_stays(r9y9_file: Path, tmp_path: Path) -> None:
