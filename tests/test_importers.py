@@ -108,6 +108,13 @@ def test_r9y9_undoes_what_it_did_to_the_sound() -> None:
     assert r9y9.from_state(r9y9_state(2), HPARAMS | {"output_distribution": "Normal"}).config.head == GaussianHead()
 
 
+def test_the_mu_of_old_r9y9_files_is_told_about() -> None:
+    companded = HPARAMS | {"input_type": "mulaw", "quantize_channels": 256, "legacy": True}
+    assert r9y9.OLD_MU in r9y9.from_state(r9y9_state(old=True), companded).notes
+    assert r9y9.OLD_MU not in r9y9.from_state(r9y9_state(old=True), HPARAMS | {"legacy": True}).notes
+    assert r9y9.OLD_MU not in r9y9.from_state(r9y9_state(), companded | {"legacy": None}).notes
+
+
 def test_r9y9_says_in_several_ways_that_it_did_nothing_to_the_sound() -> None:
     for told in ({"global_gain_scale": 0}, {"global_gain_scale": -1.0}, {"preprocess": "none", "postprocess": "none"}):
         assert r9y9.from_state(r9y9_state(), HPARAMS | told).config.signal == Signal()

@@ -97,6 +97,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Name → hparams of files that are spread without their `hparams.json`."""
 
+OLD_MU = (
+    "r9y9's scripts of 2018 companded with µ = quantize_channels and began with the class of 0, 128 of 256; later ones,"
+    " and this voice, with one less and 127. Its sound differs by less than a class."
+)
 PREEMPHASIS = 0.85
 """Of `preemphasis` and `inv_preemphasis` in the new generation's audio.py."""
 
@@ -124,6 +128,8 @@ def from_state(
     need(tensors, wanted(tensors, n, old), WHERE)
     notes: list[str] = []
     config = _config(told, tensors, n, old, _rule(told, skip_rule, old), notes)
+    if old and told.input_type != "raw":
+        notes.append(OLD_MU)
     weights = finished(config, {**renamed(tensors, config), **statistics(stats, config.n_mels)}, WHERE)
     recipe = mel if mel is not None else _recipe(told, config, old, stats is not None, notes)
     provenance = {
