@@ -144,6 +144,13 @@ def test_other_ways_to_write_the_same_network(r9y9_file: Path, tmp_path: Path, c
     same_sound(tmp_path / "voice", made(lambda: NewR9y9(1, 9)))
 
 
+@pytest.mark.parametrize("step", [float("nan"), 10**400, [float("inf")], "\x1b[31m", True])
+def test_a_step_that_is_no_number_is_left_out(r9y9_file: Path, tmp_path: Path, step: Any) -> None:
+    torch.save({**checkpoint(made(lambda: NewR9y9(1, 9))), "global_step": step}, r9y9_file)
+    assert run(r9y9_file, tmp_path / "voice").exit_code == 0
+    assert load_checkpoint(tmp_path / "voice").info["provenance"]["step"] is None
+
+
 def test_safetensors_need_no_pickle(r9y9_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors.torch import save_file
 

@@ -184,6 +184,7 @@ WRONG: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (r9y9_state(7), {}, CheckpointError, "7 outputs"),
     (r9y9_state(2), {}, CheckpointError, "2 outputs"),
     (r9y9_state(), {"postprocess": "denoise"}, ConfigError, "denoise"),
+    (r9y9_state(), {"global_gain_scale": float("nan")}, ConfigError, "gain"),
     (r9y9_state(), {"preprocess": "preemphasis"}, ConfigError, "preemphasis"),
     (r9y9_state(), {"sample_rate": 5}, ConfigError, "sample_rate"),
     (r9y9_state(), {"upsample_params": {"mode": "bilinear"}}, ConfigError, "bilinear"),

@@ -67,7 +67,8 @@ def read(source: Path, options: Options, watch: Watch = lambda step: None) -> tu
         family = _family(source, raw, options.family)
         watch(f"importing ({family})")
         made = _import(family, source, raw, options, recipe if isinstance(recipe, MelSpec) else None)
-        step = next((raw.data[k] for k in ("global_step", "iterations", "iteration") if k in raw.data), None)
+        steps = (raw.data.get(name) for name in ("global_step", "iterations", "iteration"))
+        step = next((n for n in steps if type(n) is int and 0 <= n < 1 << 63), None)
     if recipe == ELSEWHERE:
         made_of = made_elsewhere(made.config)
     elif made.mel is None:

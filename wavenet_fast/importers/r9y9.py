@@ -286,7 +286,7 @@ def _head(told: Hparams, n: Sizes, old: bool, notes: list[str]) -> CategoricalHe
 def _signal(told: Hparams, onehot: bool, notes: list[str]) -> Signal:
     emphasis, unset = 0.0, (None, "", "none")
     # As r9y9's synthesis.py has it, a gain that is not above 0 is none.
-    gain = told.global_gain_scale if told.global_gain_scale > 0 else 1.0
+    gain = 1.0 if told.global_gain_scale <= 0 else told.global_gain_scale
     if told.postprocess == "inv_preemphasis":
         emphasis = PREEMPHASIS
     elif told.postprocess not in unset or told.preprocess not in unset:
