@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from cli_result import refused
 from click.testing import CliRunner, Result
 
@@ -333,6 +334,16 @@ def test_a_conversion_that_stops_leaves_nothing(
     monkeypatch.setattr(safetensors.numpy, "save_file", stop)
     assert run(r9y9_file, tmp_path / "voice").exit_code == 130
     assert not [path for path in tmp_path.iterdir() if "voice" in path.name]
+
+
+def test_a_full_disk_names_the_voice(r9y9_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    result = run(r9y9_file, tmp_path / "voice")
+    refused(result, f"{tmp_path / 'voice'}: cannot be written", "No space left")
+    assert ".partial" not in result.stderr and not (tmp_path / "voice").exists()
 
 
 def test_the_benchmark_of_its_cost_runs(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from .. import __version__
 from ..checkpoint import CONFIG, Checkpoint, load_checkpoint, save_checkpoint
 from ..config import MelSpec, WaveNetConfig, decode
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, WavenetFastError
 from ..mel import MEL_PRESETS
 from . import files, kan_bayashi, nv_wavenet, own, r9y9
 from .common import Imported, made_elsewhere
@@ -121,6 +121,8 @@ def write(out: Path, checkpoint: Checkpoint, dtype: Literal["fp32", "fp16"] = "f
     try:
         save_checkpoint(partial, checkpoint, dtype)
         os.replace(partial, out)
+    except WavenetFastError as error:
+        raise type(error)(str(error).replace(str(partial), str(out))) from None
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be written: {error}") from None
     finally:
