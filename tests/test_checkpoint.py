@@ -206,6 +206,16 @@ def test_an_output_path_that_is_a_file(voice, tmp_path):
         save_checkpoint(tmp_path / "file", voice)
 
 
+def test_a_full_disk_is_a_sentence(voice, tmp_path, monkeypatch):
+    def full(*_):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)  # safetensors raises no OSError
+    with pytest.raises(CheckpointError, match=r"cannot be written: I/O error: No space left"):
+        save_checkpoint(tmp_path / "voice", voice)
+    assert not any((tmp_path / "voice").iterdir())
+
+
 def test_loading_while_another_thread_saves_never_mixes(tmp_path, make_checkpoint, make_config):
     """Whatever is loaded is one of the two voices, or a clear error."""
     voices = [make_checkpoint(make_config(residual_scale=s), seed=i) for i, s in enumerate((0.5, 0.25))]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from cli_result import refused
 from click.testing import CliRunner, Result
 
@@ -56,7 +57,7 @@ def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     if "own_process" in request.fixturenames:
         return
 
-    def child(asked: dict[str, Any], folder: Path, size: int, path: Path) -> dict[str, Any]:
+    def child(asked: dict[str, Any], folder: Path, size: int, path: Path, hint: str = "") -> dict[str, Any]:
         found = json.loads(json.dumps(child_module.found({**asked, "folder": str(folder)})))
         if "error" in found:
             raise CheckpointError(f"{path}: {found['error']}")
@@ -142,6 +143,13 @@ def test_other_ways_to_write_the_same_network(r9y9_file: Path, tmp_path: Path, c
     torch.save({"state_dict": change(made(lambda: NewR9y9(1, 9)))}, r9y9_file)
     assert run(r9y9_file, tmp_path / "voice").exit_code == 0
     same_sound(tmp_path / "voice", made(lambda: NewR9y9(1, 9)))
+
+
+@pytest.mark.parametrize("step", [float("nan"), 10**400, [float("inf")], "\x1b[31m", True])
+def test_a_step_that_is_no_number_is_left_out(r9y9_file: Path, tmp_path: Path, step: Any) -> None:
+    torch.save({**checkpoint(made(lambda: NewR9y9(1, 9))), "global_step": step}, r9y9_file)
+    assert run(r9y9_file, tmp_path / "voice").exit_code == 0
+    assert load_checkpoint(tmp_path / "voice").info["provenance"]["step"] is None
 
 
 def test_safetensors_need_no_pickle(r9y9_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,6 +293,22 @@ def test_the_mel_is_checked(r9y9_file: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "never").exists()
 
 
+@pytest.mark.parametrize(
+    "option, told",
+    [
+        (("--conditioning", "nowhere.pt"), "--conditioning is for files of nv-wavenet"),
+        (("--sample-rate", "16000"), "--sample-rate is for files of kan-bayashi"),
+        (("--mel", "nv-wavenet-16k"), "16000 in the recipe of its mels"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_never_ignored(
+    r9y9_file: Path, tmp_path: Path, option: tuple[str, str], told: str
+) -> None:
+    result = run(r9y9_file, tmp_path / "voice", *option)
+    refused(result, told)
+    assert ".partial" not in result.stderr and not (tmp_path / "voice").exists()
+
+
 def test_what_is_there_stays(r9y9_file: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
@@ -310,6 +334,16 @@ def test_a_conversion_that_stops_leaves_nothing(
     monkeypatch.setattr(safetensors.numpy, "save_file", stop)
     assert run(r9y9_file, tmp_path / "voice").exit_code == 130
     assert not [path for path in tmp_path.iterdir() if "voice" in path.name]
+
+
+def test_a_full_disk_names_the_voice(r9y9_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    result = run(r9y9_file, tmp_path / "voice")
+    refused(result, f"{tmp_path / 'voice'}: cannot be written", "No space left")
+    assert ".partial" not in result.stderr and not (tmp_path / "voice").exists()
 
 
 def test_the_benchmark_of_its_cost_runs(tmp_path: Path) -> None:

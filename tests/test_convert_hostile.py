@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch", reason="the files of other projects are mad
 
 from wavenet_fast.cli import cli  # noqa: E402
 from wavenet_fast.errors import CheckpointError  # noqa: E402
-from wavenet_fast.importers import files  # noqa: E402
+from wavenet_fast.importers import child, files  # noqa: E402
 from wavenet_fast.importers.inert import Inert, ScalerReader, Something  # noqa: E402
 
 
@@ -76,6 +76,25 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:9000])
 
 
+def rewritten(path: Path, how: int, change: Callable[[str, bytes], bytes]) -> None:
+    """A whole file of torch.save, with its records changed and stored or compressed."""
+    torch.save({"state_dict": {"a": torch.ones(4), "b": torch.ones(500)}}, path)
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", how) as archive:
+        for name, record in records.items():
+            archive.writestr(name, change(name, record))
+
+
+def short_record(path: Path) -> None:
+    """Mapped, the tensor would go on with the record behind its own."""
+    rewritten(path, zipfile.ZIP_STORED, lambda name, record: record[:4] if name.endswith("/data/0") else record)
+
+
+def compressed(path: Path) -> None:
+    rewritten(path, zipfile.ZIP_DEFLATED, lambda name, record: record)
+
+
 def old_tar(path: Path) -> None:
     with tarfile.open(path, "w") as archive:
         archive.addfile(tarfile.TarInfo("storages"), io.BytesIO())
@@ -103,7 +122,10 @@ def quantised(path: Path) -> None:
 
 
 DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "truncated": (truncated, "cannot be read"),
+    "truncated": (truncated, "not whole"),
+    "a short record": (short_record, "not whole"),
+    "compressed": (compressed, "compressed archive"),
+    "a pickle that calls": (lambda path: path.write_bytes(pickle.dumps({"a": Harm(path)})), "not whole"),
     "tar": (old_tar, "before 0.1.10"),
     "empty": (lambda path: path.write_bytes(b""), "0 bytes"),
     "noise": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(999)), "no checkpoint"),
@@ -125,6 +147,33 @@ def test_damaged_files(tmp_path: Path, name: str) -> None:
     make(tmp_path / "a.pth")
     refused(run(tmp_path / "a.pth", tmp_path / "voice"), "a.pth", word)
     assert not (tmp_path / "voice").exists()
+
+
+def test_what_is_named_safetensors_is_no_pickle(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(3)}, tmp_path / "a.safetensors")
+    refused(run(tmp_path / "a.safetensors", tmp_path / "voice"), "no safetensors file", "name it .pth")
+
+
+def test_a_tensor_of_eighty_axes(tmp_path: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1] * 80, "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    refused(run(tmp_path / "a.safetensors", tmp_path / "voice"), "'a' has 80 axes")
+
+
+def test_torchs_advice_to_read_without_care_is_not_passed_on(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(pickle.dumps({"a": Harm(tmp_path / "harm")}))
+    result = run(tmp_path / "a.pth", tmp_path / "voice")
+    refused(result, "damaged")
+    assert "weights_only" not in result.stderr
+
+
+def test_a_folder_that_cannot_be_written_to_is_not_the_files_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "limit", lambda size: None)
+    torch.save({"a": torch.zeros(3)}, tmp_path / "a.pth")
+    told = child.found({"job": "tensors", "path": tmp_path / "a.pth", "folder": tmp_path / "gone" / "x"})["error"]
+    assert f"for a while in {tmp_path / 'gone'}" in told and "TMPDIR" in told
 
 
 def test_memory_is_limited_while_a_pickle_is_read(tmp_path: Path) -> None:

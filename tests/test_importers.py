@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wavenet_fast.config import CategoricalHead, GaussianHead, LogisticHead, MelSpec
+from wavenet_fast.config import CategoricalHead, GaussianHead, LogisticHead, MelSpec, Signal
 from wavenet_fast.errors import CheckpointError, ConfigError, InputError
 from wavenet_fast.importers import detect, kan_bayashi, nv_wavenet, r9y9
 from wavenet_fast.importers.common import plain_tensors
@@ -108,6 +108,27 @@ def test_r9y9_undoes_what_it_did_to_the_sound() -> None:
     assert r9y9.from_state(r9y9_state(2), HPARAMS | {"output_distribution": "Normal"}).config.head == GaussianHead()
 
 
+def test_the_mu_of_old_r9y9_files_is_told_about() -> None:
+    companded = HPARAMS | {"input_type": "mulaw", "quantize_channels": 256, "legacy": True}
+    assert r9y9.OLD_MU in r9y9.from_state(r9y9_state(old=True), companded).notes
+    assert r9y9.OLD_MU not in r9y9.from_state(r9y9_state(old=True), HPARAMS | {"legacy": True}).notes
+    assert r9y9.OLD_MU not in r9y9.from_state(r9y9_state(), companded | {"legacy": None}).notes
+
+
+def test_r9y9_says_in_several_ways_that_it_did_nothing_to_the_sound() -> None:
+    for told in ({"global_gain_scale": 0}, {"global_gain_scale": -1.0}, {"preprocess": "none", "postprocess": "none"}):
+        assert r9y9.from_state(r9y9_state(), HPARAMS | told).config.signal == Signal()
+
+
+def test_an_activation_takes_a_number_between_the_upsampling_layers() -> None:
+    state = {name.replace("up_layers.1", "up_layers.4"): value for name, value in r9y9_state().items()}
+    state["upsample_net.upsample.up_layers.1.weight"] = state["upsample_net.upsample.up_layers.4.weight"]
+    hparams = HPARAMS | {"hop_size": 36, "upsample_params": {"upsample_activation": "ReLU"}}
+    assert r9y9.from_state(state, hparams).config.hop_length == 36
+    with pytest.raises(ConfigError, match=r"'none'.*\[1, 4\].*2 apart"):
+        r9y9.from_state(state, hparams | {"upsample_params": {}})
+
+
 def test_the_skip_rule_of_an_old_file_is_never_guessed() -> None:
     old = HPARAMS | {"log_scale_min": -32.2}
     with pytest.raises(InputError, match=r"--skip-rule running .*--skip-rule sum"):
@@ -163,6 +184,7 @@ WRONG: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (r9y9_state(7), {}, CheckpointError, "7 outputs"),
     (r9y9_state(2), {}, CheckpointError, "2 outputs"),
     (r9y9_state(), {"postprocess": "denoise"}, ConfigError, "denoise"),
+    (r9y9_state(), {"global_gain_scale": float("nan")}, ConfigError, "gain"),
     (r9y9_state(), {"preprocess": "preemphasis"}, ConfigError, "preemphasis"),
     (r9y9_state(), {"sample_rate": 5}, ConfigError, "sample_rate"),
     (r9y9_state(), {"upsample_params": {"mode": "bilinear"}}, ConfigError, "bilinear"),
@@ -307,6 +329,9 @@ def test_weight_norm_is_multiplied_out() -> None:
         ({"mean": np.zeros(M + 1), "scale": np.ones(M)}, "3 values of mean; this network hears 2"),
         ({"mean": np.zeros(M), "scale": np.zeros(M)}, "above 0"),
         ({"mean": np.full(M, np.inf), "scale": np.ones(M)}, "finite"),
+        ({"mean": np.full(M, 1e300), "scale": np.ones(M)}, "finite"),
+        ({"mean": np.full(M, "a"), "scale": np.ones(M)}, "<U1 as mean"),
+        ({"mean": np.zeros(M), "scale": np.ones(M, complex)}, "complex128 as scale"),
     ],
 )
 def test_statistics_that_do_not_fit(stats: dict[str, Any], told: str) -> None:

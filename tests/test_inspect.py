@@ -72,3 +72,10 @@ def test_what_a_file_says_of_itself_cannot_drive_the_terminal(make_checkpoint):
     text = format_description(describe(make_checkpoint(license=evil, provenance={evil: [evil], "b": evil})))
     assert not any(ch in text for ch in "\x1b\x07\u202e")
     assert "\nlicence  none" not in text
+
+
+def test_a_recipe_that_is_not_known_is_not_described(make_checkpoint):
+    checkpoint = make_checkpoint()
+    unknown = replace(checkpoint, mel=msgspec.structs.replace(checkpoint.mel, normalize="elsewhere"))
+    text = format_description(describe(unknown))
+    assert "made elsewhere" in text and "slaney" not in text

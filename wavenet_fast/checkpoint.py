@@ -328,7 +328,7 @@ def save_checkpoint(
         for name in DOCUMENTS:
             if name in checkpoint.documents:
                 _replace(directory / name, checkpoint.documents[name])
-    except OSError as error:
+    except (OSError, safetensors.SafetensorError) as error:  # the latter where the disk is full
         raise CheckpointError(f"{directory}: cannot be written: {error}") from None
 
 

@@ -185,6 +185,8 @@ def _costs(recorded: dict[str, Any] | None) -> str:
 
 
 def _mel(mel: dict[str, Any]) -> str:
+    if mel["normalize"] == "elsewhere":
+        return f"{mel['n_mels']} bands, made elsewhere in a way that is not known here"
     return (
         f"{mel['n_mels']} bands {mel['fmin']:g}–{mel['fmax']:g} Hz ({mel['mel_scale']}), n_fft {mel['n_fft']}, window"
         f" {mel['win_length']}, {'centred' if mel['center'] else 'not centred'}, {mel['log']} of power {mel['power']},"

@@ -17,6 +17,8 @@ import os
 import pickle
 import re
 import sys
+import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from .inert import INERT, Refused, ScalerReader, Something
 
 TENSORS, FOUND = "tensors.bin", "found.json"
 MAX_TENSORS, MAX_BYTES = 1 << 16, 4 << 30
+MORE_THAN_TENSORS = "holds more than tensors"
+DAMAGED = "is damaged or not whole, or no file of torch.save; copy it again from where it was made"
 STATES = ("state_dict", "model", "model_state_dict", "generator", "net")
 """Under which of its keys a checkpoint may hold the network."""
 
@@ -68,6 +72,7 @@ def tensors(path: Path, folder: Path, trusted: bool) -> dict[str, Any]:
     limit(size)
     with open(path, "rb") as file:
         mapped = file.read(4) == b"PK\x03\x04"
+    records = _records(path) if mapped else None
     options: dict[str, Any] = {"map_location": "cpu", "mmap": mapped}
     if trusted:
         loaded = torch.load(path, weights_only=False, pickle_module=INERT, **options)
@@ -81,7 +86,31 @@ def tensors(path: Path, folder: Path, trusted: bool) -> dict[str, Any]:
     if not state:
         keys = ", ".join(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
         raise Refused(f"holds no tensors ({keys[:200]})")
-    return {"tensors": _written(state, folder, size, mapped), "data": data}
+    return {"tensors": _written(state, folder, size, records), "data": data}
+
+
+def _records(path: Path) -> Counter[int]:
+    """How many records of each size an archive has. Raises `Refused` where one is compressed: torch maps the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except zipfile.BadZipFile:
+        raise Refused(DAMAGED) from None
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members if "/code/" not in member.filename):
+        raise Refused(
+            "is a compressed archive, as torch.save writes none; load it where you trust it and save it again"
+        )
+    return Counter(member.file_size for member in members)
+
+
+def _check_whole(state: Mapping[str, Any], records: Counter[int]) -> None:
+    """Raises `Refused` where a tensor claims another number of bytes than any record has left: mapped, it would be
+    filled up with what lies behind its own."""
+    storages = [tensor.untyped_storage() for tensor in state.values()]
+    claimed = Counter({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    del claimed[0]
+    if claimed - records:
+        raise Refused(DAMAGED)
 
 
 def _state(loaded: Any, data: dict[str, Any]) -> Any:
@@ -115,23 +144,34 @@ def _named_tensors(state: Any, data: dict[str, Any], prefix: str = "") -> Iterat
                 yield from ((f"{prefix}{name}.{i}", v) for i, v in enumerate(value) if isinstance(v, torch.Tensor))
 
 
-def _written(state: Mapping[str, Any], folder: Path, size: int, mapped: bool) -> dict[str, Any]:
-    """Writes every tensor, one by one, and says where. Pages of a mapped file are let go behind it."""
+def _written(state: Mapping[str, Any], folder: Path, size: int, records: Counter[int] | None) -> dict[str, Any]:
+    """Writes every tensor, one by one, and says where. Pages of a mapped file, which has `records`, are let go behind
+    it."""
     import torch
 
     claimed = sum(t.numel() for t in state.values()) * 4
     if len(state) > MAX_TENSORS or claimed > min(MAX_BYTES, 4 * size + (1 << 20)):
         raise Refused(f"claims {len(state)} tensors of {claimed} bytes in a file of {size}: it is damaged, or a bomb")
+    for name, tensor in state.items():
+        if tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided or tensor.is_meta:
+            told = f"{ascii(name)[1:-1][:200]}, a tensor of {tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            raise Refused(f"holds {told}; weights are plain numbers")
+    if records is not None:
+        _check_whole(state, records)
     places, first = {}, 0
-    with open(folder / TENSORS, "wb") as file:
-        for name, tensor in state.items():
-            if tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:
-                raise Refused(f"holds {name}, a tensor of {tensor.dtype}, {tensor.layout}; weights are plain numbers")
-            tensor.detach().to(torch.float32).contiguous().numpy().tofile(file)
-            places[name] = [first, list(tensor.shape)]
-            first += tensor.numel()
-            if mapped and sys.platform == "linux":
-                _let_go(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+    try:
+        with open(folder / TENSORS, "wb") as file:
+            for name, tensor in state.items():
+                tensor.detach().to(torch.float32).contiguous().numpy().tofile(file)
+                places[name] = [first, list(tensor.shape)]
+                first += tensor.numel()
+                if records is not None and sys.platform == "linux":
+                    _let_go(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+    except OSError as error:
+        raise Refused(
+            f"its tensors take {claimed} bytes for a while in {folder.parent}, where they cannot be written ({error});"
+            " make room there, or name another folder in the environment variable TMPDIR"
+        ) from None
     return places
 
 
@@ -210,12 +250,11 @@ def _sentence(error: BaseException) -> str:
     text = str(error)
     refused = re.search(r"(?:GLOBAL|global) ([\w.]+)", text)
     if isinstance(error, pickle.UnpicklingError) and refused:
-        return (
-            f"holds more than tensors: it names {refused[1]}, which could run code when it is read. If it is a whole"
-            " pickled module, and you trust where it is from, give --i-trust-this-file"
-        )
+        return f"{MORE_THAN_TENSORS}: it names {refused[1]}, which could run code when it is read"
     if "TorchScript" in text:
         return "is a TorchScript archive, which holds code; export the state_dict() of the module it was made from"
+    if "miniz" in text or "weights_only" in text:  # torch's own advice is not ours
+        return DAMAGED
     first = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
     return f"cannot be read: {first}"
 

@@ -120,7 +120,11 @@ def statistics(stats: Mapping[str, ArrayLike] | None, bands: int) -> dict[str, A
     for name in ("mean", "scale"):
         if name not in stats:
             raise InputError(f"the statistics lack {name!r}; give mean and scale, the standard deviation per band")
-        value = np.asarray(stats[name], np.float32).reshape(-1)
+        given = np.asarray(stats[name])
+        if given.dtype.kind not in "fiu":
+            raise InputError(f"the statistics hold {given.dtype} as {name}; they are plain numbers, one per band")
+        with np.errstate(over="ignore"):
+            value = given.astype(np.float32).reshape(-1)
         if value.shape != (bands,):
             raise InputError(f"the statistics hold {value.size} values of {name}; this network hears {bands} bands")
         found[f"mel.{name}"] = value

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from .. import __version__
 from ..checkpoint import CONFIG, Checkpoint, load_checkpoint, save_checkpoint
-from ..config import MelSpec, decode
-from ..errors import CheckpointError, InputError
+from ..config import MelSpec, WaveNetConfig, decode
+from ..errors import CheckpointError, InputError, WavenetFastError
 from ..mel import MEL_PRESETS
 from . import files, kan_bayashi, nv_wavenet, own, r9y9
 from .common import Imported, made_elsewhere
@@ -67,17 +67,19 @@ def read(source: Path, options: Options, watch: Watch = lambda step: None) -> tu
         family = _family(source, raw, options.family)
         watch(f"importing ({family})")
         made = _import(family, source, raw, options, recipe if isinstance(recipe, MelSpec) else None)
-        step = next((raw.data[k] for k in ("global_step", "iterations", "iteration") if k in raw.data), None)
+        steps = (raw.data.get(name) for name in ("global_step", "iterations", "iteration"))
+        step = next((n for n in steps if type(n) is int and 0 <= n < 1 << 63), None)
     if recipe == ELSEWHERE:
         made_of = made_elsewhere(made.config)
     elif made.mel is None:
         raise InputError(
-            f"{source}: nothing given says by what recipe its mels are made. {' '.join(made.notes)} Give --stats, or"
-            f" --mel with a name ({', '.join(MEL_PRESETS)}), a JSON file of a recipe, or {ELSEWHERE!r} for a voice that"
+            f"{source}: nothing given says by what recipe its mels are made. {' '.join(made.notes)} Give --mel"
+            f" with a name ({', '.join(MEL_PRESETS)}), a JSON file of a recipe, or {ELSEWHERE!r} for a voice that"
             " only hears what is made elsewhere"
         )
     else:
         made_of = made.mel
+    _check_recipe(source, made.config, made_of)
     if made_of.normalize == "meanvar" and "mel.mean" not in made.weights:
         raise InputError(f"{source}: that recipe is standardised by mean and scale of the training mels: give --stats")
     provenance = {
@@ -85,6 +87,14 @@ def read(source: Path, options: Options, watch: Watch = lambda step: None) -> tu
         "source": {"file": source.name, "bytes": source.stat().st_size, "sha256": files.sha256(source)},
     }  # fmt: skip
     return Checkpoint(made.config, made_of, made.weights, {"provenance": provenance}), made.notes
+
+
+def _check_recipe(source: Path, config: WaveNetConfig, recipe: MelSpec) -> None:
+    """Raises `InputError` where the network cannot hear mels of this recipe."""
+    for field in ("sample_rate", "hop_length", "n_mels"):
+        network, mels = getattr(config, field), getattr(recipe, field)
+        if network != mels:
+            raise InputError(f"{source}: its {field} is {network}, and {mels} in the recipe of its mels; give another")
 
 
 def named_recipe(named: str | None) -> MelSpec | Literal["elsewhere"] | None:
@@ -111,6 +121,8 @@ def write(out: Path, checkpoint: Checkpoint, dtype: Literal["fp32", "fp16"] = "f
     try:
         save_checkpoint(partial, checkpoint, dtype)
         os.replace(partial, out)
+    except WavenetFastError as error:
+        raise type(error)(str(error).replace(str(partial), str(out))) from None
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be written: {error}") from None
     finally:
@@ -126,8 +138,8 @@ def check_target(out: Path, overwrite: bool) -> None:
     if os.path.lexists(out) and not out.is_dir():
         raise CheckpointError(f"{out}: is a file; a voice is a directory, name another")
     if out.is_dir() and any(out.iterdir()) and not (overwrite and (out / CONFIG).exists()):
-        hint = "--overwrite replaces it" if (out / CONFIG).exists() else "and is no voice; name another"
-        raise CheckpointError(f"{out}: is not empty; {hint}")
+        hint = "; --overwrite replaces it" if (out / CONFIG).exists() else " and is no voice; name another"
+        raise CheckpointError(f"{out}: is not empty{hint}")
 
 
 def _directory(source: Path) -> Checkpoint:
@@ -152,8 +164,7 @@ def _family(source: Path, raw: Raw, wanted: str | None) -> str:
 
 def _import(family: str, source: Path, raw: Raw, options: Options, mel: MelSpec | None) -> Imported:
     hparams = _hparams(family, source, raw, options)
-    if family != r9y9.FAMILY and options.skip_rule is not None:
-        raise InputError("--skip-rule is for r9y9's old generation; leave it out")
+    _check_options(family, options)
     if family == nv_wavenet.FAMILY:
         conditioning = None
         if options.conditioning is not None:
@@ -164,10 +175,22 @@ def _import(family: str, source: Path, raw: Raw, options: Options, mel: MelSpec 
         return own.from_state(raw.tensors, hparams, mel=mel)
     stats = _statistics(family, source, options, str(hparams.get("feature_type", "")))
     if family == r9y9.FAMILY:
-        if options.sample_rate is not None:
-            raise InputError("--sample-rate is for kan-bayashi's files; r9y9's hparams say it")
         return r9y9.from_state(raw.tensors, hparams, skip_rule=options.skip_rule, mel=mel, stats=stats)
     return kan_bayashi.from_state(raw.tensors, hparams, stats=stats, mel=mel, sample_rate=options.sample_rate)
+
+
+def _check_options(family: str, options: Options) -> None:
+    """Raises `InputError` for an option that files of this family have no use for."""
+    for option, given, families in (
+        ("--skip-rule", options.skip_rule, (r9y9.FAMILY,)),
+        ("--sample-rate", options.sample_rate, (kan_bayashi.FAMILY,)),
+        ("--stats", options.stats, (r9y9.FAMILY, kan_bayashi.FAMILY)),
+        ("--conditioning", options.conditioning, (nv_wavenet.FAMILY,)),
+    ):
+        if given is not None and family not in families:
+            raise InputError(
+                f"{option} is for files of {' and '.join(families)}, and this one is {family}; leave it out"
+            )
 
 
 def _hparams(family: str, source: Path, raw: Raw, options: Options) -> dict[str, Any]:

@@ -22,12 +22,14 @@ import numpy as np
 from ..errors import CheckpointError
 from ..strict_json import parse
 from ..tensors import unpack, widen
-from .child import FOUND, MAX_BYTES, TENSORS
+from .child import FOUND, MAX_BYTES, MORE_THAN_TENSORS, TENSORS
 from .common import Array
 
 NEEDS_TORCH = (2, 10)
 """Older ones have holes in the reader of pickles itself (CVE-2025-32434, CVE-2026-24747)."""
+MODULE_HINT = ". If it is a whole pickled module, and you trust where it is from, give --i-trust-this-file"
 MAX_JSON_BYTES = 1 << 20
+MOST_AXES = 8
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,17 @@ def reading(path: Path, trusted: bool = False) -> Iterator[Raw]:
         head = file.read(512)
     if _is_safetensors(head):
         tensors, metadata = unpack(path.read_bytes(), str(path))
+        for name, tensor in tensors.items():
+            if len(tensor["shape"]) > MOST_AXES:
+                raise CheckpointError(f"{path}: {name!a} has {len(tensor['shape'])} axes; at most {MOST_AXES}")
         arrays = {name: widen(tensor).reshape(tensor["shape"]) for name, tensor in tensors.items()}
         yield Raw(arrays, dict(metadata))
         return
+    if path.suffix == ".safetensors":
+        raise CheckpointError(
+            f"{path}: is no safetensors file, whatever its name says; it begins with {head[:8]!r}. If it is a file of"
+            " torch.save, name it .pth"
+        )
     if head[257:262] == b"ustar":
         raise CheckpointError(
             f"{path}: is a tar file, as torch wrote before 0.1.10; load it with the torch that wrote it, and save its"
@@ -64,7 +74,8 @@ def reading(path: Path, trusted: bool = False) -> Iterator[Raw]:
         )
     _check_torch(path)
     with tempfile.TemporaryDirectory(prefix="wavenet-fast-") as folder:
-        found = _child({"job": "tensors", "path": str(path.resolve()), "trusted": trusted}, Path(folder), size, path)
+        request = {"job": "tensors", "path": str(path.resolve()), "trusted": trusted}
+        found = _child(request, Path(folder), size, path, MODULE_HINT)
         yield Raw(_mapped(Path(folder, TENSORS), found["tensors"], path), found["data"])
 
 
@@ -169,8 +180,9 @@ def _values(path: Path, job: str) -> Iterator[dict[str, Any]]:
         yield _child({"job": job, "path": str(path.resolve())}, Path(folder), size, path)["data"]
 
 
-def _child(request: Mapping[str, Any], folder: Path, size: int, path: Path) -> dict[str, Any]:
-    """What the reading process found. It starts in `folder`, where nothing lies that it could import."""
+def _child(request: Mapping[str, Any], folder: Path, size: int, path: Path, hint: str = "") -> dict[str, Any]:
+    """What the reading process found. It starts in `folder`, where nothing lies that it could import. `hint` ends the
+    sentence about a file that holds more than tensors."""
     command = [sys.executable, "-m", f"{__package__}.child", json.dumps({**request, "folder": str(folder)})]
     process = subprocess.Popen(
         command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -192,7 +204,7 @@ def _child(request: Mapping[str, Any], folder: Path, size: int, path: Path) -> d
             f" ({last[0][:200]})"
         ) from None
     if "error" in found:
-        raise CheckpointError(f"{path}: {found['error']}")
+        raise CheckpointError(f"{path}: {found['error']}{hint if MORE_THAN_TENSORS in found['error'] else ''}")
     return found
 
 

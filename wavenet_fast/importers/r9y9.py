@@ -39,7 +39,7 @@ from ..config import (
 )
 from ..errors import CheckpointError, ConfigError, InputError
 from .common import Array, Imported, finished, need, plain_tensors, statistics
-from .r9y9_tensors import WHERE, Sizes, renamed, sizes, stage_names, wanted
+from .r9y9_tensors import WHERE, Sizes, check_numbers, renamed, sizes, stage_names, wanted
 
 FAMILY = "r9y9"
 SkipRule = Literal["running", "sum"]
@@ -97,6 +97,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Name → hparams of files that are spread without their `hparams.json`."""
 
+OLD_MU = (
+    "r9y9's scripts of 2018 companded with µ = quantize_channels and began with the class of 0, 128 of 256; later ones,"
+    " and this voice, with one less and 127. Its sound differs by less than a class."
+)
 PREEMPHASIS = 0.85
 """Of `preemphasis` and `inv_preemphasis` in the new generation's audio.py."""
 
@@ -124,6 +128,8 @@ def from_state(
     need(tensors, wanted(tensors, n, old), WHERE)
     notes: list[str] = []
     config = _config(told, tensors, n, old, _rule(told, skip_rule, old), notes)
+    if old and told.input_type != "raw":
+        notes.append(OLD_MU)
     weights = finished(config, {**renamed(tensors, config), **statistics(stats, config.n_mels)}, WHERE)
     recipe = mel if mel is not None else _recipe(told, config, old, stats is not None, notes)
     provenance = {
@@ -245,6 +251,7 @@ def _stages(told: Hparams, tensors: Mapping[str, Array], old: bool) -> tuple[Tra
         )
     if names and "upsample_net.conv_in.weight" not in tensors:
         raise CheckpointError(f"{WHERE}: its upsample_net has no conv_in; only ConvInUpsampleNetwork can be imported")
+    check_numbers(names, up.upsample_activation)
     activation, slope = _ACTIVATIONS[up.upsample_activation], up.upsample_activation_params.get("negative_slope", 0.01)
     for name in names:
         rows, taps = tensors[name].shape[2:]
@@ -277,17 +284,19 @@ def _head(told: Hparams, n: Sizes, old: bool, notes: list[str]) -> CategoricalHe
 
 
 def _signal(told: Hparams, onehot: bool, notes: list[str]) -> Signal:
-    emphasis = 0.0
-    if (told.postprocess or "") == "inv_preemphasis":
+    emphasis, unset = 0.0, (None, "", "none")
+    # As r9y9's synthesis.py has it, a gain that is not above 0 is none.
+    gain = 1.0 if told.global_gain_scale <= 0 else told.global_gain_scale
+    if told.postprocess == "inv_preemphasis":
         emphasis = PREEMPHASIS
-    elif told.postprocess or told.preprocess:
+    elif told.postprocess not in unset or told.preprocess not in unset:
         raise ConfigError(
             f"hparams: preprocess is {told.preprocess!r} and postprocess {told.postprocess!r}; possible are none, or"
             ' "preemphasis" with "inv_preemphasis"'
         )
     if told.input_type == "mulaw":
-        return Signal(domain="mulaw", mu=told.quantize_channels - 1, preemphasis=emphasis, gain=told.global_gain_scale)
-    return Signal(preemphasis=emphasis, gain=told.global_gain_scale)
+        return Signal(domain="mulaw", mu=told.quantize_channels - 1, preemphasis=emphasis, gain=gain)
+    return Signal(preemphasis=emphasis, gain=gain)
 
 
 # --- mel --------------------------------------------------------------------------------------------------------
@@ -303,7 +312,7 @@ def _recipe(told: Hparams, config: WaveNetConfig, old: bool, standardised: bool,
         notes.append("The hparams do not say how its mels were made.")
         return None
     if not standardised:
-        notes.append("Its mels are standardised by meanvar.joblib, which was not given.")
+        notes.append("Its mels are standardised by meanvar.joblib, which was not given (--stats).")
         return None
     window = told.win_length
     if told.win_length_ms is not None and told.win_length_ms > 0:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from msgspec import Struct
 
 from ..config import WaveNetConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from .common import Array, Shapes, need_axes, numbered
 
 WHERE = "the r9y9 checkpoint"
@@ -89,6 +90,18 @@ def stage_names(tensors: Mapping[str, Any], old: bool) -> list[str]:
             if name == f"{stem}{number}.weight" and number.isdecimal():
                 found[int(number)] = name
     return [found[number] for number in sorted(found)]
+
+
+def check_numbers(names: list[str], activation: str) -> None:
+    """Raises `ConfigError` where the numbers of the new generation's stages leave no place for the activation, or one
+    too many: a stage is a stretching, a convolution and, if there is one, an activation."""
+    numbers = [int(name.split(".")[-2]) for name in names]
+    step = 2 if activation == "none" else 3
+    if any(after - before != step for before, after in pairwise(numbers)):
+        raise ConfigError(
+            f"hparams: upsample_params.upsample_activation is {activation!r}, and the file's upsampling layers have the"
+            f" numbers {numbers}, which must then be {step} apart: are these the hparams of this file?"
+        )
 
 
 def renamed(tensors: Mapping[str, Array], config: WaveNetConfig) -> dict[str, Array]:
