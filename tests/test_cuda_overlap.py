@@ -148,7 +148,7 @@ from wavenet_fast.kernels.cuda.launches import Heard, Made, Streams
 from wavenet_fast.kernels.cuda.layout import Layout
 
 model, s = engine.model, engine.model.shape
-grid = Layout(s, "fp32", "resident", 8, 1, 1, tiles=1, first_layers=(0, 2, s.LAYERS))
+grid = Layout(s, "fp32", "resident", 8, 1, 1, tiles=1, residual=1, first_layers=(0, 2, s.LAYERS))
 zeros = device.zeros
 streams = Streams(state.rings, zeros((3, s.IN_DEPTH), np.float32), zeros((3,), np.float32), zeros((3,), np.int64),
                   zeros((3,), np.uint64))

@@ -240,12 +240,6 @@ DEVICE void load_words_in_gpu(const u64* from, u64& a, u64& b) {
 
 #if __CUDA_ARCH__ >= 900
 
-DEVICE int cluster_rank() {
-  int rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-
 // All threads of all blocks of the cluster, and everything that they wrote before.
 DEVICE void cluster_barrier() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
