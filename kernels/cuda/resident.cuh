@@ -120,8 +120,8 @@ DEVICE constexpr Home home_of(bool in_registers, int panels, int steps) {
   return kTensorCores && panels * steps <= plan::MOST_AHEAD ? kAhead : kInPlace;
 }
 
-// Steps of each panel that are read ahead where not all can be: the other half of the registers is another matrix's. The
-// rest has no index either, and is unrolled.
+// Steps of each panel that are read ahead where not all can be: the other half of the registers is another matrix's.
+// The rest has no index either, and is unrolled.
 DEVICE constexpr int steps_ahead(int panels) { return plan::MOST_AHEAD / 2 / panels / 4 * 4; }
 constexpr int kMostUnrolled = 32;
 
