@@ -53,8 +53,8 @@ STREAMS = (1, 256)
 BY_NVCC = "bf16"
 """The number format that nvcc compiles too, for one stream."""
 RESERVED = 1024
-"""Bytes of each block that CUDA keeps for itself: counted with the kernel's own from sm_90 on, and not part of the limit
-that a device tells."""
+"""Bytes of each block that CUDA keeps for itself: counted with the kernel's own from sm_90 on, and not part of the
+limit that a device tells."""
 NO_CLUSTER = dict.fromkeys(range(2, 17), 0)
 """As if the driver had answered that no cluster fits."""
 
@@ -142,7 +142,8 @@ def compiled(case: Case) -> Row:
     return {
         **asdict(case), **what, "threads": threads, "registers": int(found[1]),
         "register_limit": most_registers(device, threads), "stack": int(found[2]),
-        "shared_bytes": shared + int(found[3]) - (RESERVED if case.target >= 90 else 0), "shared_limit": device.shared_per_block, **code_counts(code),
+        "shared_bytes": shared + int(found[3]) - (RESERVED if case.target >= 90 else 0),
+        "shared_limit": device.shared_per_block, **code_counts(code),
     }  # fmt: skip
 
 
