@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,10 @@ torch = pytest.importorskip("torch", reason="r9y9's code needs torch")
 wavenet_vocoder = pytest.importorskip("wavenet_vocoder", reason="wavenet-vocoder 0.1.1 is not installed")
 
 from imports import forced_draws, largest_error, our_sampler, our_stages, same_draws  # noqa: E402
+from r9y9_old_model import old_model  # noqa: E402
 
 from wavenet_fast.importers import Imported, r9y9  # noqa: E402
 
-SIZES: dict[str, Any] = {
-    "layers": 6, "stacks": 2, "residual_channels": 10, "gate_channels": 16, "skip_out_channels": 12, "kernel_size": 3,
-    "dropout": 0.05, "cin_channels": 7, "upsample_conditional_features": True, "upsample_scales": [2, 3],
-    "freq_axis_kernel_size": 3,
-}  # fmt: skip
 HPARAMS = {
     "sample_rate": 8000, "stacks": 2, "hop_size": 6, "log_scale_min": -3.0, "upsample_scales": [2, 3],
     "upsample_conditional_features": True,
@@ -39,16 +34,7 @@ FRAMES, HOP, SEED = 20, 6, 5
 
 
 def their_model(changes: dict[str, Any]) -> Any:
-    torch.manual_seed(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = wavenet_vocoder.WaveNet(**SIZES | changes)
-    for name, weight in model.named_parameters():
-        if name.endswith("bias") or name.endswith("weight_g"):  # as made they are all 0, or the norm itself
-            weight.data += 0.2 * torch.randn_like(weight)
-    out = model.last_conv_layers[3]
-    (out.weight_g if hasattr(out, "weight_g") else out.weight).data *= 3
-    return model.eval()
+    return old_model(**changes)
 
 
 def imported(model: Any, hparams: dict[str, Any]) -> Imported:
