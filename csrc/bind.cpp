@@ -278,8 +278,8 @@ struct State {
 // Makes counts[b] samples of every stream b; state and outputs as in backends/cpu.py. Returns false when stopped.
 bool generate(const Engine& m, const State& state, const py::array& mel, const py::array& frames,
               const py::array& ended, const py::array& counts, float temperature, int threads, const std::string& split,
-              const py::object& forced, const py::object& audio, const py::object& raw, const py::object& logits,
-              const py::object& trace, const py::object& progress) {
+              int ahead, const py::object& forced, const py::object& audio, const py::object& raw,
+              const py::object& logits, const py::object& trace, const py::object& progress) {
   if (!(temperature > 0)) refuse("temperature must be positive");
   if (mel.ndim() != 3 || mel.shape(1) != m.M || !py::isinstance<py::array_t<float>>(mel))
     refuse("mel must be float32 (B, M, n)");
@@ -375,7 +375,7 @@ bool generate(const Engine& m, const State& state, const py::array& mel, const p
   if (streams.empty()) return true;
 
   const Plan plan = plan_call(m.streamed_bytes(), static_cast<int64_t>(streams.size()), trace.is_none() ? threads : 1,
-                              split_named(split));
+                              split_named(split), ahead);
   Control control;
   const py::gil_scoped_release release;
   return run(m, *m.kernels, streams, plan, control, [&] {
@@ -449,11 +449,11 @@ PYBIND11_MODULE(_engine, module) {
   module.def("zeros", &zero_bytes, py::arg("bytes"));
   module.def(
       "plan",
-      [](int64_t weight_bytes, int64_t streams, int threads, const std::string& split) {
-        const Plan plan = plan_call(weight_bytes, streams, threads, split_named(split));
-        return py::make_tuple(plan.teams, plan.size, plan.width);
+      [](int64_t weight_bytes, int64_t streams, int threads, const std::string& split, int ahead) {
+        const Plan plan = plan_call(weight_bytes, streams, threads, split_named(split), ahead);
+        return py::make_tuple(plan.teams, plan.size, plan.width, plan.ahead);
       },
-      py::arg("weight_bytes"), py::arg("streams"), py::arg("threads"), py::arg("split"));
+      py::arg("weight_bytes"), py::arg("streams"), py::arg("threads"), py::arg("split"), py::arg("ahead") = 0);
   py::class_<Engine>(module, "Model")
       .def(py::init(&make_engine), py::arg("config"), py::arg("dtype"), py::arg("isa"), py::arg("arrays"))
       .def_property_readonly("streamed_bytes", &Engine::streamed_bytes)
@@ -472,8 +472,8 @@ PYBIND11_MODULE(_engine, module) {
            py::arg("pending_counts"));
   module.def("generate", &generate, py::kw_only(), py::arg("model"), py::arg("state"), py::arg("mel"),
              py::arg("frames"), py::arg("ended"), py::arg("counts"), py::arg("temperature"), py::arg("threads"),
-             py::arg("split"), py::arg("forced"), py::arg("audio"), py::arg("raw"), py::arg("logits"), py::arg("trace"),
-             py::arg("progress"));
+             py::arg("split"), py::arg("ahead"), py::arg("forced"), py::arg("audio"), py::arg("raw"), py::arg("logits"),
+             py::arg("trace"), py::arg("progress"));
   module.def("gate", &gate_values, py::arg("isa"), py::arg("a"), py::arg("b"));
   module.def("exponential", &exponential_values, py::arg("isa"), py::arg("x"));
   bind_bandwidth(module);

@@ -64,6 +64,7 @@ static void multiply(const Matrix& m, const Layout& layout, Range vectors, Range
 
 #include "conditioning.inl"
 #include "sample.inl"
+#include "older_taps.inl"
 #include "step.inl"
 #include "bandwidth.inl"
 #include "stages.inl"

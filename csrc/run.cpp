@@ -118,7 +118,8 @@ Team::Team(const Model& m, int width, int most_threads) : width(width), barrier(
 // times that in all: large enough that the projections' weights, which no cache holds beside the layers', are read
 // rarely. At least two columns, because interpolation reads neighbours, and after learned stages, where every sample
 // has a column of its own, up to a tile of them within 1 MiB. No result depends on these numbers.
-Scratch::Scratch(const Model& m, int width) : seats(new Seat[width]) {
+Scratch::Scratch(const Model& m, int width, int samples_ahead)
+    : seats(new Seat[width]), width(width), ahead_most(samples_ahead) {
   const auto clamp = [](int64_t n, int64_t low, int64_t high) { return std::min(std::max(n, low), high); };
   const int64_t share = std::max(1, width / 4);
   const size_t n_columns = m.nodes.size() + 1;
@@ -155,6 +156,10 @@ Scratch::Scratch(const Model& m, int width) : seats(new Seat[width]) {
   operands(&gates, &gate_scales, whole ? m.L : 0, m.half);
   operands(&skip_operand, &skip_scale, 1, m.S);
   operands(&hidden_operand, &hidden_scale, 1, m.H);
+  const int64_t columns_ahead = ahead_most > 1 ? ahead_most : 0;
+  operands(&older_taps, &older_scales, columns_ahead * (m.K - 1), m.R);
+  arena_.reserve(&older_sums, checked_mul(m.L * columns_ahead, checked_mul(width, m.gate_pad)));
+  arena_.reserve(&ahead, m.L);
   arena_.allocate();
 }
 
@@ -177,7 +182,16 @@ static int usable_cores() {
   return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
-Plan plan_call(int64_t weight_bytes, int64_t streams, int threads, Split split) {
+// For how many samples at once a team of some streams, whose cores each read so many bytes of weights a sample,
+// multiplies the older taps, see older_taps.inl. It pays where weights come from afar: by far where no second cache
+// holds them, as long as a tile has columns left; by some where they fill most of it and a stream is alone.
+static int worth_ahead(int64_t bytes, int width) {
+  if (bytes > second_cache()) return kMaxWidth / width;
+  constexpr int kAlone = 8;  // more bring nothing
+  return width == 1 && bytes > second_cache() / 2 ? kAlone : 1;
+}
+
+Plan plan_call(int64_t weight_bytes, int64_t streams, int threads, Split split, int ahead) {
   threads = std::max(threads, 1);
   streams = std::max<int64_t>(streams, 1);
   // Members of a team wait for each other many times a sample: more of them than cores would only wait.
@@ -187,12 +201,11 @@ Plan plan_call(int64_t weight_bytes, int64_t streams, int threads, Split split) 
   if (split == Split::automatic) {
     split = weight_bytes > second_cache() && streams < 4 * members ? Split::rows : Split::streams;
   }
-  const auto width = [&](int64_t teams) {
-    return static_cast<int>(std::min<int64_t>(kMaxWidth, (streams + teams - 1) / teams));
-  };
-  if (split == Split::rows) return {1, members, width(1)};
-  const int teams = static_cast<int>(std::min<int64_t>(threads, streams));
-  return {teams, 1, width(teams)};
+  Plan plan{1, members, 1, 1};
+  if (split == Split::streams) plan = {static_cast<int>(std::min<int64_t>(threads, streams)), 1, 1, 1};
+  plan.width = static_cast<int>(std::min<int64_t>(kMaxWidth, (streams + plan.teams - 1) / plan.teams));
+  plan.ahead = ahead > 0 ? std::min(ahead, kMaxWidth / plan.width) : worth_ahead(weight_bytes / plan.size, plan.width);
+  return plan;
 }
 
 bool run(const Model& model, const Kernels& kernels, const std::vector<Stream>& streams, const Plan& plan,
@@ -209,7 +222,8 @@ bool run(const Model& model, const Kernels& kernels, const std::vector<Stream>& 
   std::vector<std::unique_ptr<Team>> teams;
   std::vector<std::unique_ptr<Scratch>> scratch;
   for (int i = 0; i < plan.teams; ++i) teams.push_back(std::make_unique<Team>(model, plan.width, plan.size));
-  for (int i = 0; i < plan.teams * plan.size; ++i) scratch.push_back(std::make_unique<Scratch>(model, plan.width));
+  for (int i = 0; i < plan.teams * plan.size; ++i)
+    scratch.push_back(std::make_unique<Scratch>(model, plan.width, plan.ahead));
 
   const auto work = [&](int team, int rank, Scratch& own) {
     {

@@ -14,6 +14,7 @@ class Loop {
         team_(team),
         s_(scratch),
         control_(control),
+        older_(model, scratch),
         rank_(rank),
         own_x_(team.size > 1 && m_.L > 1 && own_x_is_faster()),
         gate_rows_(pairs(share(m_.dilated[0].vectors / 2))),
@@ -41,6 +42,7 @@ class Loop {
   Team& team_;
   Scratch& s_;
   Control& control_;
+  OlderTaps<F> older_;
   const int rank_;
   const bool own_x_;  // whether each thread makes the whole of x for itself
   const Range gate_rows_, x_rows_, skip_rows_, hidden_rows_, out_rows_;  // vectors that this thread owns
@@ -49,6 +51,8 @@ class Loop {
   Heard heard_[kMaxWidth];
   Operand* rings_[kMaxWidth];
   int64_t* now_[kMaxWidth];
+  const Stream* cast_[kMaxWidth] = {};  // who was in each place at the last sample
+  int cast_size_ = 0;
   bool traced_ = false;
 
   Range share(int64_t vectors) const { return {vectors * rank_ / team_.size, vectors * (rank_ + 1) / team_.size}; }
@@ -133,14 +137,22 @@ class Loop {
   // --- one sample -----------------------------------------------------------------------------------------------
 
   void step() {
+    bool changed = cast_size_ != team_.n, presumed = false;
     for (int b = 0; b < team_.n; ++b) {
       const Team::Place& place = team_.places[b];
       if (seat(b).stream != place.stream) begin(seat(b), *place.stream);
       heard_[b] = conditioner(seat(b)).at(place.stream->position + place.made);
       rings_[b] = static_cast<Operand*>(place.stream->rings);
       now_[b] = seat(b).now;
-      recall(0, b);
-      if (!own_x_ && rank_ != 0) continue;
+      changed |= cast_[b] != place.stream || presumes(b);
+      presumed |= presumes(b);
+      cast_[b] = place.stream;
+    }
+    cast_size_ = team_.n;
+    if (changed) older_.forget();
+    if (!presumed) older_.make([this](int64_t l, int b) { return ring(l, b); }, team_.n, gate_rows_, tiles_);
+    recall(0);
+    for (int b = 0; b < team_.n && (own_x_ || rank_ == 0); ++b) {
       embed(b);
       if (!kWhole) round(x(b), m_.R, newest(0, b), nullptr);
     }
@@ -188,30 +200,38 @@ class Loop {
       for (int b = 0; b < team_.n; ++b) round(x(b), m_.R, newest(l, b), tap_scales(l, b) + m_.K - 1);
     }
     if (m_.steady_past) presume(l);
-    const int64_t stride = m_.K * m_.r_stride;
-    const Operands<F> inputs{taps(l, 0), stride, tap_scales(l, 0), m_.K, m_.r_stride, 1};
-    const Sums sums{z(0), m_.gate_pad, m_.dilated_bias + l * m_.gate_pad};
-    // A group of rows passes the gate while the next one is multiplied.
-    Range before{gate_rows_.first, gate_rows_.first};
-    for (int64_t v = gate_rows_.first; v < gate_rows_.last; v += kGroup) {
-      const Range group{v, v + kGroup < gate_rows_.last ? v + kGroup : gate_rows_.last};
-      multiply<F>(m_.dilated[l], m_.layout, group, {0, m_.K}, inputs, team_.n, sums);
-      pass_gate(l, before);
-      before = group;
+    if (older_.stand(l)) {
+      dilated(l, {m_.K - 1, m_.K}, older_.sums(l, team_.n));
+    } else {
+      dilated(l, {0, m_.K}, Sums{z(0), m_.gate_pad, m_.dilated_bias + l * m_.gate_pad});
     }
-    pass_gate(l, before);
     team_.meet(rank_);
     if (kWhole) {
       for (int b = 0; b < team_.n; ++b) round(gate_row(l, b), m_.half, gates(l, b), gate_scales(l, b));
     }
     if (more) residual(l);
     remember(l);
+    older_.pass(l);
     if (more) {
-      for (int b = 0; b < team_.n; ++b) recall(l + 1, b);
+      recall(l + 1);
       finish_x(l);
       if (!own_x_) team_.meet(rank_);
     }
     if (traced_) keep_layer(l);
+  }
+
+  // The products of some taps of layer l → sums → gates.
+  void dilated(int64_t l, const Range taps_now, const Sums sums) {
+    const Operands<F> inputs{taps(l, 0), m_.K * m_.r_stride, tap_scales(l, 0), m_.K, m_.r_stride, 1};
+    // A group of rows passes the gate while the next one is multiplied.
+    Range before{gate_rows_.first, gate_rows_.first};
+    for (int64_t v = gate_rows_.first; v < gate_rows_.last; v += kGroup) {
+      const Range group{v, v + kGroup < gate_rows_.last ? v + kGroup : gate_rows_.last};
+      multiply<F>(m_.dilated[l], m_.layout, group, taps_now, inputs, team_.n, sums);
+      pass_gate(l, before, sums);
+      before = group;
+    }
+    pass_gate(l, before, sums);
   }
 
   // Vectors of rows from one multiplication to the next; even, so that gates are whole.
@@ -225,12 +245,12 @@ class Loop {
   }
 
   // z + conditioning → gates, and their operands where each is rounded by itself.
-  void pass_gate(int64_t l, Range rows) {
+  void pass_gate(int64_t l, Range rows, const Sums& z) {
     const int n = team_.n;
     for (int b = 0; b < n; ++b) {
       const Heard heard = heard_[b].layer(l * m_.gate_pad);
       const Heard next = heard_[b + 1 < n ? b + 1 : 0].layer(l * m_.gate_pad);
-      hear([&](auto how) { pass_gate<how()>(z(b), heard, next, gate_row(l, b), gates(l, b), rows); });
+      hear([&](auto how) { pass_gate<how()>(z.out + b * z.stride, heard, next, gate_row(l, b), gates(l, b), rows); });
     }
   }
   // job(how), how() being the model's Hearing.
@@ -256,18 +276,7 @@ class Loop {
     }
   }
 
-  // The ring of layer l of one stream.
-  struct Ring {
-    Operand* slots;
-    float* scales;
-    int64_t now, depth, dilation;
-    // Slot of tap k, which is (K−1−k)·D samples old; the oldest lies where the newest will go.
-    int64_t tap(int64_t k) const {
-      const int64_t index = now + k * dilation;
-      return index < depth ? index : index - depth;
-    }
-  };
-  WAVENET_INLINE Ring ring(int64_t l, int b) const {
+  WAVENET_INLINE Ring<Operand> ring(int64_t l, int b) const {
     const int64_t first = m_.ring_first[l];
     return {rings_[b] + first * m_.r_stride, kWhole ? stream(b).ring_scales + first : nullptr, now_[b][l],
             m_.ring_depth[l], m_.dilations[l]};
@@ -279,10 +288,11 @@ class Loop {
   // that does nothing but this has no effect in the eyes of the compiler.)
   WAVENET_INLINE void call_for_rings(int64_t l) const {
     constexpr int64_t kLine = kOperandPad / static_cast<int64_t>(sizeof(Operand));
-    const int64_t n = m_.r_stride, older = m_.K - 1;
+    // Where older taps have been multiplied already, only the oldest slot is wanted: the newest operands go there.
+    const int64_t n = m_.r_stride, older = older_.stand(l) ? 1 : m_.K - 1;
     for (int b = 0; b < team_.n; ++b) {
       if (!own_taps() && !mine(b)) continue;
-      const Ring from = ring(l, b);
+      const Ring<Operand> from = ring(l, b);
       for (int64_t k = 0; k < older; ++k) {
         for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(from.slots + from.tap(k) * n + i);
       }
@@ -312,7 +322,7 @@ class Loop {
   // them.
   void remember(int64_t l) {
     for (int b = 0; b < team_.n; ++b) {
-      const Ring to = ring(l, b);
+      const Ring<Operand> to = ring(l, b);
       if (mine(b)) {
         const bool all = presumes(b);
         for (int64_t slot = all ? 0 : to.now; slot < (all ? to.depth : to.now + 1); ++slot) {
@@ -324,27 +334,22 @@ class Loop {
     }
   }
 
-  // The older taps of layer l are brought together: the operands of a product lie in one piece.
-  void recall(int64_t l, int b) {
-    if (!own_taps() && !mine(b)) return;
+  // The older taps of layer l are brought together, unless they have been multiplied already: the operands of a product
+  // lie in one piece.
+  void recall(int64_t l) {
+    if (older_.stand(l)) return;
     const int64_t n = m_.r_stride, older = m_.K - 1;
-    const Ring from = ring(l, b);
-    Operand* to = taps(l, b);
-    float* scales = tap_scales(l, b);
-    for (int64_t k = 0; k < older; ++k) {
-      copy(to + k * n, from.slots + from.tap(k) * n);
-      if (kWhole) scales[k] = from.scales[from.tap(k)];
+    for (int b = 0; b < team_.n; ++b) {
+      if (!own_taps() && !mine(b)) continue;
+      const Ring<Operand> from = ring(l, b);
+      for (int64_t k = 0; k < older; ++k) {
+        copy(taps(l, b) + k * n, from.slots + from.tap(k) * n);
+        if (kWhole) tap_scales(l, b)[k] = from.scales[from.tap(k)];
+      }
     }
   }
 
-  // One slot of a ring, padding included, which is zero.
-  void copy(Operand* to, const Operand* from) const {
-    constexpr int64_t kVector = kLanes * 4 / static_cast<int64_t>(sizeof(Operand));
-    const int64_t n = m_.r_stride;
-    for (int64_t i = 0; i < n; i += kVector) {
-      store(reinterpret_cast<float*>(to + i), load(reinterpret_cast<const float*>(from + i)));
-    }
-  }
+  void copy(Operand* to, const Operand* from) const { copy_slot(to, from, m_.r_stride); }
 
   void residual(int64_t l) {
     multiply<F>(m_.residual[l], m_.layout, x_rows_, {0, 1}, gates_from(l), team_.n, Sums{x(0), m_.x_stride});

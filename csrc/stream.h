@@ -130,7 +130,8 @@ struct Team {
 
 // What one thread of a team keeps to itself.
 struct Scratch {
-  Scratch(const Model& model, int width);
+  // For so many streams at most, and so many samples whose older taps are made at once.
+  Scratch(const Model& model, int width, int ahead);
 
   struct Columns {          // conditioning columns [first, first + count) of one node
     float* data = nullptr;  // column i at data + i·stride; kGuard zeros before and after the channels
@@ -148,6 +149,10 @@ struct Scratch {
     float* project_start;  // L · gate_pad: conditioning bias + speaker's share
     int64_t* now;          // L: t mod depth
   };
+  // What the older taps of a layer add to the sums of `size` samples, of which `left` are still to be made.
+  struct Ahead {
+    int64_t size, left;
+  };
   std::unique_ptr<Seat[]> seats;
 
   uint16_t* column_operands;  // of a projection in bf16: (project_capacity of a seat, column_stride)
@@ -156,6 +161,10 @@ struct Scratch {
   // is worth.
   void *taps, *gates, *skip_operand, *hidden_operand;  // (2, width, K, r_stride) (width, L, …) (width, …) (width, …)
   float *tap_scales, *gate_scales, *skip_scale, *hidden_scale;  // (2, width, K) (width, L) (width) (width)
+  const int64_t width, ahead_most;
+  Ahead* ahead;                      // L
+  void* older_taps;                  // operands: (ahead_most · width, K − 1, r_stride)
+  float *older_scales, *older_sums;  // (ahead_most · width, K − 1) (L, ahead_most · width, gate_pad)
 
  private:
   Arena arena_;

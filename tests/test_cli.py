@@ -316,7 +316,7 @@ def test_doctor(monkeypatch):
     assert "backends" in run("doctor").stdout
     if told["backends"]["cpu"]["available"]:
         assert told["isa"]["chosen"] in told["isa"]["possible"]
-        assert told["sharing"]["plans"]["fits"]["1"] == {"teams": 1, "size": 1, "width": 1}
+        assert told["sharing"]["plans"]["fits"]["1"] == {"teams": 1, "size": 1, "width": 1, "ahead": 8}
 
 
 def test_doctor_tells_how_threads_share_the_work(monkeypatch):

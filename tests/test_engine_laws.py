@@ -18,12 +18,18 @@ from wavenet_fast.backends import usable_cores
 from wavenet_fast.backends.cpu import CpuEngine, CpuState, isas_possible
 from wavenet_fast.conditioning import context_frames, lookahead_frames
 from wavenet_fast.config import Conditioning, Linear
+from wavenet_fast.errors import BackendError
 from wavenet_fast.packing import DTYPES
 from wavenet_fast.rng import uniforms
 from wavenet_fast.sampling import sample
 
 FRAMES = 14
 NAMES = ["tiny", "odd", *SMALL]
+# Models by what their older taps do: dilations beyond and below all that is made at once, a past that is presumed, two
+# taps.
+AHEAD = {name: MODELS[name] for name in ("odd", "gaussian", "steady", "no-bias")} | {
+    "far": small(dilations=(1, 20, 16, 3), hop_length=16)
+}
 
 
 @cache
@@ -233,15 +239,63 @@ def test_threads_of_a_team_make_the_same_samples_from_a_wide_x(dilations: Any, i
 
 def test_plans_follow_from_weights_streams_and_cores() -> None:
     cache = _engine.second_cache()
-    assert _engine.plan(cache, 1, 8, "auto") == (1, 1, 1)
-    assert _engine.plan(cache, 20, 1, "auto") == (1, 1, 16)
-    assert _engine.plan(cache, 20, 3, "auto") == (3, 1, 7)
-    assert _engine.plan(cache, 5, 300, "auto") == (5, 1, 1)
-    assert _engine.plan(cache, 1, 3, "rows") == (1, 3, 1)
-    assert _engine.plan(cache + 1, 1, 3, "streams") == (1, 1, 1)
+    assert _engine.plan(cache, 1, 8, "auto")[:3] == (1, 1, 1)
+    assert _engine.plan(cache, 20, 1, "auto")[:3] == (1, 1, 16)
+    assert _engine.plan(cache, 20, 3, "auto")[:3] == (3, 1, 7)
+    assert _engine.plan(cache, 5, 300, "auto")[:3] == (5, 1, 1)
+    assert _engine.plan(cache, 1, 3, "rows")[:3] == (1, 3, 1)
+    assert _engine.plan(cache + 1, 1, 3, "streams")[:3] == (1, 1, 1)
     # Larger weights: no more members than cores, and no team where every thread has streams enough.
-    assert _engine.plan(cache + 1, 1, 1000, "auto") == (1, usable_cores(), 1)
-    assert _engine.plan(cache + 1, 4000, 2, "auto") == (2, 1, 16)
+    assert _engine.plan(cache + 1, 1, 1000, "auto")[:3] == (1, usable_cores(), 1)
+    assert _engine.plan(cache + 1, 4000, 2, "auto")[:3] == (2, 1, 16)
+
+
+def test_how_far_ahead_older_taps_are_made_follows_from_where_weights_are() -> None:
+    cache = _engine.second_cache()
+
+    def ahead(size: int, streams: int, **options: Any) -> int:
+        return _engine.plan(size, streams, options.pop("threads", 1), options.pop("split", "streams"), **options)[3]
+
+    assert [ahead(cache // 2, n) for n in (1, 2)] == [1, 1]  # close by
+    assert [ahead(cache, n) for n in (1, 2)] == [8, 1]
+    assert [ahead(cache + 2, n) for n in (1, 2, 3, 8, 9, 16, 40)] == [16, 8, 5, 2, 1, 1, 1]  # columns of one tile
+    assert ahead(2 * cache, 1, split="rows", threads=2) == 8  # each thread keeps to its half
+    assert [ahead(1, 2, ahead=n) for n in (1, 3, 100)] == [1, 3, 8]  # as asked, as far as a tile goes
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", isas_possible())
+@pytest.mark.parametrize("name", AHEAD)
+def test_older_taps_made_ahead_change_nothing(name: str, isa: str, dtype: str) -> None:
+    """For as many samples as there may be, alone, in a team, and beside streams that end early and are followed by
+    others; and none of it is remembered from call to call."""
+    config, weights = AHEAD[name], random_weights(AHEAD[name])
+    batch, lengths = 5, np.array([6, 15, 3, 9, 12])
+    mel, seeds, vectors = random_mel(config, 15, batch), list(range(batch)), speaker_vectors(config, batch)
+
+    def made(ahead: int, count: int, split: str = "streams", threads: int = 1) -> tuple[Any, Any]:
+        engine = CpuEngine(config, weights, dtype, isa, split, ahead)
+        state = start(engine, seeds[:count], None if vectors is None else vectors[:count])
+        first = np.minimum(lengths, 7)[:count]
+        sounds = [
+            feed(engine, state, mel[:count, :, :7], first, lengths[:count] <= 7, threads=threads)[0],
+            feed(engine, state, mel[:count, :, 7:], lengths[:count] - first, True, threads=threads)[0],
+        ]
+        return np.concatenate(sounds, 1), state.rings.copy()
+
+    for count in (1, 2, 5):
+        sound, rings = made(1, count)
+        assert np.unique(sound).size > 6
+        for ahead, split, threads in ((2, "streams", 1), (5, "rows", 2), (16, "streams", 1), (16, "streams", 3)):
+            again, remembered = made(ahead, count, split, threads)
+            np.testing.assert_array_equal(again, sound, f"{count} streams, {ahead} ahead, {split}")
+            np.testing.assert_array_equal(remembered, rings)
+
+
+@pytest.mark.parametrize("wrong", [0, -3])
+def test_ahead_is_a_number_of_samples(wrong: int) -> None:
+    with pytest.raises(BackendError, match=f"ahead is {wrong}; give a number of samples from 1 on"):
+        CpuEngine(MODELS["tiny"], random_weights(MODELS["tiny"]), ahead=wrong)
 
 
 def test_eight_threads_in_one_team_are_right_on_fewer_cores() -> None:

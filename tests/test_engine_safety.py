@@ -290,8 +290,8 @@ def test_the_native_side_checks_every_array_of_a_call(field: str) -> None:
         native = _engine.State(**{k: changes.get(k, v) for k, v in stateful.items()})
         rest = {k: changes.get(k, v) for k, v in call.items()}
         _engine.generate(
-            model=engine._model, state=native, temperature=1.0, threads=1, split="auto", audio=None, trace=None,
-            progress=None, **rest,
+            model=engine._model, state=native, temperature=1.0, threads=1, split="auto", ahead=0, audio=None,
+            trace=None, progress=None, **rest,
         )  # fmt: skip
 
     array = stateful.get(field, call.get(field))
@@ -326,7 +326,7 @@ def test_the_native_side_checks_every_number_of_a_call(field: str, value: float)
     native = state.native()
     with pytest.raises(ValueError):
         _engine.generate(
-            model=engine._model, state=native, split="auto", mel=random_mel(engine.config, FRAMES, 1),
+            model=engine._model, state=native, split="auto", ahead=0, mel=random_mel(engine.config, FRAMES, 1),
             frames=arrays["frames"], ended=np.array([True]), counts=arrays["counts"], temperature=1.0, threads=1,
             forced=arrays["forced"], audio=None, raw=np.zeros((1, T), np.float32), logits=None, trace=None,
             progress=None,

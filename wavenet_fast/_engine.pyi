@@ -16,8 +16,9 @@ def second_cache() -> int:
 def zeros(bytes: int) -> NDArray[np.uint8]:
     """Memory as the engine likes it: on a cache line and, where it is large, on huge pages. Raises `MemoryError`."""
 
-def plan(weight_bytes: int, streams: int, threads: int, split: str) -> tuple[int, int, int]:
-    """How a call would use its threads: (teams, threads of a team, streams that a team makes side by side)."""
+def plan(weight_bytes: int, streams: int, threads: int, split: str, ahead: int = 0) -> tuple[int, int, int, int]:
+    """How a call would use its threads: (teams, threads of a team, streams that a team makes side by side, samples for
+    which it multiplies older taps at once). `ahead` is the last number as far as possible; 0 leaves it to the plan."""
 
 class Model:
     def __init__(self, config: dict[str, Any], dtype: str, isa: str, arrays: dict[str, NDArray[Any]]) -> None: ...
@@ -57,6 +58,7 @@ def generate(
     temperature: float,
     threads: int,
     split: str,
+    ahead: int,
     forced: NDArray[np.float32] | None,
     audio: NDArray[np.float32] | None,
     raw: NDArray[np.float32] | None,

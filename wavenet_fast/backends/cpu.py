@@ -64,17 +64,19 @@ def _checked_isa(wanted: str, given: str) -> str:
 
 class Plan(NamedTuple):
     """How a call uses its threads: `teams` groups of `size` threads each, which split the rows of every layer and make
-    up to `width` streams side by side."""
+    up to `width` streams side by side, the older taps of their layers for up to `ahead` samples at once."""
 
     teams: int
     size: int
     width: int
+    ahead: int
 
     def __str__(self) -> str:
+        ahead = f", older taps {self.ahead} samples ahead" * (self.ahead > 1)
         if self.size > 1:
-            return f"the rows of every layer over {self.size} threads"
+            return f"the rows of every layer over {self.size} threads{ahead}"
         teams, width = "s" * (self.teams > 1), "s" * (self.width > 1)
-        return f"{self.teams} thread{teams} with {self.width} stream{width}"
+        return f"{self.teams} thread{teams} with {self.width} stream{width}{ahead}"
 
 
 def split_in_use() -> str:
@@ -105,8 +107,11 @@ class CpuEngine(HostEngine[CpuState]):
     isa      an instruction set; None for `isa_in_use()`
     split    how threads share a call: "streams" gives each its own streams, "rows" gives each a share of the rows of
              every layer, "auto" chooses by model, batch and cores; None for `split_in_use()`. No sample depends on it.
+    ahead    for how many samples the products of a layer's older taps are made at once, as far as its dilation and the
+             streams of a call allow; None leaves it to the plan. No sample depends on it.
 
-    Raises `BackendError` for an unknown number format, instruction set or split and for weights that do not fit.
+    Raises `BackendError` for an unknown number format, instruction set or split, for `ahead` below 1 and for weights
+    that do not fit.
     """
 
     name = "cpu"
@@ -118,12 +123,16 @@ class CpuEngine(HostEngine[CpuState]):
         dtype: str = "fp32",
         isa: str | None = None,
         split: str | None = None,
+        ahead: int | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise BackendError(f"dtype is {dtype!r}; the cpu backend offers {', '.join(DTYPES)}")
         split = split_in_use() if split is None else _checked_split(split, "split is")
         super().__init__(config, weights, dtype, f"cpu {_STATE_VERSION}")
         self.split = split
+        if ahead is not None and ahead < 1:
+            raise BackendError(f"ahead is {ahead}; give a number of samples from 1 on, or None")
+        self.ahead = ahead or 0
         self.isa = isa_in_use() if isa is None else _checked_isa(isa, "isa is")
         self.ring_dtype = np.dtype({"bf16": np.uint16, "int8": np.int8}.get(dtype, np.float32))
         self.scale_slots = self.ring_slots if dtype == "int8" else 0
@@ -145,13 +154,13 @@ class CpuEngine(HostEngine[CpuState]):
         _engine.generate(
             model=self._model, state=state.native(), mel=call.mel, frames=call.frames, ended=call.ended,
             counts=call.counts, temperature=call.temperature, threads=call.threads, split=self.split,
-            forced=call.forced, audio=call.audio, raw=call.raw, logits=call.logits, trace=call.stages,
+            ahead=self.ahead, forced=call.forced, audio=call.audio, raw=call.raw, logits=call.logits, trace=call.stages,
             progress=call.progress,
         )  # fmt: skip
 
     def plan(self, batch: int, threads: int) -> Plan:
         """How a call of so many streams uses so many threads."""
-        return Plan(*_engine.plan(self.weight_bytes, batch, threads, self.split))
+        return Plan(*_engine.plan(self.weight_bytes, batch, threads, self.split, self.ahead))
 
     def explain(self, streams: int, threads: int) -> Explained:
         plan = self.plan(streams, threads)
