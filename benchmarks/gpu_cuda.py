@@ -74,11 +74,20 @@ def sanitized(level: Level) -> Iterator[Finding]:
     if (why := _why_not()) is not None:
         yield Finding("the CUDA kernels", "skipped", reason=why)
         return
-    from cuda_launches import FEW_CUTS, say_few
+    from cuda_launches import FEW, FEW_CUTS, say_few
+    from engine_models import random_weights
     from wavenet_fast.kernels.cuda.emulated_device import EmulatedDevice
 
+    from wavenet_fast.backends.cuda import CudaEngine
+
+    def fits(name: str, dtype: str, target: int) -> bool:
+        device = EmulatedDevice(target)
+        layout = FEW_CUTS[name][0].layout(CudaEngine(FEW, random_weights(FEW), dtype, device))
+        return layout.shared <= device.properties.shared_per_block and (target >= 90 or not layout.cluster)
+
     everything = list(product(("thread", "address"), FEW_CUTS, DTYPES, TARGETS, (0, 1)))
-    everything = [run for run in everything if run[1] != "cluster" or run[3] >= 90]
+    possible = {which for which in product(FEW_CUTS, DTYPES, TARGETS) if fits(*which)}
+    everything = [run for run in everything if run[1:4] in possible]
     chosen = {"full": everything, "usual": everything[::7], "quick": everything[:1]}[level]
     for mode, name, dtype, target, seed in tqdm(chosen, "sanitize", disable=None):
 
