@@ -133,10 +133,12 @@ class ShapedEngine:
     def start(self, seeds: NDArray[np.uint64], speakers: Array | None = None) -> ShapedState:
         return ShapedState(self.inner.start(seeds, speakers), len(self._taps))
 
-    def unshaped(self, wav: Array) -> Array:
-        """What the network would have said of a whole recording, (B, N). Raises `InputError` where the filter cannot be
-        undone."""
+    def unshaped(self, wav: Array, state: ShapedState | None = None) -> Array:
+        """What the network would have said of a recording, (B, N), where it begins or, with a state, where its streams
+        stand. Raises `InputError` where the filter cannot be undone."""
         undone = inverse(self._taps)
+        if state is not None:
+            wav = wav - filtered(np.zeros_like(wav), self._taps, state.past)  # what still sounds of the past
         return filtered(wav, undone, np.zeros((len(wav), len(undone) - 1), np.float32))
 
     def advance(

@@ -97,7 +97,8 @@ class Streaming:
 
         The streams hear wav (B, N), or (N,) for one lane, in −1 … 1 as their own past for their next N samples, whole
         frames: N = n·hop. What they would have said there is not made, and what follows depends on their seed at the
-        new position. Sound that leaves −1 … 1 after gain and pre-emphasis is clipped there, as `Vocoder.nll` does.
+        new position. Sound that leaves −1 … 1 after gain and pre-emphasis is clipped there, as `Vocoder.nll` does, and
+        as there a voice's `sound.filter` is undone first.
 
         mel (B, M, F), or (M, F): the frames not yet received, up to the last one that those samples depend on. A fresh
         stream needs F = n + lookahead_frames, one that has made sound holds its look-ahead already and needs n; `step`
@@ -106,8 +107,6 @@ class Streaming:
         Raises `ShapeError` for other N and F, `InputError` for values that cannot be used, `StateError` where a stream
         has ended or some hold more frames than others; nothing has moved then, nor when it is interrupted."""
         engine = self._open()
-        if isinstance(engine, ShapedEngine):
-            raise InputError("this voice has sound.filter, and what it heard cannot be told from sound; begin afresh")
         values, form = inputs.as_mel(mel, self._config.n_mels, layout)
         lanes = inputs.as_mask(mask, self.batch_size) & self._running
         sound, sound_form = inputs.as_waveform(wav, lanes)
@@ -125,6 +124,8 @@ class Streaming:
         new = values.shape[-1] * lanes
         values = inputs.prepare_mel(values, new, form.batched)
         self._check_recipe(values, new)
+        if isinstance(engine, ShapedEngine):
+            sound = engine.unshaped(np.where(lanes[:, None], sound, np.float32(0)), self._state)
         self._hear(engine, sound, values, lanes, held)
         self._form = form
 
