@@ -8,10 +8,12 @@ The gate (bench_gate.py) runs first, and the stopwatch (stopwatch.py) only behin
     rtf_16k                       processing time ÷ audio time of one stream at 16 kHz: 16000 ÷ samples_per_s_stream
     weight_bytes                  the packed matrices that every sample meets (dilated, residual, skip, head), as they
                                   lie in memory, padding included; not the conditioning, which is read once a frame
-    bytes_per_s                   weight_bytes · samples_per_s_stream: what must be read. A batch shares one reading
+    bytes_per_s                   weight_bytes · samples_per_s_stream. A batch shares one reading
     stream_bandwidth_bytes_per_s  so many bytes, neither more nor fewer, read over and over by as many threads, each its
                                   own part: the median over the rounds of the fastest of this processor's reading loops
-    roofline_fraction             samples_per_s_stream ÷ (stream_bandwidth_bytes_per_s ÷ weight_bytes)
+    roofline_fraction             samples_per_s_stream ÷ (stream_bandwidth_bytes_per_s ÷ weight_bytes): of the speed at
+                                  which all weights can be read for every sample. The weights of older taps need not
+                                  be (`ahead` of backends.cpu.Plan), so that it can be more than 1
     macs_per_s                    multiply-adds of the same matrices, without padding, in all streams
     p50_us, p99_us, p999_us       time per sample of a stream, as a chunk of `chunk_ms` of sound takes it: the call's
                                   time ÷ its samples. The call is what a caller waits for, Python's share included; the
