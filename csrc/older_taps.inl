@@ -65,12 +65,7 @@ class OlderTaps {
       if (ahead.size == 1) continue;
       ahead.left = ahead.size;
       gather(l, rings, n);
-      const int64_t older = m_.K - 1;
-      const int columns = static_cast<int>(ahead.size) * n;
-      const Operands<F> inputs{taps(0), older * m_.r_stride, s_.older_scales, older, m_.r_stride, 1};
-      const Sums sums{row(l, 0), m_.gate_pad, m_.dilated_bias + l * m_.gate_pad};
-      tiles.serve(columns);
-      multiply<F>(m_.dilated[l], m_.layout, rows, {0, older}, inputs, columns, sums);
+      multiply_columns(l, static_cast<int>(ahead.size) * n, rows, tiles);
     }
   }
 
@@ -98,6 +93,18 @@ class OlderTaps {
 
   const Model& m_;
   Scratch& s_;
+
+  // A tile's worth at a time; the second time the weights are nearby.
+  void multiply_columns(int64_t l, int columns, Range rows, Tiles& tiles) {
+    const int64_t older = m_.K - 1;
+    for (int c = 0; c < columns; c += kMaxWidth) {
+      const int some = columns - c < kMaxWidth ? columns - c : kMaxWidth;
+      const Operands<F> inputs{taps(c), older * m_.r_stride, s_.older_scales + c * older, older, m_.r_stride, 1};
+      tiles.serve(some);
+      multiply<F>(m_.dilated[l], m_.layout, rows, {0, older}, inputs, some,
+                  Sums{row(l, c), m_.gate_pad, m_.dilated_bias + l * m_.gate_pad});
+    }
+  }
 
   float* row(int64_t l, int64_t column) const {
     return s_.older_sums + (l * s_.ahead_most * s_.width + column) * m_.gate_pad;

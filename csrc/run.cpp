@@ -184,11 +184,10 @@ static int usable_cores() {
 
 // For how many samples at once a team of some streams, whose cores each read so many bytes of weights a sample,
 // multiplies the older taps, see older_taps.inl. It pays where weights come from afar: by far where no second cache
-// holds them, as long as a tile has columns left; by some where they fill most of it and a stream is alone.
+// holds them, by some where they fill most of it and a stream is alone. Further ahead than this brought nothing.
 static int worth_ahead(int64_t bytes, int width) {
-  if (bytes > second_cache()) return kMaxWidth / width;
-  constexpr int kAlone = 8;  // more bring nothing
-  return width == 1 && bytes > second_cache() / 2 ? kAlone : 1;
+  if (bytes > second_cache()) return std::min(16, kColumnsAhead / width);
+  return width == 1 && bytes > second_cache() / 2 ? 8 : 1;
 }
 
 Plan plan_call(int64_t weight_bytes, int64_t streams, int threads, Split split, int ahead) {
@@ -204,7 +203,8 @@ Plan plan_call(int64_t weight_bytes, int64_t streams, int threads, Split split, 
   Plan plan{1, members, 1, 1};
   if (split == Split::streams) plan = {static_cast<int>(std::min<int64_t>(threads, streams)), 1, 1, 1};
   plan.width = static_cast<int>(std::min<int64_t>(kMaxWidth, (streams + plan.teams - 1) / plan.teams));
-  plan.ahead = ahead > 0 ? std::min(ahead, kMaxWidth / plan.width) : worth_ahead(weight_bytes / plan.size, plan.width);
+  plan.ahead =
+      ahead > 0 ? std::min(ahead, kColumnsAhead / plan.width) : worth_ahead(weight_bytes / plan.size, plan.width);
   return plan;
 }
 

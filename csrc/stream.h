@@ -14,6 +14,10 @@ namespace wavenet {
 // Streams that one pass over the weights serves: the rows of a tile of operands.
 constexpr int kMaxWidth = 16;
 
+// Products of older taps that are made at once, for several samples of these streams: what they are kept in between
+// shall not displace the weights.
+constexpr int kColumnsAhead = 64;
+
 // Where a traced call leaves every stage, one row per sample, channels unpadded. Null pointers are skipped.
 struct Trace {
   float *conditioning, *embed, *gate, *x, *skip, *hidden, *logits;  // (T, L, G) (T, R) (T, L, G/2) (T, L−1, R) (T, S) …

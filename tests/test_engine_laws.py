@@ -258,9 +258,9 @@ def test_how_far_ahead_older_taps_are_made_follows_from_where_weights_are() -> N
 
     assert [ahead(cache // 2, n) for n in (1, 2)] == [1, 1]  # close by
     assert [ahead(cache, n) for n in (1, 2)] == [8, 1]
-    assert [ahead(cache + 2, n) for n in (1, 2, 3, 8, 9, 16, 40)] == [16, 8, 5, 2, 1, 1, 1]  # columns of one tile
+    assert [ahead(cache + 2, n) for n in (1, 2, 3, 8, 9, 16, 40)] == [16, 16, 16, 8, 7, 4, 4]
     assert ahead(2 * cache, 1, split="rows", threads=2) == 8  # each thread keeps to its half
-    assert [ahead(1, 2, ahead=n) for n in (1, 3, 100)] == [1, 3, 8]  # as asked, as far as a tile goes
+    assert [ahead(1, 2, ahead=n) for n in (1, 3, 100)] == [1, 3, 32]  # as asked, as far as there is room
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
