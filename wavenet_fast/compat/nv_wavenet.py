@@ -84,8 +84,8 @@ class NVWaveNet:
     conv_out_bias      (H,) and conv_end_bias (A,); none if left out
     start              the class that is heard before the first sample; None for 128, or A // 2 of fewer classes
     dtype              "fp32" as there, or "fp16", "bf16" or "int8": of weights and of the activations that meet them
-    device             None for the GPU of the first `cond_input`; "cuda", "cuda:N", as torch has it too; "emulated" or "emulated:sm_N"
-                       executes the kernels on the CPU for proof, and is very slow
+    device             None for the GPU of the first `cond_input`; "cuda", "cuda:N" or a torch.device; "emulated" or
+                       "emulated:sm_N" executes the kernels on the CPU for proof, and is very slow
 
     Weights are copied; tensors may lie anywhere and have any floating-point type, and 1×1 convolutions may have a last
     axis of one tap. Raises `ShapeError`, `InputError`, `ConfigError` for what does not fit, in sentences."""
