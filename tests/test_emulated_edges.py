@@ -207,7 +207,7 @@ def test_what_lies_in_the_cache_and_is_no_file(monkeypatch: pytest.MonkeyPatch, 
     assert path.is_file()
     path.unlink()
     path.mkdir()
-    with pytest.raises(EmulationError, match="cannot use .*; set XDG_CACHE_HOME to a folder"):
+    with pytest.raises(EmulationError, match=r"cannot use .*; set XDG_CACHE_HOME to a folder"):
         Program(text)
     assert sorted(path.parent.glob("tmp*")) == []
 
