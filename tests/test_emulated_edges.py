@@ -221,7 +221,7 @@ def test_where_there_is_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
         if named is not None:
             monkeypatch.setenv("XDG_CACHE_HOME", named)
-        with pytest.raises(EmulationError, match="no folder for compiled code .*set XDG_CACHE_HOME"):
+        with pytest.raises(EmulationError, match=r"no folder for compiled code .*set XDG_CACHE_HOME"):
             builder.cache_directory()
 
 
