@@ -197,6 +197,34 @@ def test_files_of_the_cache_that_are_cut_are_made_anew(monkeypatch: pytest.Monke
         assert source.stat().st_size == len(whole)
 
 
+def test_what_lies_in_the_cache_and_is_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    text = text_of("  mov.u32 %r1, 79;")
+    path = Program(text).path
+    path.unlink()
+    os.mkfifo(path)  # which nobody writes to
+    Program(text).launch("k", args=[None])
+    assert path.is_file()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(EmulationError, match=r"cannot use .*; set XDG_CACHE_HOME to a folder"):
+        Program(text)
+    assert sorted(path.parent.glob("tmp*")) == []
+
+
+def test_where_there_is_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    for named in (None, "", "relative/to/somewhere"):
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        if named is not None:
+            monkeypatch.setenv("XDG_CACHE_HOME", named)
+        with pytest.raises(EmulationError, match=r"no folder for compiled code .*set XDG_CACHE_HOME"):
+            builder.cache_directory()
+
+
 def test_a_program_whose_file_is_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     program = Program(text_of("  mov.u32 %r1, 78;"), "thread")

@@ -182,6 +182,8 @@ def test_an_nvrtc_that_is_newer_than_the_driver(kernels):
     assert "makes code for CUDA 13, and the NVIDIA driver runs CUDA up to 12.8; update the driver" in told
     assert "`pip uninstall nvidia-cuda-nvrtc` and `pip install nvidia-cuda-nvrtc-cu12`" in told
     assert gpu.why_not_emulated_cuda_kernels() is None
+    kernels(A100, cuda=(11, 8), nvidia_cuda_nvrtc=(13, 5))  # whose NVRTC would not be found
+    assert gpu.why_not_cuda_kernels().endswith("runs CUDA up to 11.8; update the driver")
     kernels(A100, cuda=(12, 8), nvidia_cuda_nvrtc_cu12=(12, 9))
     assert gpu.why_not_cuda_kernels() is None and gpu.nvrtc_version() == (12, 9)
     kernels(A100, cuda=(13, 0), nvidia_cuda_nvrtc=(13, 5))

@@ -236,6 +236,33 @@ def test_pieces_change_nothing() -> None:
     assert torch.equal(torch.cat(pieces, 1), whole) and stream.positions == 23
 
 
+def test_defaults_of_torch_change_nothing() -> None:
+    """A script may have made the GPU, or another type, what torch makes tensors of."""
+    net = network()
+    cond = conditioning(net, 3, 5)
+    expected = wavenet(net).infer(cond, seed=SEEDS)
+    for set_default, other, usual in (
+        (torch.set_default_dtype, torch.float64, torch.float32), (torch.set_default_device, "meta", None),
+    ):  # fmt: skip
+        set_default(other)
+        try:
+            made = wavenet(net)
+            assert torch.equal(made.infer(cond, seed=SEEDS), expected)
+            assert made.infer(cond).shape == expected.shape  # seeds are drawn
+        finally:
+            set_default(usual)
+
+
+def test_numpy_weights_are_taken_as_they_lie() -> None:
+    net = network()
+    cond = conditioning(net, 1, 4)
+    curr = net["embedding_curr"].numpy()
+    expected = wavenet(net).infer(cond, seed=1)
+    for same in (curr.astype(">f4"), curr[::-1].copy()[::-1], np.asfortranarray(curr)):
+        same.flags.writeable = False
+        assert torch.equal(wavenet({**net, "embedding_curr": same}).infer(cond, seed=1), expected)
+
+
 def test_implementations_change_nothing() -> None:
     net = network()
     cond = conditioning(net, 3, 23)
@@ -333,7 +360,7 @@ def test_what_is_no_conditioning_is_refused_in_a_sentence() -> None:
     with pytest.raises(BackendError, match=r"lies on cpu, .* give its \.cuda\(\)"):
         wavenet(net, device=None).infer(cond)
     with pytest.raises(BackendError, match=r"runs on cuda:1; give its \.to\('cuda:1'\)"):
-        wavenet(net, device=SimpleNamespace(index=1)).infer(cond)
+        wavenet(net, device=SimpleNamespace(index=1, upload=None)).infer(cond)
     for bad in (cond[:, :, :, :0], cond[:, :0], cond[:, :, :4], cond[:39], cond[:, 0]):
         with pytest.raises(ShapeError, match=r"cond_input has shape .*\(40, streams, 5, samples\)"):
             model.infer(bad)
@@ -348,6 +375,10 @@ def test_what_is_no_conditioning_is_refused_in_a_sentence() -> None:
         broken[39, 2, 4, 4] = value
         with pytest.raises(InputError, match="NaN or infinity"):
             model.infer(broken)
+    nested = torch.nested.as_nested_tensor([cond[0, 0]] * 2, layout=torch.jagged)
+    for bad, layout in ((cond.to_sparse(), "sparse_coo"), (nested, "nested")):
+        with pytest.raises(InputError, match=f"layout {layout}; give a dense tensor"):
+            model.infer(bad)
     for implementation in (4, None, "persistent"):
         with pytest.raises(InputError, match=r"possible are Impl\.AUTO"):
             model.infer(cond, implementation)
@@ -381,7 +412,17 @@ def test_what_is_no_conditioning_is_refused_in_a_sentence() -> None:
         ({"dilations": [1, 2]}, "dilations has 2 entries for 5 layers"),
         ({"start": 30}, r"classes 0 … 29"),
         ({"dtype": "fp8"}, "offer fp32"),
+        ({"dtype": [torch.float16]}, "offer fp32"),
         ({"device": "tpu"}, "device is 'tpu'"),
+        ({"device": torch.device("cpu")}, "device is 'cpu'"),
+        ({"device": 0}, "device is 0"),
+        ({"device": f"cuda:{'9' * 5000}"}, "device is 'cuda:999"),
+        ({"embedding_prev": torch.zeros(30, 20).to_sparse()}, "embedding_prev is a tensor of layout sparse_coo"),
+        ({"embedding_prev": torch.zeros(30, 20, device="meta")}, "embedding_prev lies on meta"),
+        ({"embedding_prev": np.zeros((30, 20), object)}, "embedding_prev is object; give a tensor of floating-point"),
+        ({"res_weights": None}, "res_weights is of type NoneType; give a list"),
+        ({"dilations": 5}, "dilations is 5; give a list of whole numbers"),
+        ({"use_embed_tanh": "no"}, "use_embed_tanh is 'no'; give True or False"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_in_a_sentence(change: dict[str, Any], told: str) -> None:

@@ -26,6 +26,9 @@ from wavenet_fast.config import (
 
 torch = pytest.importorskip("torch")
 
+from wavenet_fast.backends.features import Features  # noqa: E402
+from wavenet_fast.backends.reference import ReferenceEngine  # noqa: E402
+from wavenet_fast.backends.steady import SteadyPast  # noqa: E402
 from wavenet_fast.reference import Reference, round_to_bf16  # noqa: E402
 
 CONVS = (FrameConv(7, 3, activation="tanh"), FrameConv(9, 4, activation="leaky_relu", padding="zero", slope=0.2))
@@ -247,6 +250,38 @@ def test_step_equals_forward_at_every_stage(case, dtype):
     stepped = {name: torch.stack([s[name] for s in steps], dim=1).numpy() for name in whole}
     # bf16: a value that falls between two representable ones may be rounded apart by the last bit of an fp32 sum.
     assert_stages_close(stepped, {k: v.numpy() for k, v in whole.items()}, 2e-6 if dtype == "fp32" else 2e-2)
+
+
+@pytest.mark.parametrize(
+    "set_default, other, usual",
+    [(torch.set_default_dtype, torch.float64, torch.float32), (torch.set_default_device, "meta", None)],
+)
+@pytest.mark.parametrize("past", ["zero", "steady"])
+def test_defaults_of_torch_change_nothing(set_default, other, usual, past, make_config, make_weights):
+    """A program may have made the GPU, or another type, what torch makes tensors of: GPU backends leave the network
+    that hears the mel to the reference, and a steady past."""
+    network = Conditioning(network=(FrameConv(channels=5, kernel_size=3),))
+    config = make_config(input=ScalarInput(), head=LogisticHead(components=2), conditioning=network, past=past)
+    weights = make_weights(config)
+    mel = np.random.default_rng(3).standard_normal((1, config.n_mels, 4)).astype(np.float32)
+
+    def made():
+        engine = ReferenceEngine(config, weights)
+        state = engine.start(np.array([7], np.uint64))
+        sound = engine.advance(state, mel, np.array([4]), np.array([True]), 1.0)[0]
+        heard = Features(config, weights).rows(mel[0], 0, 0, 4)[0]
+        first = SteadyPast(config, weights, "bf16").layer_inputs(mel[0], np.zeros(0, np.float32), state_inputs)
+        return sound, heard, first
+
+    state_inputs = np.zeros(config.input.kernel_size, np.float32)
+    expected = made()
+    set_default(other)
+    try:
+        found = made()
+    finally:
+        set_default(usual)
+    for one, same in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, same)
 
 
 def test_forward_is_causal_in_samples_and_reaches_as_far_as_the_receptive_field(case):

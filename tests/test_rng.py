@@ -122,6 +122,15 @@ def test_one_seed_per_utterance(seed):
     assert seeds.dtype == np.uint64 and seeds.tolist() == [3, MAX_SEED]
 
 
+def test_seeds_may_be_torch_tensors():
+    torch = pytest.importorskip("torch")
+    assert utterance_seeds(torch.tensor([3, 2**63 - 1]), 2).tolist() == [3, 2**63 - 1]
+    assert utterance_seeds(torch.tensor(9), 2).tolist() == [9, 10]
+    for bad in (torch.tensor([1.0, 2.0]), torch.tensor([True, False])):
+        with pytest.raises(InputError, match=r"seed\[0\] is"):
+            utterance_seeds(bad, 2)
+
+
 @pytest.mark.parametrize(
     "seed, batch, told",
     [

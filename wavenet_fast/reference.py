@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,10 @@ from .packing import hearing_format, rounded
 from .weights import weight_shapes
 
 Trace = dict[str, Tensor]
+
+
+_PLAIN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+"""Whatever a program has made torch's defaults."""
 
 
 def round_to_bf16(x: Tensor) -> Tensor:
@@ -74,7 +79,8 @@ class Reference:
         operands: str | None = None,
     ) -> None:
         self.config = config
-        self.weights = {name: torch.as_tensor(weights[name]) for name in weight_shapes(config)}
+        given = {name: weights[name] for name in weight_shapes(config)}
+        self.weights = {name: w if isinstance(w, Tensor) else torch.from_numpy(w) for name, w in given.items()}
         if dtype != "fp32":
             whole = {name: w.numpy() for name, w in self.weights.items()}
             self.weights = {name: torch.from_numpy(w) for name, w in rounded(whole, dtype).items()}
@@ -108,7 +114,7 @@ class Reference:
         hop, up = c.hop_length, c.conditioning.upsampling
         n_frames = mel.shape[-1]
         stop = n_frames * hop if stop is None else stop
-        t = (torch.arange(start, stop) + c.conditioning.offset).clamp_min(0)
+        t = (torch.arange(start, stop, device="cpu") + c.conditioning.offset).clamp_min(0)
         rows = self.features(mel).transpose(1, 2)
         if isinstance(up, Stages):
             return self._project(rows[:, t], speaker)
@@ -155,7 +161,7 @@ class Reference:
         x = self._embed_all(history)
         _keep(trace, "conditioning", conditioning)
         _keep(trace, "embed", x)
-        total = torch.zeros(())
+        total = torch.zeros((), **_PLAIN)
         for i, dilation in enumerate(c.dilations):
             taps = self.weights[f"layers.{i}.dilated.weight"]
             z = conditioning[:, :, i]
@@ -167,7 +173,7 @@ class Reference:
     def _embed_all(self, history: Tensor) -> Tensor:
         """(B, T) → (B, T, R); inputs before the first are zero vectors."""
         c, weight = self.config, self.weights["input.weight"]
-        x = torch.zeros(())
+        x = torch.zeros((), **_PLAIN)
         for k in range(c.input.kernel_size):
             if isinstance(c.input, OneHotInput):
                 tap = F.embedding(history, weight[:, :, k].T)
@@ -181,12 +187,13 @@ class Reference:
     def initial_state(self, batch: int) -> State:
         """Silence before the first sample: rings of zero vectors, no inputs yet."""
         c = self.config
-        rings = [torch.zeros(batch, (c.kernel_size - 1) * d, c.residual_channels) for d in c.dilations]
+        rings = [torch.zeros(batch, (c.kernel_size - 1) * d, c.residual_channels, **_PLAIN) for d in c.dilations]
         if isinstance(c.input, OneHotInput):
             before = int(c.start) if c.past == "steady" else -1
-            inputs = torch.full((batch, c.input.kernel_size - 1), before, dtype=torch.int64)
+            inputs = torch.full((batch, c.input.kernel_size - 1), before, dtype=torch.int64, device="cpu")
         else:
-            inputs = torch.full((batch, c.input.kernel_size - 1), c.start if c.past == "steady" else 0.0)
+            value = float(c.start) if c.past == "steady" else 0.0
+            inputs = torch.full((batch, c.input.kernel_size - 1), value, **_PLAIN)
         return State(0, rings, inputs)
 
     def step(self, state: State, newest: Tensor, conditioning: Tensor, trace: Trace | None = None) -> Tensor:
@@ -199,7 +206,7 @@ class Reference:
         x = self._embed_one(window)
         _keep(trace, "conditioning", conditioning)
         _keep(trace, "embed", x)
-        total = torch.zeros(())
+        total = torch.zeros((), **_PLAIN)
         for i, dilation in enumerate(c.dilations):
             ring = state.rings[i]
             depth = ring.shape[1]
@@ -219,7 +226,7 @@ class Reference:
     def _embed_one(self, window: Tensor) -> Tensor:
         """(B, K_in) → (B, R)."""
         c, weight = self.config, self.weights["input.weight"]
-        x = torch.zeros(())
+        x = torch.zeros((), **_PLAIN)
         for k in range(c.input.kernel_size):
             if isinstance(c.input, OneHotInput):
                 known = (window[:, k] >= 0)[:, None]

@@ -87,7 +87,7 @@ def _network(config: WaveNetConfig, weights: Mapping[str, Array]) -> Callable[[A
         raise BackendError(
             f"this model has {what}, which the GPU backends leave to PyTorch on the processor. {INSTALL_TORCH}"
         ) from None
-    network = Reference(config, {name: torch.tensor(weight) for name, weight in weights.items()})
+    network = Reference(config, {name: torch.tensor(weight, device="cpu") for name, weight in weights.items()})
 
     def features(mel: Array) -> Array:
         with torch.inference_mode():

@@ -202,10 +202,15 @@ def _why_not_driver_of(version: tuple[int, int] | None, driver: Driver) -> str |
     if version is None or version[0] <= driver.cuda[0]:
         return None
     old = driver.cuda[0]
-    return (
+    told = (
         f"the installed NVRTC makes code for CUDA {version[0]}, and the NVIDIA driver runs CUDA up to "
-        f"{old}.{driver.cuda[1]}; update the driver, or put the compiler for it in this one's place: "
-        f"`pip uninstall nvidia-cuda-nvrtc` and `pip install nvidia-cuda-nvrtc-cu{old}`"
+        f"{old}.{driver.cuda[1]}; update the driver"
+    )
+    if (package := f"nvidia-cuda-nvrtc-cu{old}") not in _NVRTC_PACKAGES:
+        return told
+    return (
+        f"{told}, or put the compiler for it in this one's place: `pip uninstall nvidia-cuda-nvrtc` and "
+        f"`pip install {package}`"
     )
 
 

@@ -35,7 +35,8 @@ class Stream:
         c = model.config
         self.seed, self.speaker = seed, speaker
         self.network: NetworkState = model.initial_state(1)
-        self.newest = torch.tensor([c.start], dtype=torch.int64 if isinstance(c.input, OneHotInput) else torch.float32)
+        kind = torch.int64 if isinstance(c.input, OneHotInput) else torch.float32
+        self.newest = torch.tensor([c.start], dtype=kind, device="cpu")
         self.memory = 0.0
         """The de-emphasis filter's last output, before the gain."""
         self.mel = np.zeros((c.n_mels, 0), np.float32)
@@ -151,7 +152,9 @@ class ReferenceEngine:
     def __init__(self, config: WaveNetConfig, weights: Mapping[str, NDArray[np.float32]], dtype: str = "fp32") -> None:
         self.config, self.dtype = config, dtype
         # Torch's own memory: it is aligned, and arrays of a checkpoint are read-only, which torch warns about.
-        self.model = Reference(config, {name: torch.tensor(weight) for name, weight in weights.items()}, dtype)
+        self.model = Reference(
+            config, {name: torch.tensor(weight, device="cpu") for name, weight in weights.items()}, dtype
+        )
         self._categorical = isinstance(config.head, CategoricalHead)
         self._lookahead, self._context = lookahead_frames(config), context_frames(config)
         self.window = config.n_mels, self._context + self._lookahead
@@ -236,7 +239,7 @@ class ReferenceEngine:
                 logits[i] = out
             drawn[i] = sample(out, u[i], c.head, temperature)
             heard = fed_back(drawn[i], c) if forced is None else forced[i]
-            stream.newest = torch.tensor([heard], dtype=stream.newest.dtype)
+            stream.newest = torch.tensor([heard], dtype=stream.newest.dtype, device="cpu")
         return drawn
 
     def _sound(self, stream: Stream, drawn: NDArray[Any], forced: NDArray[Any] | None) -> NDArray[np.float32]:

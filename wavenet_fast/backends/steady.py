@@ -30,7 +30,7 @@ class SteadyPast:
                 f" {INSTALL_TORCH}"
             ) from None
         # GPUs round the activations in fp16 too.
-        plain = {name: torch.tensor(weight) for name, weight in weights.items()}
+        plain = {name: torch.tensor(weight, device="cpu") for name, weight in weights.items()}
         self._config, self._model = config, Reference(config, plain, dtype, dtype)
 
     def layer_inputs(self, mel: Array, speaker: Array, inputs: Array) -> Array:

@@ -86,6 +86,29 @@ def doubling(layers: int, max_dilation: Any) -> list[int]:
     return dilations
 
 
+def listed(name: str, tensors: Any) -> list[Any]:
+    """What there is one of for each layer."""
+    try:
+        return list(tensors)
+    except TypeError:
+        raise InputError(f"{name} is of type {type(tensors).__name__}; give a list with an entry per layer") from None
+
+
+def whole_numbers(dilations: Any) -> list[int]:
+    """Dilations as Python's integers."""
+    try:
+        return [operator.index(dilation) for dilation in dilations]
+    except TypeError:
+        raise InputError(f"dilations is {dilations!r}; give a list of whole numbers from 1, one per layer") from None
+
+
+def check_dense(name: str, tensor: torch.Tensor) -> None:
+    """Raises `InputError` for a tensor that is no block of numbers with strides."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        raise InputError(f"{name} is a tensor of layout {kind}; give a dense tensor")
+
+
 def _layers(lists: Mapping[str, Sequence[Any]]) -> int:
     lengths = {name: len(list(lists[name])) for name in LISTS}
     layers = lengths["dilate_weights"]
@@ -110,10 +133,16 @@ def _array(name: str, value: Any, *shape: int) -> NDArray[np.float32]:
     """A copy as float32, of this shape where one is given; a last axis of one tap is taken off then."""
     if not isinstance(value, (torch.Tensor, np.ndarray)):
         raise InputError(f"{name} is of type {type(value).__name__}; give a tensor")
-    tensor = torch.as_tensor(value).detach()
-    if not tensor.is_floating_point():
-        raise InputError(f"{name} is {tensor.dtype}; give a tensor of floating-point numbers")
-    array: NDArray[np.float32] = np.array(tensor.to("cpu", torch.float32).numpy())
+    floating = value.is_floating_point() if isinstance(value, torch.Tensor) else value.dtype.kind == "f"
+    if not floating:
+        raise InputError(f"{name} is {value.dtype}; give a tensor of floating-point numbers")
+    if isinstance(value, torch.Tensor):
+        check_dense(name, value)
+        if value.is_meta:
+            raise InputError(f"{name} lies on meta, where tensors have no numbers; give a tensor that has them")
+        value = value.detach().to("cpu", torch.float32).numpy()
+    with np.errstate(over="ignore"):  # what is too large for float32 is refused as infinity below
+        array: NDArray[np.float32] = np.array(value, np.float32)
     if not np.isfinite(array).all():
         raise InputError(f"{name} holds NaN or infinity; give finite weights")
     if not shape:

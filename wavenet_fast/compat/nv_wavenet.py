@@ -38,7 +38,7 @@ from ..kernels.cuda.launches import Heard, Launch, Made, Streams
 from ..kernels.cuda.model import OPERANDS, Model
 from ..rng import utterance_seeds
 from ..sampling import check_temperature
-from .nv_tensors import LISTS, doubling, network_of
+from .nv_tensors import LISTS, check_dense, doubling, listed, network_of, whole_numbers
 
 WINDOW_BYTES = 64 << 20
 """Of conditioning in the kernels' order: the samples of one launch, at least one."""
@@ -84,8 +84,8 @@ class NVWaveNet:
     conv_out_bias      (H,) and conv_end_bias (A,); none if left out
     start              the class that is heard before the first sample; None for 128, or A // 2 of fewer classes
     dtype              "fp32" as there, or "fp16", "bf16" or "int8": of weights and of the activations that meet them
-    device             None for the GPU of the first `cond_input`; "cuda", "cuda:N"; "emulated" or "emulated:sm_N"
-                       executes the kernels on the CPU for proof, and is very slow
+    device             None for the GPU of the first `cond_input`; "cuda", "cuda:N" or a torch.device; "emulated" or
+                       "emulated:sm_N" executes the kernels on the CPU for proof, and is very slow
 
     Weights are copied; tensors may lie anywhere and have any floating-point type, and 1×1 convolutions may have a last
     axis of one tap. Raises `ShapeError`, `InputError`, `ConfigError` for what does not fit, in sentences."""
@@ -110,26 +110,28 @@ class NVWaveNet:
         conv_end_bias: Any = None,
         start: int | None = None,
         dtype: str = "fp32",
-        device: str | Device | None = None,
+        device: str | torch.device | Device | None = None,
     ) -> None:
-        if dtype not in OPERANDS:
+        if not isinstance(dtype, str) or dtype not in OPERANDS:
             raise BackendError(f"dtype is {dtype!r}; the cuda kernels offer {', '.join(OPERANDS)}")
+        if not isinstance(use_embed_tanh, (bool, int, np.bool_)):
+            raise InputError(f"use_embed_tanh is {use_embed_tanh!r}; give True or False")
         given = (dilate_weights, dilate_biases, res_weights, res_biases, skip_weights, skip_biases)
-        lists = {name: list(tensors) for name, tensors in zip(LISTS, given, strict=True)}
-        if dilations is None:
-            dilations = doubling(len(lists["dilate_weights"]), max_dilation)
+        lists = {name: listed(name, tensors) for name, tensors in zip(LISTS, given, strict=True)}
+        layers = len(lists["dilate_weights"])
+        spread = doubling(layers, max_dilation) if dilations is None else whole_numbers(dilations)
         self.config, self._weights = network_of(
             {
                 "embedding_prev": embedding_prev, "embedding_curr": embedding_curr,
                 "conv_out_weight": conv_out_weight, "conv_end_weight": conv_end_weight,
             },
-            lists, {"conv_out_bias": conv_out_bias, "conv_end_bias": conv_end_bias}, dilations, use_embed_tanh,
+            lists, {"conv_out_bias": conv_out_bias, "conv_end_bias": conv_end_bias}, spread, bool(use_embed_tanh),
         )  # fmt: skip
         c = self.config
         self.R, self.S, self.A, self.num_layers = c.residual_channels, c.skip_channels, c.out_channels, c.n_layers
         self.max_dilation, self.use_embed_tanh, self.dtype = max_dilation, use_embed_tanh, dtype
         self.start = _checked_start(start, self.A)
-        self._where = _opened(device) if isinstance(device, str) else device
+        self._where = _opened(device)
         self._models: dict[int | None, Model] = {}
         self._lock = threading.Lock()
 
@@ -217,8 +219,8 @@ class Stream:
         s, half = model.shape, self._wavenet.config.gate_channels // 2
         # Zeros remain where channels are padded. One window after the other goes through the same memory: copies of
         # torch and launches are queued on one CUDA stream, where none overtakes another.
-        room = torch.zeros(B, n, s.LAYERS, s.HALF, 2, device=cond_input.device)
-        draws = torch.empty(B, n, device=cond_input.device)
+        room = torch.zeros(B, n, s.LAYERS, s.HALF, 2, dtype=torch.float32, device=cond_input.device)
+        draws = torch.empty(B, n, dtype=torch.float32, device=cond_input.device)
         samples = torch.empty(B, T, dtype=torch.int32, device=cond_input.device)
         by_gate = cond_input.view(2, half, B, -1, T).permute(2, 4, 3, 1, 0)  # (B, T, L, half, 2), strided
         before: Launch | None = None
@@ -240,7 +242,7 @@ class Stream:
 
     def _begin(self, model: Model, batch: int) -> None:
         if self._seed is None:
-            seeds = torch.randint(2**63 - 1, (batch,)).numpy().astype(np.uint64)
+            seeds = torch.randint(2**63 - 1, (batch,), dtype=torch.int64, device="cpu").numpy().astype(np.uint64)
         else:
             seeds = utterance_seeds(self._seed, batch)
         device, s = model.device, model.shape
@@ -275,6 +277,7 @@ class Stream:
     def _check(self, cond_input: Any) -> None:
         if not isinstance(cond_input, torch.Tensor):
             raise InputError(f"cond_input is of type {type(cond_input).__name__}; give a torch tensor")
+        check_dense("cond_input", cond_input)
         c, shape = self._wavenet.config, tuple(cond_input.shape)
         wanted = (c.gate_channels, c.n_layers)
         if len(shape) != 4 or (shape[0], shape[2]) != wanted or not math.prod(shape):
@@ -302,8 +305,12 @@ def _check_finite(cond_input: torch.Tensor, window: int) -> None:
         raise InputError("cond_input holds NaN or infinity; give finite numbers")
 
 
-def _opened(name: str) -> Device:
-    if re.fullmatch(r"cuda(:\d+)?|emulated(:sm_\d+)?", name) is None:
+def _opened(device: Any) -> Device | None:
+    if device is None or hasattr(device, "upload"):
+        where: Device | None = device
+        return where
+    name = str(device) if isinstance(device, torch.device) else device
+    if not isinstance(name, str) or re.fullmatch(r"cuda(:\d{1,4})?|emulated(:sm_\d{1,4})?", name) is None:
         raise BackendError(f'device is {name!r}; possible are "cuda", "cuda:N", "emulated" and "emulated:sm_N"')
     return device_for(name)
 

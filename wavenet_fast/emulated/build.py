@@ -76,8 +76,18 @@ def compiler() -> list[str]:
 
 
 def cache_directory() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "wavenet_fast" / "emulated"
+    """Raises:
+    EmulationError: there is no home to keep it in.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # also where it is empty; the XDG specification asks for this
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError as error:
+            raise EmulationError(
+                f"there is no folder for compiled code ({error}): set XDG_CACHE_HOME to one that can be written"
+            ) from None
+    return base / "wavenet_fast" / "emulated"
 
 
 @functools.cache
@@ -125,28 +135,39 @@ def _cached(key: str, name: str, make: list[list[str]], what: str, directory: Pa
         directory.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=directory, suffix=f"-{name}")
     except OSError as error:
-        raise EmulationError(
-            f"cannot use {directory}: {error}; set XDG_CACHE_HOME to a folder that can be written"
-        ) from error
+        raise _unusable(directory, error) from error
     os.close(handle)
     try:
         for command in make:
             _run([temporary if word == "OUT" else word for word in command], what)
         if not os.path.getsize(temporary):
             raise EmulationError(f"{make[0][0]} has compiled {what} to nothing: is it a C++ compiler?")
-        with open(temporary, "ab") as file:
-            file.write(SEAL)
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, path)
+        _keep(temporary, path)
         _prune(directory)
     finally:
         Path(temporary).unlink(missing_ok=True)
     return path
 
 
+def _keep(temporary: str, path: Path) -> None:
+    try:
+        with open(temporary, "ab") as file:
+            file.write(SEAL)
+        os.chmod(temporary, 0o755)
+        os.replace(temporary, path)
+    except OSError as error:  # the disk is full, or a folder lies where the file should
+        raise _unusable(path.parent, error) from error
+
+
+def _unusable(directory: Path, error: OSError) -> EmulationError:
+    return EmulationError(f"cannot use {directory}: {error}; set XDG_CACHE_HOME to a folder that can be written")
+
+
 def _is_whole(path: Path) -> bool:
     """Whether a file is there that was written to its end."""
     try:
+        if not path.is_file():  # a pipe would be waited for without end
+            return False
         with path.open("rb") as file:
             file.seek(-len(SEAL), os.SEEK_END)
             return file.read() == SEAL

@@ -80,7 +80,7 @@ class Live:
         """(B,)."""
         if self.settings.seed is not None:
             return utterance_seeds(self.settings.seed, batch)
-        high, low = torch.randint(0, 1 << 32, (2, batch)).numpy().astype(np.uint64)
+        high, low = torch.randint(0, 1 << 32, (2, batch), dtype=torch.int64, device="cpu").numpy().astype(np.uint64)
         return np.asarray(high << np.uint64(32) | low)
 
     def _engine(self, head: Mapping[str, Any]) -> Engine:
