@@ -203,6 +203,18 @@ def test_a_spoilt_file_is_made_anew_without_a_word(sources, cache, compiled, spo
     assert len(compiled) == 2 and path.read_bytes() == whole and list(cache.iterdir()) == [path]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_and_what_is_far_too_large_are_not_read(sources, cache, compiled):
+    first = compile_kernel("scale", SHAPE, 90, sources=sources)
+    (path,) = cache.iterdir()
+    path.unlink()
+    os.mkfifo(path)
+    assert compile_kernel("scale", SHAPE, 90, sources=sources) == first and path.is_file()
+    with path.open("ab") as file:
+        file.truncate(1 << 40)  # takes no room
+    assert compile_kernel("scale", SHAPE, 90, sources=sources) == first and path.stat().st_size < 1 << 20
+
+
 def test_another_kernels_image_is_not_taken(sources, cache, compiled):
     first = compile_kernel("scale", SHAPE, 90, sources=sources)
     (path,) = cache.iterdir()

@@ -292,6 +292,13 @@ def test_torch_tensors_are_taken_without_a_copy(device):
         device.view(torch.zeros(2, device="meta"))
 
 
+class Told:
+    """What says this about itself."""
+
+    def __init__(self, **told):
+        self.__array_interface__ = told
+
+
 class OnGpu:
     __cuda_array_interface__ = {"shape": (4,), "typestr": "<f4", "data": (4096, False), "version": 3}  # noqa: RUF012
 
@@ -306,6 +313,8 @@ class OnGpu:
         (np.zeros(3, ">f4"), InputError, "an array of >f4 was given"),
         (np.zeros(3, bool), InputError, "an array of bool was given"),
         (np.array([{}]), InputError, "an array of object was given"),
+        (Told(shape=(-1,), typestr="<f4", data=(4096, False), version=3), BackendError, "negative dimensions"),
+        (Told(shape=(4,), typestr="<f4", data=(0, False), version=3), BackendError, "without a copy"),
     ],
 )
 def test_what_is_no_array_of_the_device(device, obj, kind, told):

@@ -326,6 +326,33 @@ assert sum(line.startswith("cuMemFreeAsync") for line in said()) == 2
 """)
 
 
+def test_what_is_no_stream_is_refused(run):
+    run("""
+d = device()
+k, x = d.load("add", HEADERS), d.zeros((3,), np.float32)
+class Odd:
+    def __init__(self, told): self.told = told
+    def __cuda_stream__(self): return self.told
+class Pointer:
+    ptr = "x"
+for stream in (-5, 2**70, 1.5, "s", [1], Odd(None), Odd((0,)), Odd((0, "x")), Pointer(), Odd):
+    told = refused(InputError, lambda: d.launch(k, (1,), (32,), dict(x=x, n=3, y=1, far=0), stream=stream))
+    assert "a CUDA stream of torch, CuPy or cuda-core, its address, or None" in told
+""")
+
+
+def test_a_process_made_by_fork_and_an_unknown_error(run):
+    run("""
+d = device()
+k, x = d.load("add", HEADERS), d.zeros((3,), np.float32)
+call = lambda: d.launch(k, (1,), (32,), dict(x=x, n=3, y=1, far=0))
+os.environ["FAKE_CUDA_FAIL"] = "cuLaunchKernelEx=3"
+assert "made by fork" in refused(BackendError, call) and "'spawn'" in refused(BackendError, call)
+os.environ["FAKE_CUDA_FAIL"] = "cuLaunchKernelEx=35"
+assert "35" in refused(BackendError, call)
+""")
+
+
 def test_foreign_arrays_on_the_gpu(run):
     run("""
 class Cai:

@@ -194,6 +194,20 @@ def test_classes_that_no_table_has():
         ready(model, beginning(model), [6, 6, 6], forced=forced)
 
 
+@pytest.mark.parametrize("name, unit", [("rings", 16), ("projected", 8)])
+def test_views_that_begin_where_no_kernel_reads(model, name, unit):
+    """On a GPU they would end in an error that costs the process the GPU."""
+    arrays = beginning(model)
+    given = arrays[name]
+    room = np.zeros(given.nbytes + 2 * unit, np.uint8)
+    begin = -room.ctypes.data % unit
+    arrays[name] = room[begin + 4 : begin + 4 + given.nbytes].view(given.dtype).reshape(given.shape)
+    with pytest.raises(InputError, match=f"{name} begins 4 bytes behind a multiple of {unit}"):
+        ready(model, arrays, [6, 6, 6])
+    arrays[name] = room[begin : begin + given.nbytes].view(given.dtype).reshape(given.shape)
+    ready(model, arrays, [6, 6, 6])
+
+
 def test_an_array_on_a_gpu_is_not_the_emulated_devices(model):
     class OnGpu:
         __cuda_array_interface__ = {"shape": (B,), "typestr": "<f4", "data": (4096, False), "version": 3}  # noqa: RUF012

@@ -135,7 +135,9 @@ def test_every_plan_fits(name: str) -> None:
                 continue
             # Every other case runs on every device; only keeping its weights on the chip may be too much to ask.
             assert variant == "resident", (case, dtype, batch, str(error))
-            assert "the resident kernel does not fit" in str(error) and "streaming_weights runs any model" in str(error)
+            assert "the resident kernel does not fit" in str(error) and "streaming_weights keeps no weights" in str(
+                error
+            )
             assert plan(s, batch, dtype, device).variant == "streaming_weights"
             continue
         check(p, s, device)
@@ -517,7 +519,7 @@ def test_what_cannot_be_planned_is_told() -> None:
         plan(s, 1, "bf16", h100, variant="streaming_weights", blocks=2)
     with pytest.raises(BackendError, match="T4 is sm_75; the kernels need sm_80 or newer"):
         plan(s, 1, "bf16", properties_of(75, 40, "T4"))
-    with pytest.raises(BackendError, match=r"single layer needs 1,244 KiB.*streaming_weights runs any model"):
+    with pytest.raises(BackendError, match=r"single layer needs 1,244 KiB.*streaming_weights keeps no weights"):
         plan(SHAPES["r9y9-512", "bf16"], 1, "bf16", h100, variant="resident")
     with pytest.raises(BackendError, match=r"tile of 8 streams .* needs .* KiB .* has 99 KiB; possible are a smaller"):
         plan(replace(s, R=1024, HALF=1024), 1, "fp32", DEVICES["RTX 4090"])

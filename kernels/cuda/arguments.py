@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .model import Model
 
 _INT32_MAX = 2**31 - 1
+_ALIGNED = {"rings": 16, "projected": 8}
+"""Bytes that a kernel moves at once, where they are more than one number: on a GPU an address that is no multiple of
+them ends in an error after which the process cannot use the GPU any more."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,12 @@ def _viewed(
         if len(array.shape) != len(shape) or any(want not in (size, str(want)) for size, want in sizes):
             letters = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
             raise ShapeError(f"{name} has shape {array.shape}; it must be {letters}")
+    unit = _ALIGNED.get(name, wanted.itemsize)
+    if array.nbytes and array.pointer % unit:
+        raise InputError(
+            f"{name} begins {array.pointer % unit} bytes behind a multiple of {unit}, and the kernels read {unit} "
+            "bytes at once; give an array of its own, such as a copy, instead of a view into another"
+        )
     if written and array.readonly:
         raise InputError(f"{name} is read-only, and a launch writes it; give an array that may be written")
     return array

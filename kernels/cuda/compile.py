@@ -33,6 +33,8 @@ CUBIN_OPTIONS = ("--ptxas-options=-v", "--ptxas-options=--warn-on-spills")
 _FORMAT = b"wavenet_fast image 1\n"
 _KEPT = 500
 """Images that the cache holds, of some 100 KB each."""
+_LARGEST = 1 << 26
+"""Bytes of an image that is one: many times what the largest kernel has."""
 _MESSAGE_LINES = 6
 
 
@@ -226,6 +228,8 @@ def _sum(key: str, data: bytes) -> bytes:
 def _read(path: Path, key: str) -> Image | None:
     """The image in a file of the cache; None where there is none, or none that is whole and this one."""
     try:
+        if not path.is_file() or path.stat().st_size > _LARGEST:  # a pipe would be waited for without end
+            return None
         data = path.read_bytes()
         head, seal, body = data[: len(_FORMAT)], data[len(_FORMAT) :][:32], data[len(_FORMAT) + 32 :]
         if head != _FORMAT or seal != _sum(key, body):
@@ -242,6 +246,8 @@ def _write(path: Path, key: str, image: Image) -> None:
     body = msgspec.msgpack.encode(image)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():  # `replacing` writes into a pipe, and waits for who reads it
+            path.unlink()
         with replacing(path) as file:
             write_all(file, _FORMAT + _sum(key, body) + body)
         _prune(path.parent)

@@ -64,6 +64,11 @@ def sentence(code: str, doing: str, text: str = "") -> str:
         )
     if code in _TOO_LARGE:
         return f"{doing}: {_TOO_LARGE[code]} ({code})"
+    if code == "CUDA_ERROR_NOT_INITIALIZED":
+        return (
+            f"{doing}: CUDA has not begun in this process ({code}); one that was made by fork from a process that used "
+            "the GPU cannot use it: start it with multiprocessing's method 'spawn'"
+        )
     if code.startswith("CUDA_ERROR_STREAM_CAPTURE"):
         return f"{doing}: cannot be part of a CUDA graph ({code}); do it before the capture begins"
     return f"{doing}: the NVIDIA driver says {code}{f', {text}' if text else ''}"
@@ -96,6 +101,10 @@ class Driver:
             if "not found" in str(error) or isinstance(error, AttributeError):
                 raise BackendError(f"{doing}: the NVIDIA driver has no {function}; update it ({error})") from None
             raise
+        except ValueError as error:  # a code of a newer driver than cuda-bindings knows
+            if "CUresult" not in str(error):
+                raise
+            raise BackendError(f"{doing}: the NVIDIA driver says what cuda-bindings does not know ({error})") from None
         if int(code):
             name = getattr(code, "name", str(code))
             kind = OutOfMemory if name == _OUT_OF_MEMORY else CudaError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 import threading
 import weakref
@@ -18,18 +19,28 @@ from .cuda_driver import CudaError, Driver
 
 def stream_address(stream: Any) -> int:
     """Of a stream of torch, CuPy, cuda-core or Numba, or an address."""
+    try:
+        address = _address(stream)
+    except Exception:  # whatever a foreign object raises
+        address = -1
+    if not 0 <= address < 2**64:
+        raise InputError(
+            f"stream is {stream!r}; possible: a CUDA stream of torch, CuPy or cuda-core, its address, or None"
+        )
+    return address
+
+
+def _address(stream: Any) -> int:
     for name in ("cuda_stream", "ptr", "handle"):
         value = getattr(stream, name, None)
         if value is not None and not callable(value):
-            return int(getattr(value, "value", value) or 0)
+            return operator.index(getattr(value, "value", value) or 0)
     if callable(protocol := getattr(stream, "__cuda_stream__", None)):
-        return int(protocol()[1])
+        return operator.index(protocol()[1])
     try:
-        return int(stream)
-    except (TypeError, ValueError):
-        raise InputError(
-            f"stream is {stream!r}; possible: a CUDA stream of torch, CuPy or cuda-core, its address, or None"
-        ) from None
+        return operator.index(stream)
+    except TypeError:
+        return int(stream) if hasattr(stream, "__int__") and not isinstance(stream, float) else -1
 
 
 def torch_stream(index: int) -> int | None:

@@ -15,6 +15,10 @@ from .arrays import CudaArray, HostArray, Shape
 
 # What kernels take; bf16 travels as words.
 KINDS = {"f4", "f2", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"}
+_WRONG = (
+    BufferError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, OverflowError, AssertionError,
+)  # fmt: skip
+"""What NumPy and cuda-core raise where a foreign array says nonsense about itself."""
 _DLPACK_CUDA = (2, 13)  # memory of a GPU, and managed memory
 _OFFERS = "a torch tensor or an array with DLPack or `__cuda_array_interface__`"
 
@@ -78,7 +82,9 @@ def host_view(obj: Any) -> HostArray:
             viewed = np.from_dlpack(obj)
         else:
             raise InputError(f"{type(obj).__name__} is no array; give NumPy's, {_OFFERS}")
-    except (BufferError, RuntimeError, TypeError) as error:
+    except InputError:
+        raise
+    except _WRONG as error:
         raise BackendError(f"the array cannot be used without a copy ({error}); give a NumPy array") from None
     if not viewed.flags.c_contiguous:
         raise InputError("the array is not contiguous; give np.ascontiguousarray of it")
@@ -94,7 +100,11 @@ def cuda_view(obj: Any, index: int, stream: int) -> CudaArray:
         return array
     if not hasattr(obj, "__cuda_array_interface__") and not hasattr(obj, "__dlpack__"):
         raise InputError(f"{type(obj).__name__} is no array on a GPU; give {_OFFERS}, or use `upload`")
-    if not hasattr(obj, "__cuda_array_interface__") and obj.__dlpack_device__()[0] not in _DLPACK_CUDA:
+    try:
+        here = not hasattr(obj, "__cuda_array_interface__") and obj.__dlpack_device__()[0] not in _DLPACK_CUDA
+    except _WRONG as error:
+        raise BackendError(f"the array cannot be used without a copy ({error}); copy it with `upload`") from None
+    if here:
         raise BackendError(f"the array lies in this machine's memory; `upload` it to GPU {index}")
     try:
         from cuda.core.utils import StridedMemoryView
@@ -106,7 +116,7 @@ def cuda_view(obj: Any, index: int, stream: int) -> CudaArray:
         kind = seen.dtype
     except NotImplementedError:
         raise InputError("an array of bfloat16 was given; give its words as uint16, or a torch tensor") from None
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+    except _WRONG as error:
         raise BackendError(f"the array cannot be used without a copy ({error}); copy it with `upload`") from None
     if seen.device_id != index:
         raise BackendError(f"the array lies on GPU {seen.device_id}, and the kernels run on GPU {index}; copy it there")

@@ -153,7 +153,7 @@ def plan(
     size = "" if asked.blocks is None else f" on {asked.blocks} blocks"
     raise BackendError(
         f"the resident kernel{size} does not fit {properties.name}: {' '.join(why)} "
-        "The variant streaming_weights runs any model; int8 needs the least room."
+        "The variant streaming_weights keeps no weights in a block; int8 needs the least room."
     )
 
 

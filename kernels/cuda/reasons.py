@@ -103,14 +103,20 @@ def _not(asked: Asked, hop: str) -> str:
     weights = kib(_whole(asked).model_weights)
     has = f"a block has {kib(device.shared_per_block)}"
     if hop == "none":
-        return f"{weights} of weights need {needed} blocks; {has}."
+        return f"{weights} of weights, less what registers hold, need {needed} blocks; {has}."
     if hop == "cluster":
         if needed > device.max_cluster:
-            return f"{weights} of weights need {needed} blocks and a cluster has at most {device.max_cluster}; {has}."
+            return (
+                f"{weights} of weights, less what registers hold, need {needed} blocks and a cluster has at most "
+                f"{device.max_cluster}; {has}."
+            )
         if device.capability not in CLUSTERED and asked.clusters is None:
             return f"how many clusters fit sm_{device.capability} only the driver knows, and it was not asked."
         return f"no cluster of {needed} or more blocks fits."
-    return f"{weights} of weights need {needed} blocks and there are {device.multiprocessors} multiprocessors; {has}."
+    return (
+        f"{weights} of weights, less what registers hold, need {needed} blocks and there are "
+        f"{device.multiprocessors} multiprocessors; {has}."
+    )
 
 
 def _all_homes(asked: Asked, hop: str) -> list[Homes]:
@@ -132,7 +138,8 @@ def _too_large(asked: Asked, hop: str) -> str:
     said = f"a single layer needs {kib(layer)} and a block has {has}"
     if hop != "grid":
         return f"{said}."
-    return f"{said}, and {asked.device.multiprocessors} multiprocessors are too few to share each among several."
+    few = f"{asked.device.multiprocessors} multiprocessors" if asked.blocks is None else f"{asked.blocks} blocks"
+    return f"{said}, and {few} are too few to share each among several."
 
 
 def _team(way: Way) -> list[str]:
