@@ -8,6 +8,7 @@ holds the pages to the results.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -204,5 +205,6 @@ def written(page: str, given: Mapping[str, str]) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
     for place, of_page in PAGES.items():
         place.write_text(written(place.read_text(encoding="utf-8"), of_page()), encoding="utf-8")

@@ -348,6 +348,9 @@ k, x = d.load("add", HEADERS), d.zeros((3,), np.float32)
 call = lambda: d.launch(k, (1,), (32,), dict(x=x, n=3, y=1, far=0))
 os.environ["FAKE_CUDA_FAIL"] = "cuLaunchKernelEx=3"
 assert "made by fork" in refused(BackendError, call) and "'spawn'" in refused(BackendError, call)
+for code, told in ((100, "CUDA_VISIBLE_DEVICES"), (34, "LD_LIBRARY_PATH"), (46, "`nvidia-smi -c DEFAULT`")):
+    os.environ["FAKE_CUDA_FAIL"] = f"cuLaunchKernelEx={code}"
+    assert told in refused(BackendError, call)
 os.environ["FAKE_CUDA_FAIL"] = "cuLaunchKernelEx=35"
 assert "35" in refused(BackendError, call)
 """)

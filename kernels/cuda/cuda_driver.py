@@ -20,12 +20,20 @@ _OLD_DRIVER = {
     "CUDA_ERROR_INVALID_PTX", "CUDA_ERROR_INVALID_SOURCE", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
     "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE",
 }  # fmt: skip
-_TOO_LARGE = {
+_TOLD = {
     "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE": "its blocks cannot all be resident at once; launch fewer",
     "CUDA_ERROR_INVALID_CLUSTER_SIZE": "its clusters are larger than this GPU takes; use fewer blocks a cluster",
     "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES": "a block of it needs more registers or shared memory than there are; use "
     "fewer threads or a smaller plan",
+    "CUDA_ERROR_NO_DEVICE": "this process sees no GPU; look at what `nvidia-smi` lists and CUDA_VISIBLE_DEVICES leaves",
+    "CUDA_ERROR_STUB_LIBRARY": "what was loaded is the CUDA toolkit's stub in the driver's place; take its folder out "
+    "of LD_LIBRARY_PATH",
+    "CUDA_ERROR_DEVICE_UNAVAILABLE": "another process has this GPU to itself; end it, or let several use the GPU with "
+    "`nvidia-smi -c DEFAULT`",
+    "CUDA_ERROR_NOT_INITIALIZED": "CUDA has not begun in this process; one that was made by fork from a process that "
+    "used the GPU cannot use it: start it with multiprocessing's method 'spawn'",
 }
+"""Code → what it means, and what to do."""
 
 
 class CudaError(BackendError):
@@ -62,13 +70,8 @@ def sentence(code: str, doing: str, text: str = "") -> str:
             f"{doing}: the NVIDIA driver does not take what {made} makes for this GPU ({code}); update the driver, or "
             "install an older nvidia-cuda-nvrtc of the CUDA version that `nvidia-smi` names"
         )
-    if code in _TOO_LARGE:
-        return f"{doing}: {_TOO_LARGE[code]} ({code})"
-    if code == "CUDA_ERROR_NOT_INITIALIZED":
-        return (
-            f"{doing}: CUDA has not begun in this process ({code}); one that was made by fork from a process that used "
-            "the GPU cannot use it: start it with multiprocessing's method 'spawn'"
-        )
+    if code in _TOLD:
+        return f"{doing}: {_TOLD[code]} ({code})"
     if code.startswith("CUDA_ERROR_STREAM_CAPTURE"):
         return f"{doing}: cannot be part of a CUDA graph ({code}); do it before the capture begins"
     return f"{doing}: the NVIDIA driver says {code}{f', {text}' if text else ''}"
