@@ -4,7 +4,8 @@
     python benchmarks/scaling.py --json FILE --png FILE
 
 Every point but those of the length is `wavenet_fast.bench.measure`: the gate first, then the engine beside the speed at
-which so many threads read as many bytes as the model's matrices have. The picture draws that ceiling into each panel.
+which so many threads read as many bytes as the model's matrices have. The picture draws that ceiling into each panel;
+larger models can exceed it, for the weights of older taps are read once for several samples.
 The base is `nv-medium` (20 layers, R 64); `layers` and `channels` change one thing of it, with G = 2 · R.
 
 A point is measured for `--seconds`; utterances that would take longer than `--longest` to make are left out.

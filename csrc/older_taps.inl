@@ -1,10 +1,10 @@
 // Rings of past layer inputs, and products of their older taps made ahead of time.
 //
 // The newest tap of a layer waits for the layer below; every other lies at least D samples back, so that for D samples
-// on they stand in the ring already. Their products are made for several samples at once, and their weights, half of a
-// layer's with two taps and two thirds of them with three, are read once for all of these: fewer bytes a sample, which
-// is what one stream is waiting for. A sum passes its taps in the same order, oldest first, and is kept in fp32 between
-// the older ones and the newest as it is within: no bit depends on what is made ahead.
+// on they stand in the ring already. Their products are made for several samples at once, and their weights, half of
+// the dilated ones with two taps and two thirds of them with three, are read once for all of these: fewer bytes a
+// sample, which is what one stream is waiting for. A sum passes its taps in the same order, oldest first, and is kept
+// in fp32 between the older ones and the newest as it is within: no bit depends on what is made ahead.
 
 // The ring of one layer of one stream.
 template <class Operand>
@@ -34,11 +34,6 @@ class OlderTaps {
  public:
   OlderTaps(const Model& model, Scratch& scratch) : m_(model), s_(scratch) {}
 
-  // Other streams have come, or stand in other places.
-  void forget() {
-    for (int64_t l = 0; l < m_.L; ++l) s_.ahead[l] = {0, 0};
-  }
-
   // Whether the sums of the older taps of layer l stand for this sample.
   bool stand(int64_t l) const { return s_.ahead[l].left > 0; }
   // Where, for n streams; the newest tap is added to them in place.
@@ -51,17 +46,20 @@ class OlderTaps {
     if (s_.ahead[l].left > 0) --s_.ahead[l].left;
   }
 
-  // At the beginning of a sample of n streams: makes what is used up, of layer l from the rings rings(l, b). Leaves the
-  // tiles in another shape.
+  // At the beginning of a sample of n streams, all of which go on for `wanted` samples: makes what is used up, of layer
+  // l from the rings rings(l, b). No further than that, so that what stands is of the streams that are there. Leaves
+  // the tiles in another shape.
   template <class Rings>
-  void make(const Rings& rings, int n, Range rows, Tiles& tiles) {
+  void make(const Rings& rings, int n, int64_t wanted, Range rows, Tiles& tiles) {
     if (s_.ahead_most == 1) return;
+    ++clock_;
     for (int64_t l = 0; l < m_.L; ++l) {
       Scratch::Ahead& ahead = s_.ahead[l];
       if (ahead.left) continue;
-      // A layer's first time is shorter than the others, so that not all layers have their turn at the same sample.
-      const int64_t most = m_.dilations[l] < s_.ahead_most ? m_.dilations[l] : s_.ahead_most;
-      ahead.size = ahead.size ? most : 1 + l % most;
+      const int64_t possible = m_.dilations[l] < s_.ahead_most ? m_.dilations[l] : s_.ahead_most;
+      // Each layer has its turn at another sample, so that no sample waits for all of them.
+      const int64_t until_turn = possible - (clock_ + l) % possible;
+      ahead.size = until_turn < wanted ? until_turn : wanted;
       if (ahead.size == 1) continue;
       ahead.left = ahead.size;
       gather(l, rings, n);
@@ -91,22 +89,32 @@ class OlderTaps {
     }
   }
 
-  const Model& m_;
-  Scratch& s_;
-
-  // A tile's worth at a time; the second time the weights are nearby.
+  // Tiles take kMaxWidth columns at a time, and meet the same weights while these are still nearby.
   void multiply_columns(int64_t l, int columns, Range rows, Tiles& tiles) {
-    const int64_t older = m_.K - 1;
-    for (int c = 0; c < columns; c += kMaxWidth) {
-      const int some = columns - c < kMaxWidth ? columns - c : kMaxWidth;
-      const Operands<F> inputs{taps(c), older * m_.r_stride, s_.older_scales + c * older, older, m_.r_stride, 1};
-      tiles.serve(some);
-      multiply<F>(m_.dilated[l], m_.layout, rows, {0, older}, inputs, some,
-                  Sums{row(l, c), m_.gate_pad, m_.dilated_bias + l * m_.gate_pad});
+    constexpr int64_t kNearby = int64_t{1} << 18;  // bytes: a part of any second cache
+    const int64_t older = m_.K - 1, vector = kLanes * older * m_.dilated[l].k * sizeof(typename F::Weight);
+    const int64_t some_rows = kNearby / vector / kGroupRows * kGroupRows;
+    const int64_t at_once = some_rows > kGroupRows ? some_rows : kGroupRows;
+    const int most = kTiled<F> ? kMaxWidth : columns;
+    for (int64_t v = rows.first; v < rows.last; v += at_once) {
+      const Range group{v, v + at_once < rows.last ? v + at_once : rows.last};
+      for (int c = 0; c < columns; c += most) {
+        const int some = columns - c < most ? columns - c : most;
+        const Operands<F> inputs{taps(c), older * m_.r_stride, s_.older_scales + c * older, older, m_.r_stride, 1};
+        if (kTiled<F>) tiles.serve(some);
+        multiply<F>(m_.dilated[l], m_.layout, group, {0, older}, inputs, some,
+                    Sums{row(l, c), m_.gate_pad, m_.dilated_bias + l * m_.gate_pad});
+      }
     }
   }
+  // Vectors of a block of weights: what is worked on together.
+  static constexpr int64_t kGroupRows = kTiled<F> ? kTileVectors : kAccumulators;
 
   float* row(int64_t l, int64_t column) const {
     return s_.older_sums + (l * s_.ahead_most * s_.width + column) * m_.gate_pad;
   }
+
+  const Model& m_;
+  Scratch& s_;
+  int64_t clock_ = 0;  // samples
 };

@@ -222,8 +222,13 @@ bool run(const Model& model, const Kernels& kernels, const std::vector<Stream>& 
   std::vector<std::unique_ptr<Team>> teams;
   std::vector<std::unique_ptr<Scratch>> scratch;
   for (int i = 0; i < plan.teams; ++i) teams.push_back(std::make_unique<Team>(model, plan.width, plan.size));
-  for (int i = 0; i < plan.teams * plan.size; ++i)
-    scratch.push_back(std::make_unique<Scratch>(model, plan.width, plan.ahead));
+  // No further ahead than a layer or a stream of this call can be.
+  int64_t ahead = *std::max_element(model.dilations.begin(), model.dilations.end()), longest = 1;
+  for (const Stream& stream : streams) longest = std::max(longest, stream.samples);
+  ahead = std::min({ahead, longest, static_cast<int64_t>(plan.ahead)});
+  for (int i = 0; i < plan.teams * plan.size; ++i) {
+    scratch.push_back(std::make_unique<Scratch>(model, plan.width, static_cast<int>(ahead)));
+  }
 
   const auto work = [&](int team, int rank, Scratch& own) {
     {

@@ -51,8 +51,6 @@ class Loop {
   Heard heard_[kMaxWidth];
   Operand* rings_[kMaxWidth];
   int64_t* now_[kMaxWidth];
-  const Stream* cast_[kMaxWidth] = {};  // who was in each place at the last sample
-  int cast_size_ = 0;
   bool traced_ = false;
 
   Range share(int64_t vectors) const { return {vectors * rank_ / team_.size, vectors * (rank_ + 1) / team_.size}; }
@@ -137,20 +135,19 @@ class Loop {
   // --- one sample -----------------------------------------------------------------------------------------------
 
   void step() {
-    bool changed = cast_size_ != team_.n, presumed = false;
+    bool presumed = false;
+    int64_t wanted = INT64_MAX;
     for (int b = 0; b < team_.n; ++b) {
       const Team::Place& place = team_.places[b];
       if (seat(b).stream != place.stream) begin(seat(b), *place.stream);
       heard_[b] = conditioner(seat(b)).at(place.stream->position + place.made);
       rings_[b] = static_cast<Operand*>(place.stream->rings);
       now_[b] = seat(b).now;
-      changed |= cast_[b] != place.stream || presumes(b);
       presumed |= presumes(b);
-      cast_[b] = place.stream;
+      const int64_t left = place.stream->samples - place.made;
+      wanted = left < wanted ? left : wanted;
     }
-    cast_size_ = team_.n;
-    if (changed) older_.forget();
-    if (!presumed) older_.make([this](int64_t l, int b) { return ring(l, b); }, team_.n, gate_rows_, tiles_);
+    if (!presumed) older_.make([this](int64_t l, int b) { return ring(l, b); }, team_.n, wanted, gate_rows_, tiles_);
     recall(0);
     for (int b = 0; b < team_.n && (own_x_ || rank_ == 0); ++b) {
       embed(b);
@@ -245,12 +242,14 @@ class Loop {
   }
 
   // z + conditioning → gates, and their operands where each is rounded by itself.
-  void pass_gate(int64_t l, Range rows, const Sums& z) {
+  void pass_gate(int64_t l, Range rows, const Sums& sums) {
     const int n = team_.n;
     for (int b = 0; b < n; ++b) {
       const Heard heard = heard_[b].layer(l * m_.gate_pad);
       const Heard next = heard_[b + 1 < n ? b + 1 : 0].layer(l * m_.gate_pad);
-      hear([&](auto how) { pass_gate<how()>(z.out + b * z.stride, heard, next, gate_row(l, b), gates(l, b), rows); });
+      hear([&](auto how) {
+        pass_gate<how()>(sums.out + b * sums.stride, heard, next, gate_row(l, b), gates(l, b), rows);
+      });
     }
   }
   // job(how), how() being the model's Hearing.
@@ -289,9 +288,10 @@ class Loop {
   WAVENET_INLINE void call_for_rings(int64_t l) const {
     constexpr int64_t kLine = kOperandPad / static_cast<int64_t>(sizeof(Operand));
     // Where older taps have been multiplied already, only the oldest slot is wanted: the newest operands go there.
-    const int64_t n = m_.r_stride, older = older_.stand(l) ? 1 : m_.K - 1;
+    const bool made = older_.stand(l);
+    const int64_t n = m_.r_stride, older = made ? 1 : m_.K - 1;
     for (int b = 0; b < team_.n; ++b) {
-      if (!own_taps() && !mine(b)) continue;
+      if (!mine(b) && (made || !own_taps())) continue;
       const Ring<Operand> from = ring(l, b);
       for (int64_t k = 0; k < older; ++k) {
         for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(from.slots + from.tap(k) * n + i);

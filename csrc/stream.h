@@ -135,7 +135,7 @@ struct Team {
 // What one thread of a team keeps to itself.
 struct Scratch {
   // For so many streams at most, and so many samples whose older taps are made at once.
-  Scratch(const Model& model, int width, int ahead);
+  Scratch(const Model& model, int width, int samples_ahead);
 
   struct Columns {          // conditioning columns [first, first + count) of one node
     float* data = nullptr;  // column i at data + i·stride; kGuard zeros before and after the channels

@@ -267,8 +267,7 @@ def test_how_far_ahead_older_taps_are_made_follows_from_where_weights_are() -> N
 @pytest.mark.parametrize("isa", isas_possible())
 @pytest.mark.parametrize("name", AHEAD)
 def test_older_taps_made_ahead_change_nothing(name: str, isa: str, dtype: str) -> None:
-    """For as many samples as there may be, alone, in a team, and beside streams that end early and are followed by
-    others; and none of it is remembered from call to call."""
+    """Alone, in a team, and beside streams that end early; and none of it is remembered from call to call."""
     config, weights = AHEAD[name], random_weights(AHEAD[name])
     batch, lengths = 5, np.array([6, 15, 3, 9, 12])
     mel, seeds, vectors = random_mel(config, 15, batch), list(range(batch)), speaker_vectors(config, batch)
@@ -292,8 +291,25 @@ def test_older_taps_made_ahead_change_nothing(name: str, isa: str, dtype: str) -
             np.testing.assert_array_equal(remembered, rings)
 
 
-@pytest.mark.parametrize("wrong", [0, -3])
-def test_ahead_is_a_number_of_samples(wrong: int) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("split, threads", [("streams", 1), ("rows", 2)])
+def test_what_was_made_ahead_for_a_stream_is_not_heard_by_the_one_that_follows_it(
+    dtype: str, split: str, threads: int
+) -> None:
+    """In its place, while as many go on as before; and by none where others move up."""
+    config, weights = AHEAD["far"], random_weights(AHEAD["far"])
+    lengths = np.array([5, 9, 7, *[12] * 13, 9, 8, 11])  # sixteen places; the first three are taken again
+    mel, seeds = random_mel(config, 12, len(lengths)), list(range(len(lengths)))
+    sounds = []
+    for ahead in (1, 4):
+        engine = CpuEngine(config, weights, dtype, None, split, ahead)
+        sounds.append(feed(engine, start(engine, seeds), mel, lengths, threads=threads)[0])
+    assert np.unique(sounds[0]).size > 6
+    np.testing.assert_array_equal(*sounds)
+
+
+@pytest.mark.parametrize("wrong", [0, -3, 2.5, True])
+def test_ahead_is_a_number_of_samples(wrong: Any) -> None:
     with pytest.raises(BackendError, match=f"ahead is {wrong}; give a number of samples from 1 on"):
         CpuEngine(MODELS["tiny"], random_weights(MODELS["tiny"]), ahead=wrong)
 

@@ -126,6 +126,7 @@ def test_seeds_may_be_torch_tensors():
     torch = pytest.importorskip("torch")
     assert utterance_seeds(torch.tensor([3, 2**63 - 1]), 2).tolist() == [3, 2**63 - 1]
     assert utterance_seeds(torch.tensor(9), 2).tolist() == [9, 10]
+    assert utterance_seeds(torch.tensor([1, 2**63 + 1], dtype=torch.uint64), 2).tolist() == [1, 2**63 + 1]
     for bad in (torch.tensor([1.0, 2.0]), torch.tensor([True, False])):
         with pytest.raises(InputError, match=r"seed\[0\] is"):
             utterance_seeds(bad, 2)

@@ -137,6 +137,7 @@ def test_streams_whose_filter_cannot_be_undone_are_not_primed(voices: Any, make_
         with pytest.raises(InputError, match="cannot be undone"):
             lane.prime(np.zeros(voice.hop_length, np.float32), mel_of(voice, frames)[0])
         assert lane.positions.tolist() == [0]
+        assert not lane._unchecked  # nor do those frames count when the mel's recipe is checked
 
 
 def test_the_inverse_undoes_the_filter() -> None:
@@ -144,8 +145,9 @@ def test_the_inverse_undoes_the_filter() -> None:
     undone = inverse(TAPS)
     there = filtered(x, TAPS, np.zeros((2, len(TAPS) - 1), np.float32))
     np.testing.assert_allclose(filtered(there, undone, np.zeros((2, len(undone) - 1), np.float32)), x, atol=1e-5)
-    with pytest.raises(InputError, match="cannot be undone"):
-        inverse(np.array([0.5, 1.0], np.float32))
+    for no_filter in ([0.5, 1.0], [1e-39, 0.0]):
+        with pytest.raises(InputError, match="cannot be undone"):
+            inverse(np.array(no_filter, np.float32))
 
 
 def test_it_is_part_of_the_voice(voices: Any, tmp_path: Any) -> None:

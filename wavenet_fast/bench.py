@@ -191,7 +191,7 @@ def format_bench(told: dict[str, Any]) -> str:
         ("samples/s", f"{t['samples_per_s']:,.0f} in all, {t['samples_per_s_stream']:,.0f} each: "
                       f"{real_time:.2f} × real time at {t['sample_rate']} Hz"),
         ("real-time factor", f"{t['rtf_16k']:.4f} at 16 kHz"),
-        ("weights", f"{t['weight_bytes'] / 1e6:.2f} MB a sample, {t['bytes_per_s'] / 1e9:.1f} GB/s"),
+        ("weights", f"{t['weight_bytes'] / 1e6:.2f} MB; all of them a sample: {t['bytes_per_s'] / 1e9:.1f} GB/s"),
         ("ceiling", f"{t['stream_bandwidth_bytes_per_s'] / 1e9:.1f} GB/s, {t['stream_bandwidth_loop']} loads; "
                     f"reached: {t['roofline_fraction']:.2f}"),
         ("multiply-adds/s", f"{t['macs_per_s'] / 1e9:.1f} G"),

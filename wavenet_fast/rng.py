@@ -65,8 +65,8 @@ def utterance_seeds(seed: int | Sequence[int] | NDArray[Any], batch: int) -> NDA
 
     Returns uint64 (B,). Raises `InputError` for anything but integers in 0 … 2⁶⁴−1 and for a wrong count.
     """
-    if not isinstance(seed, np.ndarray) and hasattr(seed, "tolist"):  # torch's tensors
-        seed = np.asarray(seed.tolist())
+    if not isinstance(seed, (Sequence, np.ndarray)) and hasattr(seed, "tolist"):  # torch's tensors
+        seed = np.array(seed.tolist(), object)  # whole numbers stay what they are, above 2⁶³ too
     if isinstance(seed, np.ndarray) and seed.ndim == 0:
         seed = seed[()]
     if isinstance(seed, (str, bytes)) or not isinstance(seed, (Sequence, np.ndarray)):

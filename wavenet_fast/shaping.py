@@ -48,7 +48,7 @@ def inverse(taps: Array) -> Array:
             g[n] = -(known @ g[n - len(known) : n][::-1]) / h[0]
         left = np.cumsum(np.abs(g[::-1]))[::-1]
     count = int(np.argmax(left <= 1e-6 * left[0]))
-    if not count:
+    if not count or np.abs(g[:count]).max() > np.finfo(np.float32).max:
         raise InputError(f"the voice's {FILTER} cannot be undone: its inverse does not die away in {MAX_TAPS} samples")
     return g[:count].astype(np.float32)
 

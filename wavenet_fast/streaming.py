@@ -123,9 +123,9 @@ class Streaming:
         inputs.check_primed(sound.shape[1], values.shape[-1], self._config.hop_length, ahead, held)
         new = values.shape[-1] * lanes
         values = inputs.prepare_mel(values, new, form.batched)
-        self._check_recipe(values, new)
         if isinstance(engine, ShapedEngine):
             sound = engine.unshaped(np.where(lanes[:, None], sound, np.float32(0)), self._state)
+        self._check_recipe(values, new)
         self._hear(engine, sound, values, lanes, held)
         self._form = form
 

@@ -72,7 +72,7 @@ class Plan(NamedTuple):
     ahead: int
 
     def __str__(self) -> str:
-        ahead = f", older taps {self.ahead} samples ahead" * (self.ahead > 1)
+        ahead = f", older taps up to {self.ahead} samples ahead" * (self.ahead > 1)
         if self.size > 1:
             return f"the rows of every layer over {self.size} threads{ahead}"
         teams, width = "s" * (self.teams > 1), "s" * (self.width > 1)
@@ -130,9 +130,9 @@ class CpuEngine(HostEngine[CpuState]):
         split = split_in_use() if split is None else _checked_split(split, "split is")
         super().__init__(config, weights, dtype, f"cpu {_STATE_VERSION}")
         self.split = split
-        if ahead is not None and ahead < 1:
-            raise BackendError(f"ahead is {ahead}; give a number of samples from 1 on, or None")
-        self.ahead = ahead or 0
+        if ahead is not None and (type(ahead) is not int or ahead < 1):
+            raise BackendError(f"ahead is {ahead!r}; give a number of samples from 1 on, or None")
+        self.ahead = min(ahead or 0, max(config.dilations))
         self.isa = isa_in_use() if isa is None else _checked_isa(isa, "isa is")
         self.ring_dtype = np.dtype({"bf16": np.uint16, "int8": np.int8}.get(dtype, np.float32))
         self.scale_slots = self.ring_slots if dtype == "int8" else 0
@@ -160,7 +160,8 @@ class CpuEngine(HostEngine[CpuState]):
 
     def plan(self, batch: int, threads: int) -> Plan:
         """How a call of so many streams uses so many threads."""
-        return Plan(*_engine.plan(self.weight_bytes, batch, threads, self.split, self.ahead))
+        plan = Plan(*_engine.plan(self.weight_bytes, batch, threads, self.split, self.ahead))
+        return plan._replace(ahead=min(plan.ahead, max(self.config.dilations)))
 
     def explain(self, streams: int, threads: int) -> Explained:
         plan = self.plan(streams, threads)
