@@ -59,8 +59,8 @@ LANES = 32
 
 # tanh(a)·σ(b), of math.cuh, both beside each other: bound, factor, 2^x, 1 + e, product, reciprocal, product.
 GATE = {FP32: 5, SPECIAL: 2, CONVERT: 1}
-HOP = {WORDS: 1, SHARED: 2, EXCHANGE: 2}
-"""Words are stored; all lanes look at one of them, then each at its own; every look ends with a vote of the warp."""
+HOP = {WORDS: 1, SHARED: 1, EXCHANGE: 1}
+"""Words are stored; each lane looks at its own, and the look ends with a vote of the warp."""
 
 
 def by_turns(inputs: int, dtype: str, panels: int) -> dict[str, float]:
@@ -82,7 +82,7 @@ def gates_part(layout: Layout) -> Operations:
 def residual_part(layout: Layout) -> Operations:
     """The residual role, from gates, which all chain warps have put there, to the next x in its registers."""
     s, panels = layout.shape, ceil(layout.panels[1] / layout.residual)
-    return followed({BARRIER: 1, SHARED: 1, FP32: 2}, by_turns(s.HALF, layout.dtype, panels))
+    return followed({BARRIER: 1, SHARED: 1, FP32: int(s.SCALED)}, by_turns(s.HALF, layout.dtype, panels))
 
 
 PUT: Operations = {CONVERT: 1}
@@ -110,10 +110,12 @@ def head_parts(layout: Layout) -> list[Part]:
     own, scan = ceil(s.CLASSES / LANES), 5  # classes of a lane; log2 of the lanes
     streams = ceil(layout.tile / warps)
     hidden, outputs = (by_turns(n, dtype, ceil(m / PANEL / warps)) for n, m in ((s.S, s.H), (s.H, s.A)))
-    # The largest of a lane's logits and of all; weights and their sum; the sums of the lanes below, and the bound; sums
-    # again, compared and counted.
-    draw = {SHARED: 1, FP32: own + 2 + own + scan + 1 + own + 1, SPECIAL: 1, EXCHANGE: scan + 4}
-    embed = {L2: 1, FP32: s.IN_TAPS + 5 * s.TANH, SPECIAL: 2 * s.TANH, CONVERT: 1}
+    # The largest of a lane's logits, four by turns, and of all; weights and their prefix sums; the sums of the lanes
+    # below, and the bound; what is below it compared and counted, four by turns.
+    by_four = ceil(own / 4) + 2
+    draw = {SHARED: 1, FP32: by_four + 2 + own + scan + 1 + 2 + by_four, SPECIAL: 1, EXCHANGE: scan + 4}
+    table = {SHARED: 1} if layout.input_shared else {L2: 1}  # older inputs are in already
+    embed = followed(table, {FP32: 1 + 5 * s.TANH, SPECIAL: 2 * s.TANH, CONVERT: 1})
     return [
         Part("skip sums become operands", 1, {FP32: 2, CONVERT: 1}),
         Part("hidden", 1, followed({BARRIER: 1, SHARED: 1}, hidden, {FP32: 1, CONVERT: 1})),

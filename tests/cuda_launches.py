@@ -43,6 +43,7 @@ class Cut:
     pipelines: int = 1
     in_registers: bool = False
     head_in_l2: bool = False
+    input_shared: bool = True
     alone: bool = False
     team: int = 1
     first: tuple[int, ...] = ()
@@ -71,7 +72,7 @@ class Cut:
         return Layout(
             s, engine.dtype, "resident", self.tile, chain, skip, self.tiles, self.first or tuple(even), self.team,
             self.hop == "cluster", self.in_registers, self.in_registers, self.head_in_l2,
-            residual=min(self.residual, s.R // 16),
+            self.input_shared, residual=min(self.residual, s.R // 16),
         )  # fmt: skip
 
 
@@ -104,7 +105,7 @@ _UNEVEN = Cut(3, tiles=2, alone=True, chain=2, residual=2, skip=2, first=(0, 1, 
 FEW_CUTS = {
     "streaming_weights": (Cut(chain=2, skip=2, stages=4, pipelines=2), 80),
     "cluster": (_UNEVEN, 90),
-    "grid": (replace(_UNEVEN, hop="grid"), 80),
+    "grid": (replace(_UNEVEN, hop="grid", input_shared=False), 80),
     # One tile: between two of them what is exchanged for one orders the rings of the other.
     "teams": (replace(_UNEVEN, hop="grid", tiles=1, pipelines=2, team=2), 80),
 }

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from wavenet_fast.kernels.cuda.layout import Layout
 from wavenet_fast.kernels.cuda.shapes import Shape
 
+from wavenet_fast.cases import case
+
 DTYPES = ("fp32", "bf16", "fp16", "int8")
 
 
@@ -22,8 +24,8 @@ def multiples(most: int) -> st.SearchStrategy[int]:
 shapes = st.builds(
     Shape, LAYERS=st.integers(1, 40), K=st.integers(2, 4), R=multiples(256), HALF=multiples(256), S=multiples(256),
     H=multiples(256), A=multiples(2048), SLOTS=st.just(64), CLASSES=st.just(32), COMPONENTS=st.just(1),
-    HEAD=st.just(0), IN_TAPS=st.integers(1, 3), IN_DEPTH=st.just(4), ONE_HOT=st.just(True), TANH=st.just(False),
-    COMPANDED=st.just(False), RUNNING=st.just(False), HOP=st.just(16), UPSAMPLING=st.just(0),
+    HEAD=st.just(0), IN_TAPS=st.integers(1, 3), IN_DEPTH=st.just(4), ONE_HOT=st.just(True),
+    INPUT_ROWS=st.integers(1, 256), TANH=st.just(False), COMPANDED=st.just(False), SCALED=st.just(False), RUNNING=st.just(False), HOP=st.just(16), UPSAMPLING=st.just(0),
 )  # fmt: skip
 
 
@@ -45,16 +47,17 @@ def check_apart(at: dict[str, int], sizes: dict[str, int], total: int) -> None:
 @settings(max_examples=200, deadline=None)
 @given(
     shapes, st.sampled_from(DTYPES), st.sampled_from((8, 16, 32)), st.integers(1, 9), st.booleans(), st.booleans(),
-    st.booleans(), st.data(),
+    st.booleans(), st.booleans(), st.data(),
 )  # fmt: skip
 def test_parts_of_a_block_lie_apart(
-    s: Shape, dtype: str, tile: int, tiles: int, cluster: bool, registers: bool, l2: bool, data: st.DataObject
-) -> None:
+    s: Shape, dtype: str, tile: int, tiles: int, cluster: bool, registers: bool, l2: bool, table: bool,
+    data: st.DataObject,
+) -> None:  # fmt: skip
     cuts = data.draw(st.lists(st.integers(1, s.LAYERS), max_size=4, unique=True).map(sorted))
     first = tuple(dict.fromkeys((0, *cuts)))
     layout = Layout(
         s, dtype, "resident", tile, 4, 2, tiles, (*first, s.LAYERS), cluster=cluster,
-        newest_in_registers=registers and dtype != "fp32", head_in_l2=l2, residual=2,
+        newest_in_registers=registers and dtype != "fp32", head_in_l2=l2, input_shared=table, residual=2,
     )  # fmt: skip
     at = offsets(layout)
     assert at["total"] == layout.shared
@@ -69,6 +72,6 @@ def test_parts_of_a_block_lie_apart(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_parts_of_streaming_weights_lie_apart(dtype: str) -> None:
-    s = Shape(20, 3, 64, 64, 128, 256, 256, 64, 256, 1, 0, 2, 4, True, False, False, False, 16, 1)
+    s = Shape.of(case("nv-medium"), dtype)
     layout = Layout(s, dtype, "streaming_weights", 16, 8, 4, stages=8)
     check_apart(offsets(layout), layout.streaming_parts(), layout.shared)

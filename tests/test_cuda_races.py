@@ -58,7 +58,7 @@ def test_no_race_in_fp32() -> None:
 PATIENCE = 3_000_000
 NEXT_X = "if (send) post.send_sums(next_x"
 SKIPS = "post.send_sums(to, m, skip[k], of_sample(i));"
-DRAWN = "memories(tile), to, more, warp);"
+DRAWN = "table, to, i + 1 < steps[tile], warp);"
 LOOP = "for (int tile = 0; tile < plan::TILES; ++tile) longest = max(longest, steps[tile]);"
 # What is done to the kernel; the blocks that then wait in vain, any of which may be the first to give up, and the tile.
 STUCK = {
@@ -68,7 +68,7 @@ STUCK = {
     "skip sums are not": (SKIPS, "if (team != 0 || tile != 0 || i != 1) " + SKIPS, "012", 0, "grid"),
     "nor the last ones": (SKIPS, "if (!last || tile != 1) " + SKIPS, "012", 1, "grid"),
     "by one warp": (SKIPS, "if (!last || skip_warp != 1) " + SKIPS, "012", 0, "cluster"),
-    "the head is silent": (DRAWN, DRAWN.replace("more", "more && tile != 0"), "012", 0, "grid"),
+    "the head is silent": (DRAWN, DRAWN.replace("steps[tile]", "steps[tile] && tile != 0"), "012", 0, "grid"),
     "the first block does not begin": (LOOP, LOOP + " if (team == 0) longest = 0;", "12", 0, "grid"),
     "a block does not begin": (LOOP, LOOP + " if (team == 1) longest = 0;", "02", 0, "cluster"),
     "the head does not begin": (LOOP, LOOP + " if (head) longest = 0;", "01", 0, "cluster"),

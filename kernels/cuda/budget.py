@@ -25,6 +25,9 @@ BASE_REGISTERS = {8: 64, 16: 120, 32: 176}
 """By tile: registers of a thread for addresses, loops, operands and what is on its way, beside weights and what it
 keeps from layer to layer. Like the next from kernels of the named cases, compiled by NVRTC 13.5: so many that those
 which spilled are refused. ptxas follows no formula, so the tests compile what leaves fewest over."""
+FEWER_FOR_ONE_PANEL = 20, 8
+"""Fewer of them for gates and for x of tiles of 8 in 16 bit, where a warp of a block has one panel of theirs: it makes
+no products side by side."""
 STREAMING_REGISTERS = {8: 94, 16: 120, 32: 150}
 """The same of `streaming_weights`, which keeps nothing for several layers."""
 MORE_IN_INT8 = {8: 24, 16: 24, 32: 16}
@@ -96,6 +99,9 @@ def registers(layout: Layout, own: int) -> int:
     newest, added = layout.weight_registers(own)
     gates = own * _share(dilated, layout.chain) * of_panel + newest
     x = _share(residual, layout.residual) * (of_panel + 2) + added
+    if layout.tile == 8 and layout.team == 1 and layout.dtype in ("bf16", "fp16"):
+        gates -= FEWER_FOR_ONE_PANEL[0] * (_share(dilated, layout.chain) == 1)
+        x -= FEWER_FOR_ONE_PANEL[1] * (_share(residual, layout.residual) == 1)
     return base + max(gates, x, of_panel * _share(skip, layout.skip))
 
 

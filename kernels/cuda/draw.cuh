@@ -16,11 +16,12 @@ DEVICE float warp_prefix(float x) {
   return x;
 }
 
-// Classes of a lane whose weights stay in its registers between the two times that they are needed.
+// Classes of a lane whose sums stay in its registers between the two times that they are needed.
 constexpr int kMostHeld = 32;
 
 // Number of classes below the last whose prefix sum of e^((l − highest)/temperature) is at most u · total. Each lane
 // adds up its own classes in their order, and the lanes' sums are added in theirs. `sharpness` is log2(e)/temperature.
+// What needs no order, the largest and the count, is dealt out to four by turns: chains of a fourth of the length.
 template <int CLASSES>
 DEVICE int choose(const float* logits, float u, float sharpness) {
   constexpr int kOwn = lane_classes(CLASSES), kHeld = kOwn <= kMostHeld ? kOwn : 1;
@@ -28,30 +29,29 @@ DEVICE int choose(const float* logits, float u, float sharpness) {
   constexpr bool kEven = CLASSES % kWarp == 0;  // all lanes have as many
   const int first = lane_index() * kOwn;
   const auto mine = [&](int k) { return kEven || first + k < CLASSES; };
-  float highest = -kFloatMax;
+  float largest[4] = {-kFloatMax, -kFloatMax, -kFloatMax, -kFloatMax};
 #pragma unroll kUnroll
   for (int k = 0; k < kOwn; ++k) {
-    if (mine(k)) highest = larger(highest, logits[first + k]);
+    if (mine(k)) largest[k % 4] = larger(largest[k % 4], logits[first + k]);
   }
-  highest = warp_max(highest);
+  const float highest = warp_max(larger(larger(largest[0], largest[1]), larger(largest[2], largest[3])));
   const auto weight = [&](int k) { return mine(k) ? exp2_fast((logits[first + k] - highest) * sharpness) : 0.0f; };
   float held[kHeld], own = 0.0f;
 #pragma unroll kUnroll
   for (int k = 0; k < kOwn; ++k) {
-    const float w = weight(k);
-    if (kHeld == kOwn) held[k % kHeld] = w;
-    own += w;
+    own += weight(k);
+    if (kHeld == kOwn) held[k % kHeld] = own;
   }
   const float upto = warp_prefix(own), bound = u * from_lane(upto, kWarp - 1);
-  const float before = from_below(upto, 1);
-  float sum = lane_index() ? before : 0.0f;
-  int chosen = 0;
+  const float below = from_below(upto, 1), before = lane_index() ? below : 0.0f;
+  int chosen[4] = {0, 0, 0, 0};
+  float sum = 0.0f;
 #pragma unroll kUnroll
   for (int k = 0; k < kOwn; ++k) {
-    sum += kHeld == kOwn ? held[k % kHeld] : weight(k);
-    chosen += first + k < CLASSES - 1 && sum <= bound;
+    sum = kHeld == kOwn ? held[k % kHeld] : sum + weight(k);
+    chosen[k % 4] += first + k < CLASSES - 1 && before + sum <= bound;
   }
-  return sum_of_lanes(chosen);
+  return sum_of_lanes((chosen[0] + chosen[1]) + (chosen[2] + chosen[3]));
 }
 
 // A mixture's draw in −1 … 1. Outputs are laid out [component logits | means | log scales], without the first where

@@ -112,22 +112,51 @@ struct Entrance {
   }
 };
 
-// What sample i hears of its past, of the stream in place n; by one warp.
+// Streams of which one warp draws, and channels that a lane embeds.
+constexpr int kDraws = ceil_div(plan::N, kWarps), kOwnChannels = ceil_div(shape::R, kWarp);
+constexpr int kMostOlder = 8;
+constexpr bool kOlderHeld = kDraws * kOwnChannels <= kMostOlder;
+
+// Calls work(k, r) for a lane's k-th channel r.
+template <class Work>
+DEVICE void for_channels(Work work) {
+#pragma unroll(kOlderHeld ? kOwnChannels : 1)
+  for (int k = 0; k < kOwnChannels; ++k) {
+    if (const int r = lane_index() + k * kWarp; r < shape::R) work(k, r);
+  }
+}
+
+// What a stream hears of all its inputs but the newest: made before that is drawn, if the registers of a lane hold its
+// channels, or else where it is needed.
+struct Older {
+  float held[kOlderHeld ? kOwnChannels : 1];
+
+  DEVICE void begin(const Call& call, const float* inputs, long long t) {
+    if (kOlderHeld) for_channels([&](int k, int r) { held[k] = embed_older(call, inputs, t, r); });
+  }
+  DEVICE float get(const Call& call, const float* inputs, long long t, int k, int r) const {
+    return kOlderHeld ? held[k] : embed_older(call, inputs, t, r);
+  }
+};
+
+// x of sample i of the stream in place n, from older inputs and the newest, whose table may lie nearer; by one warp.
 template <class To>
-DEVICE void embed_stream(const Call& call, const Stream& s, const float* inputs, float newest, int i, int n,
-                         const To& to) {
-  const auto x = [&](int r) { return embed(call, inputs, newest, s.position + i, r); };
+DEVICE void embed_stream(const Call& call, const Stream& s, const Older& older, const float* inputs, const float* table,
+                         float newest, int i, int n, const To& to) {
+  const auto x = [&](int k, int r) {
+    return embed_newest(older.get(call, inputs, s.position + i, k, r), table, newest, r);
+  };
   float largest = 0.0f;
   if (To::kQuantises) {  // and once more below: not every R fits the registers of a warp
-    for (int r = lane_index(); r < shape::R; r += kWarp) largest = larger(largest, fabsf(x(r)));
+    for_channels([&](int k, int r) { largest = larger(largest, fabsf(x(k, r))); });
     largest = warp_max(largest);
   }
   const OperandOf<To::kQuantises> quantiser(largest);
-  for (int r = lane_index(); r < shape::R; r += kWarp) {
-    const float value = x(r);
+  for_channels([&](int k, int r) {
+    const float value = x(k, r);
     if (plan::TRACE && i < s.count) call.embed_trace[output_row(call, s, i) * shape::R + r] = value;
     to.put(n, r, value, quantiser);
-  }
+  });
   to.end(n, largest);
 }
 
@@ -159,36 +188,44 @@ DEVICE void save_memories(const Call& call, const Stream* streams, const Memorie
   }
 }
 
-// Streams of which one warp draws.
-constexpr int kDraws = ceil_div(plan::N, kWarps);
+// Calls work(k, n) for the k-th stream, in place n, of which warp `warp` draws.
+template <class Work>
+DEVICE void for_draws(int warp, Work work) {
+#pragma unroll
+  for (int k = 0; k < kDraws; ++k) {
+    if (const int n = warp + k * kWarps; n < plan::N) work(k, n);
+  }
+}
 
-// The random numbers of a warp's streams: they do not depend on the logits, and are made before those arrive.
+// What a draw needs and logits do not change, made before those arrive: the random numbers of a warp's streams, and
+// what sample i + 1 hears of older inputs.
 struct Dice {
   Words words[kDraws];
+  Older older[kDraws];
 
-  DEVICE Dice(const Stream* streams, int i, int warp) {
-#pragma unroll
-    for (int k = 0; k < kDraws; ++k) {
-      const int n = warp + k * kWarps;
-      if (n < plan::N) words[k] = philox(streams[n].seed, static_cast<u64>(streams[n].position + i));
-    }
+  DEVICE Dice(const Call& call, const Stream* streams, const Memories& memories, int i, int warp) {
+    for_draws(warp, [&](int k, int n) {
+      const Stream& s = streams[n];
+      words[k] = philox(s.seed, static_cast<u64>(s.position + i));
+      older[k].begin(call, memories.of(n).inputs, s.position + i + 1);
+    });
   }
 };
 
 // The first x of a launch, of the stream in place n; by one warp.
 template <class To>
 DEVICE void embed_first(const Call& call, const Stream& s, const Memory& memory, int n, const To& to) {
-  embed_stream(call, s, memory.inputs, memory.inputs[input_slot(s.position - 1)], 0, n, to);
+  Older older;
+  older.begin(call, memory.inputs, s.position);
+  const float newest = memory.inputs[input_slot(s.position - 1)];
+  embed_stream(call, s, older, memory.inputs, newest_table(call), newest, 0, n, to);
 }
 
 // Draws, embeds for sample i + 1, then sounds: nobody waits for sound.
 template <class To>
 DEVICE void draw_and_embed(const Call& call, const Stream* streams, int i, const Dice& dice, const Logits& logits,
-                           const Memories& memories, const To& to, bool more, int warp) {
-#pragma unroll
-  for (int k = 0; k < kDraws; ++k) {
-    const int n = warp + k * kWarps;
-    if (n >= plan::N) break;
+                           const Memories& memories, const float* table, const To& to, bool more, int warp) {
+  for_draws(warp, [&](int k, int n) {
     const Stream& s = streams[n];
     const Memory memory = memories.of(n);
     const float* outputs = logits.row(n);
@@ -196,8 +233,8 @@ DEVICE void draw_and_embed(const Call& call, const Stream* streams, int i, const
     float& newest = memory.inputs[input_slot(s.position + i)];
     const float drawn = speaks ? draw(call, outputs, dice.words[k]) : 0.0f;
     const float heard = speaks ? heard_of(call, s, i, drawn) : newest;
-    if (more) embed_stream(call, s, memory.inputs, heard, i + 1, n, to);
-    if (!speaks) continue;
+    if (more) embed_stream(call, s, dice.older[k], memory.inputs, table, heard, i + 1, n, to);
+    if (!speaks) return;
     if (lane_index() == 0) {
       newest = heard;  // in the place of one that no lane has just heard: older ones lie in others
       speak(call, s, memory, i, drawn, heard);
@@ -206,5 +243,5 @@ DEVICE void draw_and_embed(const Call& call, const Stream* streams, int i, const
       float* row = call.logits + output_row(call, s, i) * call.logits_width;
       for (int c = lane_index(); c < call.logits_width; c += kWarp) row[c] = outputs[c];
     }
-  }
+  });
 }

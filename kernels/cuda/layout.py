@@ -41,6 +41,7 @@ class Layout:
     cluster       whether blocks reach into each other's shared memory
     newest_in_registers, residual_in_registers  whether these weights lie in registers
     head_in_l2    whether the head's weights are read from the second-level cache
+    input_shared  whether the newest input's table lies in shared memory, beside the head
     stages        fragments of a warp's ring, a power of two; `streaming_weights` only
     """
 
@@ -57,6 +58,7 @@ class Layout:
     newest_in_registers: bool = False
     residual_in_registers: bool = False
     head_in_l2: bool = False
+    input_shared: bool = False
     stages: int = 0
     residual: int = 0
 
@@ -241,6 +243,7 @@ class Layout:
             "logits": self._logits if self.logits_shared else 0, "head_numbers": self.numbers(s.S, s.H),
             "head_in": self.rows(s.S),
             "head_weights": 0 if self.head_in_l2 else FRAGMENT_BYTES * sum(self.head_fragments[held:]),
+            "input_table": s.INPUT_ROWS * s.R * 4 if self.input_shared else 0,
         }  # fmt: skip
 
     def block_parts(self, own: int, head: bool) -> dict[str, int]:
@@ -303,7 +306,7 @@ class Layout:
             "OWN": max(self.own, default=0), "CLUSTER": self.cluster,
             "NEWEST_IN_REGISTERS": self.newest_in_registers, "RESIDUAL_IN_REGISTERS": self.residual_in_registers,
             "AHEAD": self.pairs_ahead, "MOST_AHEAD": MOST_AHEAD, "HEAD_IN_L2": self.head_in_l2,
-            "HEAD_ALONE": self.head_alone, "HIDDEN_IN_REGISTERS": self.hidden_in_registers(self.head_alone),
+            "INPUT_SHARED": self.input_shared, "HEAD_ALONE": self.head_alone, "HIDDEN_IN_REGISTERS": self.hidden_in_registers(self.head_alone),
             "STAGES": max(self.stages, 2),
             "LOGITS_SHARED": self.logits_shared, "X_IN_REGISTERS": self.x_in_registers,
             "SKIP_IN_REGISTERS": self.skip_in_registers, "FORCED": forced, "LOGITS": logits, "TRACE": trace,

@@ -34,7 +34,7 @@ class Plan:
     rounds            launches until the batch is through
     blocks            of a pipeline: `teams` of `team` blocks each; of several blocks a team, the last team has one
     first_layers      of each team, which owns the layers from there on; the last, `head_block`, has the head too
-    homes             of newest, past, residual, skip and head: "registers", "shared" or "l2"
+    homes             of newest, past, residual, skip, head and the newest input's table: "registers", "shared" or "l2"
     stages            fragments of each warp's ring; 0 without a ring
     shared            bytes by name, in a block of each team
     registers         that a thread needs; the compiler takes up to `register_limit` where that is of use
@@ -108,7 +108,7 @@ class Plan:
             shape, self.dtype, self.variant, self.tile, self.chain_warps, self.skip_warps, self.tiles_in_flight,
             (*self.first_layers, self.layers), self.team, self.hop != "grid" and self.capability >= 90,
             self.homes["newest"] == "registers", self.homes["residual"] == "registers", self.homes["head"] == "l2",
-            residual=self.residual_warps,
+            self.homes["input"] == "shared", residual=self.residual_warps,
         )  # fmt: skip
 
 
@@ -224,12 +224,14 @@ def _resident(asked: Asked, way: Way, why: list[str]) -> Plan:
     pipelines = -(-way.tiles_of_round // in_flight)
     first = way.homes.first_layers(way.teams, in_flight)
     layout = dataclasses.replace(way.homes.layout, tiles=in_flight, first_layers=(*first, asked.shape.LAYERS))
+    roomy = dataclasses.replace(layout, input_shared=True)
+    layout = roomy if roomy.shared <= asked.device.shared_per_block else layout
     assumed = way.hop == "cluster" and way.blocks not in (asked.clusters or {})
     why += reasons.details(asked, way, layout, assumed)
     homes = {
         "newest": "registers" if layout.newest_in_registers else "shared", "past": "shared",
         "residual": "registers" if layout.residual_in_registers else "shared", "skip": "shared",
-        "head": "l2" if layout.head_in_l2 else "shared",
+        "head": "l2" if layout.head_in_l2 else "shared", "input": "shared" if layout.input_shared else "l2",
     }  # fmt: skip
     shared = tuple(layout.block_parts(own, team + 1 == way.teams) for team, own in enumerate(layout.own))
     return _plan(asked, layout, way.hop, pipelines, way.rounds, homes, shared, why, assumed)
@@ -238,7 +240,7 @@ def _resident(asked: Asked, way: Way, why: list[str]) -> Plan:
 def _streaming(asked: Asked, found: Streamed, why: list[str]) -> Plan:
     layout = found.layout
     why += reasons.streaming_details(found)
-    homes = dict.fromkeys(("newest", "past", "residual", "skip", "head"), "l2")
+    homes = dict.fromkeys(("newest", "past", "residual", "skip", "head", "input"), "l2")
     pipelines = -(-asked.tiles_of(layout.tile) // found.rounds)
     return _plan(
         asked,

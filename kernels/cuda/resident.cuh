@@ -21,7 +21,7 @@
 //
 // Shared memory (namespace at): streams; of a block with layers: mailboxes, hearing, x operands and gates (PLACES of
 // each), weights of its layers, their past; of the block with the head: mailboxes, memories, hidden, logits, weights
-// (or, where HEAD_IN_L2, these are read from the second-level cache).
+// (or, where HEAD_IN_L2, these are read from the second-level cache), the newest input's table where there is room.
 #include "handover.cuh"
 #include "head.cuh"
 
@@ -295,6 +295,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   const Logits logits = {plan::LOGITS_SHARED
                              ? reinterpret_cast<float*>(shared + at::logits)
                              : call.logits_room + static_cast<size_t>(post.pipeline) * plan::N * Logits::kStride};
+  float* const input_table = reinterpret_cast<float*>(shared + at::input_table);
   const auto memories = [&](int tile) {
     return Memories{reinterpret_cast<float*>(shared + at::inputs) + tile * plan::N * shape::IN_DEPTH,
                     reinterpret_cast<float*>(shared + at::filters) + tile * plan::N};
@@ -322,6 +323,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   if (head && !plan::HEAD_IN_L2) {
     copy_words(head_weights, call.hidden, kHiddenWords);
     copy_words(head_weights + kHiddenWords, call.out, kOutWords);
+  }
+  if (head && plan::INPUT_SHARED) {
+    copy_words(reinterpret_cast<uint4*>(input_table), reinterpret_cast<const uint4*>(newest_table(call)),
+               shape::INPUT_ROWS * shape::R / 4);
   }
   commit_copies();
   load_rings(call, rings, first, own, thread, kThreads);
@@ -463,17 +468,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       const int layer = first + o;
       if (o >= own || layer + 1 == shape::LAYERS) break;  // nothing follows the last
       const auto residual_of = [&](int m) { return weights(o).residual(m - residual_share.first); };
-      Biases biases[kOwnR];
-      for_panels<kOwnR, plan::RESIDUAL>(residual_share, residual_warp,
-                                        [&](int k, int m) { biases[k] = Biases(residual_bias + o * shape::R, m); });
+      for_panels<kOwnR, plan::RESIDUAL>(residual_share, residual_warp, [&](int k, int m) {
+        add_bias(x[k], Biases(residual_bias + o * shape::R, m));
+      });
       residual.read_ahead(residual_share, residual_warp, residual_of);
       meet(kGatesToAdd, plan::CHAIN + plan::RESIDUAL);
       const bool send = o + 1 == plan::OWN || o + 1 == own;
       for_panels<kOwnR, plan::RESIDUAL>(residual_share, residual_warp, [&](int k, int m) {
-        Sums update = biases[k].sums();
         auto source = residual.panel(o, k, m, residual_of);
-        add_product_by_turns(update, source, gates(o), residual_units(call, layer, m));
-        add_update(call, x[k], update);
+        add_product_by_turns(x[k], source, gates(o), residual_units(call, layer, m));
+        scale_x(call, x[k]);
         if (plan::TRACE) trace_x(call, streams, i, layer, m, x[k]);
         if (send) post.send_sums(next_x, m, x[k], of_layer(i, layer + 1));
       });
@@ -531,7 +535,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
     const Stream* const streams = all_streams + tile * plan::N;
     const Mailbox mine = post.mine(tile);
     const Posted to = {post, post.mailbox(0, tile).x(), of_layer(i + 1, 0)};
-    const Dice dice(streams, i, warp);
+    const Dice dice(call, streams, memories(tile), i, warp);
     constexpr Home kHomeA = home_of_head(kOwnOut, kStepsH);
     WarpWeights<kHomeA, kWarps, kOwnOut, kStepsH> out_ahead;
     const auto hidden_of = [&](int m) { return hidden_from + m * kStepsS * kFragmentWords; };
@@ -557,8 +561,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
     output_layer<kHomeA != kInPlace>(call, out_bias, hidden.rows, logits, warp,
                                      [&](int k, int m) { return out_ahead.panel(0, k, m, out_of); });
     block_barrier();
-    const bool more = i + 1 < steps[tile];
-    draw_and_embed(call, streams, i, dice, logits, memories(tile), to, more, warp);
+    const float* const table = plan::INPUT_SHARED ? input_table : newest_table(call);
+    draw_and_embed(call, streams, i, dice, logits, memories(tile), table, to, i + 1 < steps[tile], warp);
   };
 
   // --- sample by sample: each role its own loop, so that it keeps nothing in registers for the others ---

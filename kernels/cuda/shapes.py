@@ -48,8 +48,10 @@ class Shape:
     IN_TAPS: int
     IN_DEPTH: int
     ONE_HOT: bool
+    INPUT_ROWS: int
     TANH: bool
     COMPANDED: bool
+    SCALED: bool
     RUNNING: bool
     HOP: int
     UPSAMPLING: int
@@ -58,17 +60,19 @@ class Shape:
     def of(cls, config: WaveNetConfig, dtype: str = "bf16") -> Shape:
         """For a number format."""
         c, up, head = config, config.conditioning.upsampling, config.head
+        classes, one_hot = head.classes if isinstance(head, CategoricalHead) else 1, isinstance(c.input, OneHotInput)
         R, HALF, S, H = (
             padded(n, dtype) for n in (c.residual_channels, c.gate_channels // 2, c.skip_channels, c.head_channels)
         )
         return cls(
             LAYERS=c.n_layers, K=c.kernel_size, R=R, HALF=HALF, S=S, H=H, A=padded(c.out_channels),
             SLOTS=sum(depths(c)),
-            CLASSES=head.classes if isinstance(head, CategoricalHead) else 1,
+            CLASSES=classes,
             COMPONENTS=1 if isinstance(head, CategoricalHead) else head.components,
             HEAD={CategoricalHead: 0, LogisticHead: 1, GaussianHead: 2}[type(head)],
             IN_TAPS=c.input.kernel_size, IN_DEPTH=1 << c.input.kernel_size.bit_length(),
-            ONE_HOT=isinstance(c.input, OneHotInput), TANH=c.input.tanh, COMPANDED=c.signal.domain == "mulaw",
+            ONE_HOT=one_hot, INPUT_ROWS=classes if one_hot else 1, TANH=c.input.tanh,
+            COMPANDED=c.signal.domain == "mulaw", SCALED=c.residual_scale != 1.0,
             RUNNING=c.skip_rule == "running", HOP=c.hop_length,
             UPSAMPLING=2 if isinstance(up, Stages) else 1 if isinstance(up, Linear) else 0,
         )  # fmt: skip

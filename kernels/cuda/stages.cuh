@@ -190,12 +190,22 @@ struct Biases {
   }
 };
 
-// x = (x + update) · residual_scale
-DEVICE void add_update(const Call& call, Sums& x, const Sums& update) {
+// x + bias, onto which the product with the gates is summed.
+DEVICE void add_bias(Sums& x, const Biases& bias) {
 #pragma unroll
   for (int e = 0; e < kEights; ++e) {
 #pragma unroll
-    for (int n = 0; n < 4; ++n) x.v[e][n] = (x.v[e][n] + update.v[e][n]) * call.residual_scale;
+    for (int n = 0; n < 4; ++n) x.v[e][n] += n < 2 ? bias.low : bias.high;
+  }
+}
+
+// And behind the product: (x + bias + product) · residual_scale.
+DEVICE void scale_x(const Call& call, Sums& x) {
+  if (!shape::SCALED) return;
+#pragma unroll
+  for (int e = 0; e < kEights; ++e) {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) x.v[e][n] *= call.residual_scale;
   }
 }
 
@@ -244,19 +254,30 @@ DEVICE void store_skip(const Call& call, const Stream* streams, int i, int m, Su
 // Where input t lies in a stream's ring of them.
 DEVICE int input_slot(long long t) { return static_cast<int>(t) & (shape::IN_DEPTH - 1); }
 
-// One channel of x from the last IN_TAPS inputs of a stream: `newest` and, before that, a ring of IN_DEPTH. Class −1 is
-// no input: there was none yet.
-DEVICE float embed(const Call& call, const float* inputs, float newest, long long t, int r) {
+// One tap on top of a channel of x; `table`: INPUT_ROWS × R. Class −1 is no input: there was none yet.
+DEVICE float embed_tap(float x, const float* table, float value, int r) {
+  if (!shape::ONE_HOT) return x + value * table[r];
+  const int row = static_cast<int>(value);
+  return row >= 0 ? x + table[static_cast<size_t>(row) * shape::R + r] : x;
+}
+
+// One channel of x at time t, of all inputs of a stream but the newest, which lie in a ring of IN_DEPTH: known before
+// the newest is drawn.
+DEVICE float embed_older(const Call& call, const float* inputs, long long t, int r) {
   float x = call.b_input[r];
 #pragma unroll
-  for (int k = 0; k < shape::IN_TAPS; ++k) {
-    const float value = k + 1 == shape::IN_TAPS ? newest : inputs[input_slot(t - (shape::IN_TAPS - k))];
-    if (shape::ONE_HOT) {
-      const int row = static_cast<int>(value);
-      if (row >= 0) x += call.w_input[(static_cast<size_t>(k) * shape::CLASSES + row) * shape::R + r];
-    } else {
-      x += value * call.w_input[k * shape::R + r];
-    }
+  for (int k = 0; k + 1 < shape::IN_TAPS; ++k) {
+    x = embed_tap(x, call.w_input + k * shape::INPUT_ROWS * shape::R, inputs[input_slot(t - (shape::IN_TAPS - k))], r);
   }
+  return x;
+}
+
+// And with the newest, whose table may lie nearer.
+DEVICE float embed_newest(float older, const float* table, float newest, int r) {
+  const float x = embed_tap(older, table, newest, r);
   return shape::TANH ? tangent(x) : x;
+}
+
+DEVICE const float* newest_table(const Call& call) {
+  return call.w_input + (shape::IN_TAPS - 1) * shape::INPUT_ROWS * shape::R;
 }

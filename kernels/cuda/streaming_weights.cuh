@@ -84,6 +84,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
   const auto past = [&](int i, int layer) {  // by turns, whether or not the number of layers is even
     return shared + at::past + ((i & 1) * shape::LAYERS + layer) % 2 * kPastBytes;
   };
+  const Entrance entrance = {x(0), x_sums};
 
   const int thread = thread_index(), warp = warp_index();
   const bool chain = warp < plan::CHAIN;
@@ -107,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
 
   if (steps > 0) {
     for (int n = warp; n < plan::N; n += kWarps) {
-      embed_first(call, streams[n], memories.of(n), n, Entrance{x(0), x_sums});
+      embed_first(call, streams[n], memories.of(n), n, entrance);
     }
     if (chain) fetch_past(call, streams, 0, rings[0], past(0, 0), thread, kChainThreads);
     commit_copies();
@@ -148,10 +149,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
         for (int own = 0; own < kOwnR; ++own) {
           const int m = warp + own * plan::CHAIN;
           if (m >= kPanelsR) break;
-          Sums update = Biases(call.b_residual + layer * shape::R, m).sums();
-          add_product_by_turns(update, tape, gates(layer), residual_units(call, layer, m));
           Sums next = residual.get(own);
-          add_update(call, next, update);
+          add_bias(next, Biases(call.b_residual + layer * shape::R, m));
+          add_product_by_turns(next, tape, gates(layer), residual_units(call, layer, m));
+          scale_x(call, next);
           if (plan::TRACE) trace_x(call, streams, i, layer, m, next);
           const Target<shape::R> to = {x(layer + 1), numbers};
           for_each(next, [&](int row, int n, float& value) { to.put(n, m * 16 + row, value); });
@@ -196,7 +197,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
       }
     }
 
-    const Dice dice(streams, i, warp);
+    const Dice dice(call, streams, memories, i, warp);
     block_barrier();
     if (chain && i + 1 < steps) fetch_past(call, streams, i + 1, rings[0], past(i + 1, 0), thread, kChainThreads);
     hidden_layer<false>(call, call.b_hidden, streams, i, skips.rows, hidden, warp, from_tape);
@@ -207,7 +208,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) streaming_weights(cons
     block_barrier();
     output_layer<false>(call, call.b_out, hidden.rows, logits, warp, from_tape);
     block_barrier();
-    draw_and_embed(call, streams, i, dice, logits, memories, Entrance{x(0), x_sums}, i + 1 < steps, warp);
+    draw_and_embed(call, streams, i, dice, logits, memories, newest_table(call), entrance, i + 1 < steps, warp);
     if (kFragmentsOfHead < plan::STAGES) wait_for_past();
   }
   wait_copies<0>();
