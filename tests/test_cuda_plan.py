@@ -172,8 +172,9 @@ def aside(tile: int, dtype: str, team: int = 1, *, streaming: bool = False) -> i
 # 1,152 bytes. A mailbox has 8 bytes a number: of 64 channels 4,096. A block keeps x and gates of as many layers as it
 # has, at least 2 and at most 4. Of 16 warps (8, 4 and 4) each has 65,536 / 16 / 32 = 128 registers a thread; of 12
 # 168, since they come in units of 256; of 8 255. Sums of gates take 4 a panel and layer, x 4 + 2 a panel, weights 4 a
-# fragment and layer; what counts is the role that has most. Where warps have one panel, 20 or 8 fewer are set aside.
-# The newest input's table, classes × channels × 4, lies beside the head where the block has so much left. In blocks with more than 4 layers none live in registers.
+# fragment and layer; what counts is the role that has most. Where warps have one panel of their matrix, and the head is
+# alone, 20 or 8 fewer are set aside. In blocks with more than 4 layers none live in registers. The newest input's table,
+# classes × channels × 4, lies beside the head where the block has so much left.
 # A layer takes 580 clock cycles, the head 3,700, a hop 480 in a cluster and 1,600 in a grid; 128 bytes a cycle come
 # from shared memory and 32 from L2, 1,400 cycles late. With many tiles in flight the busiest block counts: 1,450 +
 # bytes / 128 for a layer, twice the bytes for tiles of 16, and 2,500 for a head.
@@ -192,7 +193,7 @@ HAND = [
     (("tiny", "H100", "bf16", 1), ("resident", "none", 8, 1, 1, 1, 1, (0,)), "sss",
      STARTS_8 + 1_024 + 2_048 + HEARING_8 + up(6 * 12) + 4 * 384 + 4 * 384 + 6 * 16 * 4 + 6 * 3_584 + 6 * 384
      + 2_048 + up(8 * 2 * 4) + up(8 * 4) + 288 * 4 + 8 * (64 + 16) + 8 * (256 + 4) * 4 + 8 * (64 + 16) + 18_432
-     + 256 * 16 * 4, aside(8, "bf16") - 20 + 6 * 4),
+     + 256 * 16 * 4, aside(8, "bf16") + 6 * 4),
     # 9 streams are two tiles of 8: two pipelines of one block. All bytes of weights double, operands too: 8·(4·16 + 16)
     # = 640, 8·(4·32 + 16) = 1,152. No clusters, so mailboxes in global memory.
     (("tiny", "A100", "fp32", 9), ("resident", "none", 8, 1, 2, 1, 1, (0,)), "sss",
@@ -221,7 +222,7 @@ HAND = [
     # so it comes from L2, and its buffers have room beside the last two layers.
     (("nv-medium", "RTX 5090", "bf16", 8), ("resident", "grid", 8, 1, 1, 1, 1, tuple(range(0, 20, 2))), "rrl",
      STARTS_8 + HEARING_8 + up(20 * 12) + 2 * 1_152 + 2 * 1_152 + 2 * 64 * 4 + 2 * 32_768 + 2 * 1_152
-     + HEAD_8 + 8 * (256 + 16), aside(8, "bf16") - 8 + 2 * 16 + 4 + 2),
+     + HEAD_8 + 8 * (256 + 16), aside(8, "bf16") + 2 * (16 + 4)),
     # int8: steps of 32 inputs, so half the bytes, 28,672 a layer. Operands 8·(64 + 16) = 640, of 128 channels 1,152, of
     # 256 2,176; numbers that wait for their largest 8·(64 + 4)·4 = 2,176, 8,320 in the head. 5 layers fit a block, 1
     # beside the head: 5 hops and 20·12,288 / 128 cycles are 9,920. With both in registers 3 fit, 7 hops, 11,200; with

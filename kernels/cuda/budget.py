@@ -26,8 +26,8 @@ BASE_REGISTERS = {8: 64, 16: 120, 32: 176}
 keeps from layer to layer. Like the next from kernels of the named cases, compiled by NVRTC 13.5: so many that those
 which spilled are refused. ptxas follows no formula, so the tests compile what leaves fewest over."""
 FEWER_FOR_ONE_PANEL = 20, 8
-"""Fewer of them for gates and for x of tiles of 8 in 16 bit, where a warp of a block has one panel of theirs: it makes
-no products side by side."""
+"""Fewer of them for gates and for x, where a warp has one panel of theirs, so that it makes no products side by side:
+with tiles of 8 in 16 bit, and the head in a block of its own."""
 STREAMING_REGISTERS = {8: 94, 16: 120, 32: 150}
 """The same of `streaming_weights`, which keeps nothing for several layers."""
 MORE_IN_INT8 = {8: 24, 16: 24, 32: 16}
@@ -83,9 +83,10 @@ def most_of_a_team(shape: Shape) -> int:
     return max(shape.HALF // 8, shape.R // PANEL, shape.S // PANEL)
 
 
-def registers(layout: Layout, own: int) -> int:
-    """Registers that a thread needs in blocks of so many layers: all threads of a launch get the same number. Where the
-    device gives more, the compiler takes more; where it gives fewer, threads would spill to memory."""
+def registers(layout: Layout, own: int, alone: bool = False) -> int:
+    """Registers that a thread needs in blocks of so many layers, where the head is `alone` in its block or not: all
+    threads of a launch get the same number. Where the device gives more, the compiler takes more; where it gives fewer,
+    threads would spill to memory."""
     eights, (dilated, residual, skip) = layout.tile // 8, layout.panels
     of_panel = 4 * eights  # a panel's sums
     base = (BASE_REGISTERS if layout.resident else STREAMING_REGISTERS)[layout.tile]
@@ -99,10 +100,15 @@ def registers(layout: Layout, own: int) -> int:
     newest, added = layout.weight_registers(own)
     gates = own * _share(dilated, layout.chain) * of_panel + newest
     x = _share(residual, layout.residual) * (of_panel + 2) + added
-    if layout.tile == 8 and layout.team == 1 and layout.dtype in ("bf16", "fp16"):
+    if alone and may_take_fewer(layout):
         gates -= FEWER_FOR_ONE_PANEL[0] * (_share(dilated, layout.chain) == 1)
         x -= FEWER_FOR_ONE_PANEL[1] * (_share(residual, layout.residual) == 1)
     return base + max(gates, x, of_panel * _share(skip, layout.skip))
+
+
+def may_take_fewer(layout: Layout) -> bool:
+    """Whether `FEWER_FOR_ONE_PANEL` may count for it."""
+    return layout.tile == 8 and layout.team == 1 and layout.dtype in ("bf16", "fp16")
 
 
 def _at_most(limit: int, panels: int, team: int) -> int:

@@ -156,7 +156,7 @@ class Layout:
     @property
     def head_alone(self) -> bool:
         """Whether the block with the head has no layer."""
-        return self.resident and self.own[-1] == 0
+        return self.resident and self.own[-1:] == (0,)
 
     def hidden_in_registers(self, alone: bool) -> bool:
         """Whether the head's first matrix lies in registers: in a block of its own, where no layer needs them, if it is

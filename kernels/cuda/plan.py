@@ -289,7 +289,7 @@ def _plan(
         homes=homes,
         stages=layout.stages,
         shared=shared,
-        registers=budget.registers(layout, own),
+        registers=budget.registers(layout, own, layout.head_alone),
         register_limit=most_registers(asked.device, layout.threads),
         weight_registers=max(layout.weight_registers(own)) if layout.resident else 0,
         clusters_assumed=clusters_assumed,

@@ -468,9 +468,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       const int layer = first + o;
       if (o >= own || layer + 1 == shape::LAYERS) break;  // nothing follows the last
       const auto residual_of = [&](int m) { return weights(o).residual(m - residual_share.first); };
-      for_panels<kOwnR, plan::RESIDUAL>(residual_share, residual_warp, [&](int k, int m) {
-        add_bias(x[k], Biases(residual_bias + o * shape::R, m));
-      });
+      for_panels<kOwnR, plan::RESIDUAL>(residual_share, residual_warp,
+                                        [&](int k, int m) { add_bias(x[k], Biases(residual_bias + o * shape::R, m)); });
       residual.read_ahead(residual_share, residual_warp, residual_of);
       meet(kGatesToAdd, plan::CHAIN + plan::RESIDUAL);
       const bool send = o + 1 == plan::OWN || o + 1 == own;

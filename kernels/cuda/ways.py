@@ -94,11 +94,13 @@ class Asked:
 @dataclass(frozen=True)
 class Homes:
     """Where weights live, for one tile, hop, team and number of warps: what fits a block follows from it. `layout` is a
-    kernel's but for what is decided last: tiles in flight, and which layers are whose."""
+    kernel's but for what is decided last: tiles in flight, and which layers are whose; `alone`: the head's block has
+    none of them."""
 
     asked: Asked
     hop: str
     layout: Layout
+    alone: bool
     _fewest: dict[int, int | None] = field(default_factory=dict, compare=False, repr=False)
     _most: dict[tuple[bool, int], int] = field(default_factory=dict, compare=False, repr=False)
 
@@ -118,7 +120,7 @@ class Homes:
         compiler would have no registers for is refused: it would lie in memory, where the chain waits for it."""
         return (
             layers <= self._most_by_registers
-            and not (self.layout.team > 1 and layers and head)
+            and not (self.alone and layers and head)
             and self.shared(layers, head, tiles) <= self.asked.device.shared_per_block
         )
 
@@ -145,7 +147,7 @@ class Homes:
     def _most_by_registers(self) -> int:
         limit, layers = most_registers(self.asked.device, self.layout.threads), self.asked.shape.LAYERS
         most = min(layers, budget.MOST_UNROLLED_LAYERS if self.in_registers else budget.MOST_LAYERS)
-        return next((own for own in range(most, 0, -1) if budget.registers(self.layout, own) <= limit), 0)
+        return next((own for own in range(most, 0, -1) if budget.registers(self.layout, own, self.alone) <= limit), 0)
 
     def first_layers(self, teams: int, tiles: int) -> tuple[int, ...]:
         costs, layers = stage_costs(self.layout), self.asked.shape.LAYERS
@@ -296,14 +298,16 @@ def homes(asked: Asked, hop: str, tile: int, team: int) -> Iterator[list[Homes]]
     registers where 16-bit ones take one, and no tensor core reads them, so they stay in shared memory."""
     cluster = hop != "grid" and asked.device.capability >= 90
     for chain, residual_warps, skip in budget.warps(asked.shape, team):
-        yield [
-            Homes(asked, hop, Layout(
+        layouts = [
+            Layout(
                 asked.shape, asked.dtype, "resident", tile, chain, skip, residual=residual_warps, team=team,
                 cluster=cluster, newest_in_registers=newest, residual_in_registers=residual, head_in_l2=head_in_l2,
-            ))
+            )
             for newest, residual in (_IN_REGISTERS if asked.dtype != "fp32" else _IN_REGISTERS[:1])
             for head_in_l2 in (False, True)
         ]  # fmt: skip
+        of_teams = [Homes(asked, hop, layout, alone=team > 1) for layout in layouts]
+        yield of_teams + [Homes(asked, hop, layout, alone=True) for layout in layouts if budget.may_take_fewer(layout)]
 
 
 def best(asked: Asked, hop: str) -> Way | None:
