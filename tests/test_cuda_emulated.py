@@ -205,7 +205,8 @@ def test_a_stream_past_the_32nd_bit_of_its_position_says_what_follows_from_its_u
 CUTS = [
     (Cut(tile=16), 80), (Cut(tile=32, chain=3, skip=1, stages=2), 120), (Cut(chain=1, skip=2, stages=4), 90),
     (Cut(1), 90), (Cut(1, "grid", tile=16, in_registers=True), 80), (Cut(2, alone=True, tiles=3), 90),
-    (Cut(3, in_registers=True, tile=32, head_in_l2=True, chain=2, skip=2), 90), (Cut(4, alone=True, chain=2, skip=3, pipelines=2), 100),
+    (Cut(3, in_registers=True, tile=32, head_in_l2=True, chain=2, skip=2), 90),
+    (Cut(4, alone=True, chain=2, skip=3, pipelines=2), 100),
     (Cut(2, "grid", tiles=2), 80), (Cut(2, "grid", alone=True, team=3, tiles=2, chain=2), 89),
     (Cut(4, "grid", alone=True, in_registers=True, pipelines=2), 90),
 ]  # fmt: skip

@@ -25,7 +25,8 @@ shapes = st.builds(
     Shape, LAYERS=st.integers(1, 40), K=st.integers(2, 4), R=multiples(256), HALF=multiples(256), S=multiples(256),
     H=multiples(256), A=multiples(2048), SLOTS=st.just(64), CLASSES=st.just(32), COMPONENTS=st.just(1),
     HEAD=st.just(0), IN_TAPS=st.integers(1, 3), IN_DEPTH=st.just(4), ONE_HOT=st.just(True),
-    INPUT_ROWS=st.integers(1, 256), TANH=st.just(False), COMPANDED=st.just(False), SCALED=st.just(False), RUNNING=st.just(False), HOP=st.just(16), UPSAMPLING=st.just(0),
+    INPUT_ROWS=st.integers(1, 256), TANH=st.just(False), COMPANDED=st.just(False), SCALED=st.just(False),
+    RUNNING=st.just(False), HOP=st.just(16), UPSAMPLING=st.just(0),
 )  # fmt: skip
 
 

@@ -173,8 +173,8 @@ def aside(tile: int, dtype: str, team: int = 1, *, streaming: bool = False) -> i
 # has, at least 2 and at most 4. Of 16 warps (8, 4 and 4) each has 65,536 / 16 / 32 = 128 registers a thread; of 12
 # 168, since they come in units of 256; of 8 255. Sums of gates take 4 a panel and layer, x 4 + 2 a panel, weights 4 a
 # fragment and layer; what counts is the role that has most. Where warps have one panel of their matrix, and the head is
-# alone, 20 or 8 fewer are set aside. In blocks with more than 4 layers none live in registers. The newest input's table,
-# classes × channels × 4, lies beside the head where the block has so much left.
+# alone, 20 or 8 fewer are set aside. In blocks with more than 4 layers none live in registers. The newest input's
+# table, classes × channels × 4, lies beside the head where the block has so much left.
 # A layer takes 580 clock cycles, the head 3,700, a hop 480 in a cluster and 1,600 in a grid; 128 bytes a cycle come
 # from shared memory and 32 from L2, 1,400 cycles late. With many tiles in flight the busiest block counts: 1,450 +
 # bytes / 128 for a layer, twice the bytes for tiles of 16, and 2,500 for a head.
@@ -198,7 +198,8 @@ HAND = [
     # = 640, 8·(4·32 + 16) = 1,152. No clusters, so mailboxes in global memory.
     (("tiny", "A100", "fp32", 9), ("resident", "none", 8, 1, 2, 1, 1, (0,)), "sss",
      STARTS_8 + HEARING_8 + up(6 * 12) + 4 * 640 + 4 * 640 + 6 * 16 * 4 + 6 * 7_168 + 6 * 640
-     + up(8 * 2 * 4) + up(8 * 4) + 288 * 4 + 1_152 + 8 * (256 + 4) * 4 + 1_152 + 36_864 + 256 * 16 * 4, aside(8, "fp32") + 6 * 4),
+     + up(8 * 2 * 4) + up(8 * 4) + 288 * 4 + 1_152 + 8 * (256 + 4) * 4 + 1_152 + 36_864 + 256 * 16 * 4,
+     aside(8, "fp32") + 6 * 4),
     # A layer: 2 taps 128·64·2 = 16,384 each, residual 8,192, skip 16,384. Each of 8 chain warps has a panel of 4 steps
     # of the newest tap, 16 registers, and each of 4 a panel of residual, 16: with both there the 4 layers that a block
     # may have at most. 20 layers in 5. The head, 128·256·2 = 65,536 and 131,072, leaves no room for a layer of 32,768
