@@ -27,6 +27,13 @@ MOST_CARRIED = 16
 global memory, where only the warp that needs them reads and writes. With more in registers wide tiles spill."""
 
 
+def used_of(dtype: str, tile: int, batch: int) -> int:
+    """`Layout.used` for so many streams. Tensor cores multiply all streams of an eight at once, so that other formats
+    have one kernel for every batch; in fp32 each stream's products take their own time. A power of two, so that few
+    kernels are compiled."""
+    return min(tile, 1 << (batch - 1).bit_length()) % tile if dtype == "fp32" else 0
+
+
 @dataclass(frozen=True)
 class Layout:
     """A kernel's cut of a model.
@@ -42,6 +49,7 @@ class Layout:
     newest_in_registers, residual_in_registers  whether these weights lie in registers
     head_in_l2    whether the head's weights are read from the second-level cache
     stages        fragments of a warp's ring, a power of two; `streaming_weights` only
+    used          streams of a tile for which products are made, the first ones; 0 for all. See `used_of`
     """
 
     shape: Shape
@@ -59,6 +67,7 @@ class Layout:
     head_in_l2: bool = False
     stages: int = 0
     residual: int = 0
+    used: int = 0
 
     @property
     def resident(self) -> bool:
@@ -73,6 +82,11 @@ class Layout:
     def blocks(self) -> int:
         """Of a pipeline."""
         return self.teams if self.team == 1 else (self.teams - 1) * self.team + 1
+
+    @property
+    def taken(self) -> int:
+        """Places of a tile in which streams may be: the first ones."""
+        return self.used or self.tile
 
     @property
     def places(self) -> int:
@@ -161,7 +175,7 @@ class Layout:
         small enough."""
         s = self.shape
         fragments = -(-(s.H // PANEL) // (self.threads // 32)) * steps(s.S, self.dtype)
-        return alone and self.dtype != "fp32" and not self.head_in_l2 and fragments <= MOST_AHEAD
+        return alone and not self.head_in_l2 and fragments <= MOST_AHEAD
 
     @property
     def head_fragments(self) -> tuple[int, int]:
@@ -297,7 +311,7 @@ class Layout:
     def header(self, forced: bool = False, logits: bool = False, trace: bool = False) -> str:
         """The text of "shape.cuh"."""
         plan: dict[str, int | bool] = {
-            "FORMAT": FORMATS[self.dtype], "N": self.tile, "CHAIN": self.chain, "RESIDUAL": self.residual,
+            "FORMAT": FORMATS[self.dtype], "N": self.tile, "USED": self.taken, "CHAIN": self.chain, "RESIDUAL": self.residual,
             "SKIP": self.skip,
             "TILES": self.tiles, "PLACES": self.places, "BLOCKS": self.blocks, "TEAMS": self.teams, "TEAM": self.team,
             "OWN": max(self.own, default=0), "CLUSTER": self.cluster,

@@ -16,7 +16,7 @@ from wavenet_fast.errors import BackendError, InputError
 
 from . import budget, reasons, ways
 from .devices import DeviceProperties
-from .layout import FORMATS, Layout
+from .layout import FORMATS, Layout, used_of
 from .occupancy import WARP, most_registers
 from .shapes import FRAGMENT_BYTES, Shape, padded
 from .ways import HOPS, PORTABLE_CLUSTER, Asked, Streamed, Way
@@ -100,15 +100,17 @@ class Plan:
 
     def layout(self, shape: Shape) -> Layout:
         """For the shape that was planned."""
+        used = used_of(self.dtype, self.tile, self.batch)
         if self.variant == "streaming_weights":
             return Layout(
-                shape, self.dtype, self.variant, self.tile, self.chain_warps, self.skip_warps, stages=self.stages
-            )
+                shape, self.dtype, self.variant, self.tile, self.chain_warps, self.skip_warps, stages=self.stages,
+                used=used,
+            )  # fmt: skip
         return Layout(
             shape, self.dtype, self.variant, self.tile, self.chain_warps, self.skip_warps, self.tiles_in_flight,
             (*self.first_layers, self.layers), self.team, self.hop != "grid" and self.capability >= 90,
             self.homes["newest"] == "registers", self.homes["residual"] == "registers", self.homes["head"] == "l2",
-            residual=self.residual_warps,
+            residual=self.residual_warps, used=used,
         )  # fmt: skip
 
 

@@ -156,8 +156,6 @@ def _team(way: Way) -> list[str]:
 def _chain_home(way: Way, layout: Layout) -> str:
     what = "weights of the newest tap and of residual: "
     newest, residual = layout.weight_registers(max(layout.own))
-    if layout.dtype == "fp32":
-        return f"{what}in shared memory, fp32 is multiplied without tensor cores and would take twice the registers."
     if newest and residual:
         return f"{what}in registers, {max(newest, residual)} a thread, so that the chain reads none from memory."
     lie = f"the newest tap's in registers, {newest} a thread" if newest else "in shared memory"

@@ -117,7 +117,7 @@ enum Home { kRegisters, kAhead, kPartly, kInPlace };
 
 DEVICE constexpr Home home_of(bool in_registers, int panels, int steps) {
   if (in_registers) return kRegisters;
-  return kTensorCores && panels * steps <= plan::MOST_AHEAD ? kAhead : kInPlace;
+  return panels * steps <= plan::MOST_AHEAD ? kAhead : kInPlace;
 }
 
 // Steps of each panel that are read ahead where not all can be: the other half of the registers is another matrix's.
@@ -129,7 +129,7 @@ constexpr int kMostUnrolled = 32;
 DEVICE constexpr Home home_of_head(int panels, int steps) {
   if (!plan::HEAD_ALONE) return kInPlace;
   const Home home = home_of(false, panels, steps);
-  const bool partly = kTensorCores && steps_ahead(panels) > 0 && panels * steps <= kMostUnrolled;
+  const bool partly = steps_ahead(panels) > 0 && panels * steps <= kMostUnrolled;
   return home == kInPlace && partly ? kPartly : home;
 }
 
@@ -140,7 +140,6 @@ struct WarpWeights;
 
 template <int WARPS, int PANELS, int STEPS, int LAYERS>
 struct WarpWeights<kRegisters, WARPS, PANELS, STEPS, LAYERS> {
-  static_assert(kTensorCores || STEPS < 0, "in fp32 lanes read each other's part of a fragment");
   uint4 fragments[LAYERS][PANELS][STEPS];
 
   // Once. `panel(o, m)` is where panel m of the block's layer o lies in global memory.
@@ -152,7 +151,7 @@ struct WarpWeights<kRegisters, WARPS, PANELS, STEPS, LAYERS> {
       for_panels<PANELS, WARPS>(share, warp, [&](int k, int m) {
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) {
-          fragments[o][k][step] = Fragments::read(panel(o, m) + step * kFragmentWords);
+          fragments[o][k][step] = share_of(panel(o, m) + step * kFragmentWords);
         }
       });
     }
@@ -177,7 +176,7 @@ struct WarpWeights<kAhead, WARPS, PANELS, STEPS, LAYERS> {
   DEVICE void read_ahead(const Share& share, int warp, Panel panel) {
     for_panels<PANELS, WARPS>(share, warp, [&](int k, int m) {
 #pragma unroll
-      for (int step = 0; step < STEPS; ++step) fragments[k][step] = Fragments::read(panel(m) + step * kFragmentWords);
+      for (int step = 0; step < STEPS; ++step) fragments[k][step] = share_of(panel(m) + step * kFragmentWords);
     });
   }
   template <class Panel>
@@ -197,7 +196,7 @@ struct WarpWeights<kPartly, WARPS, PANELS, STEPS, LAYERS> {
   DEVICE void read_ahead(const Share& share, int warp, Panel panel) {
     for_panels<PANELS, WARPS>(share, warp, [&](int k, int m) {
 #pragma unroll
-      for (int step = 0; step < kFirst; ++step) fragments[k][step] = Fragments::read(panel(m) + step * kFragmentWords);
+      for (int step = 0; step < kFirst; ++step) fragments[k][step] = share_of(panel(m) + step * kFragmentWords);
     });
   }
   template <class Panel>

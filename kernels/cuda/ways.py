@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from . import budget
 from .cut import cut
 from .devices import DeviceProperties
-from .layout import Layout
+from .layout import Layout, used_of
 from .occupancy import most_registers
 from .shapes import FRAGMENT_BYTES, Shape
 
@@ -292,16 +292,16 @@ def stage_costs(layout: Layout) -> list[int]:
 
 
 def homes(asked: Asked, hop: str, tile: int, team: int) -> Iterator[list[Homes]]:
-    """Those with as many warps as are useful, then those with fewer, each in order of preference. fp32 weights take two
-    registers where 16-bit ones take one, and no tensor core reads them, so they stay in shared memory."""
+    """Those with as many warps as are useful, then those with fewer, each in order of preference."""
     cluster = hop != "grid" and asked.device.capability >= 90
     for chain, residual_warps, skip in budget.warps(asked.shape, team):
         yield [
             Homes(asked, hop, Layout(
                 asked.shape, asked.dtype, "resident", tile, chain, skip, residual=residual_warps, team=team,
                 cluster=cluster, newest_in_registers=newest, residual_in_registers=residual, head_in_l2=head_in_l2,
+                used=used_of(asked.dtype, tile, asked.batch),
             ))
-            for newest, residual in (_IN_REGISTERS if asked.dtype != "fp32" else _IN_REGISTERS[:1])
+            for newest, residual in _IN_REGISTERS
             for head_in_l2 in (False, True)
         ]  # fmt: skip
 
@@ -339,7 +339,10 @@ def streaming_layouts(asked: Asked, tile: int) -> Iterator[Layout]:
     """In order of preference."""
     for warps in budget.streaming_warps(asked.shape):
         for stages in budget.STAGES:
-            yield Layout(asked.shape, asked.dtype, "streaming_weights", tile, *warps, stages=stages)
+            yield Layout(
+                asked.shape, asked.dtype, "streaming_weights", tile, *warps, stages=stages,
+                used=used_of(asked.dtype, tile, asked.batch),
+            )  # fmt: skip
 
 
 def blocks_needed(asked: Asked, hop: str) -> int | None:
