@@ -31,8 +31,8 @@ MORE_IN_INT8 = {8: 24, 16: 24, 32: 16}
 """More of them in int8, whose products have whole numbers for sums besides."""
 MORE_IN_TEAMS = {8: 29, 16: 46, 32: 60}
 """More of them where a team's blocks exchange gates and x."""
-MORE_IN_FP32 = {8: 60, 16: 60, 32: 60}
-"""More of them in fp32, where each lane reads rows and columns of its own."""
+MORE_IN_FP32 = {1: -12, 2: -12, 4: -4, 8: 28, 16: -16, 32: -32}
+"""By the streams of a tile that may be taken, more of them in fp32, where each lane has a part of every sum of its rows."""
 
 STAGES = (16, 8, 4, 2)
 """Fragments of a warp's ring, most first: powers of two, since slots are counted with a mask. 16 fragments, 8 KiB a
@@ -88,7 +88,7 @@ def registers(layout: Layout, own: int) -> int:
     base = (BASE_REGISTERS if layout.resident else STREAMING_REGISTERS)[layout.tile]
     base += MORE_IN_INT8[layout.tile] if layout.dtype == "int8" else 0
     base += MORE_IN_TEAMS[layout.tile] if layout.team > 1 else 0
-    base += MORE_IN_FP32[layout.tile] if layout.dtype == "fp32" else 0
+    base += MORE_IN_FP32[layout.taken] if layout.dtype == "fp32" else 0
     if not layout.resident:
         skips = of_panel * (_share(skip, layout.skip) if layout.skip_in_registers else 1)
         x = of_panel * (_share(residual, layout.chain) if layout.x_in_registers else 1)
@@ -96,7 +96,8 @@ def registers(layout: Layout, own: int) -> int:
     newest, added = layout.weight_registers(own)
     gates = own * _share(dilated, layout.chain) * of_panel + newest
     x = _share(residual, layout.residual) * (of_panel + 2) + added
-    return base + max(gates, x, of_panel * _share(skip, layout.skip))
+    head = 4 * layout.hidden_fragments if layout.hidden_in_registers(True) else 0
+    return base + max(gates, x, of_panel * _share(skip, layout.skip), head)
 
 
 def _at_most(limit: int, panels: int, team: int) -> int:

@@ -48,6 +48,7 @@ class Layout:
     cluster       whether blocks reach into each other's shared memory
     newest_in_registers, residual_in_registers  whether these weights lie in registers
     head_in_l2    whether the head's weights are read from the second-level cache
+    out_in_l2     where not, how many steps of its second matrix are, the last ones
     stages        fragments of a warp's ring, a power of two; `streaming_weights` only
     used          streams of a tile for which products are made, the first ones; 0 for all. See `used_of`
     """
@@ -68,6 +69,7 @@ class Layout:
     stages: int = 0
     residual: int = 0
     used: int = 0
+    out_in_l2: int = 0
 
     @property
     def resident(self) -> bool:
@@ -170,12 +172,16 @@ class Layout:
         """Whether the block with the head has no layer."""
         return self.resident and self.own[-1] == 0
 
+    @property
+    def hidden_fragments(self) -> int:
+        """Of the head's first matrix, those that one thread multiplies."""
+        return -(-(self.shape.H // PANEL) // (self.threads // 32)) * steps(self.shape.S, self.dtype)
+
     def hidden_in_registers(self, alone: bool) -> bool:
         """Whether the head's first matrix lies in registers: in a block of its own, where no layer needs them, if it is
-        small enough."""
-        s = self.shape
-        fragments = -(-(s.H // PANEL) // (self.threads // 32)) * steps(s.S, self.dtype)
-        return alone and not self.head_in_l2 and fragments <= MOST_AHEAD
+        small enough. In fp32, whose heads are twice as large, more of it does while few streams need registers."""
+        most = 2 * MOST_AHEAD if self.dtype == "fp32" and self.taken < 8 else MOST_AHEAD
+        return alone and not self.head_in_l2 and self.hidden_fragments <= most
 
     @property
     def head_fragments(self) -> tuple[int, int]:
@@ -186,6 +192,12 @@ class Layout:
     @property
     def head_weights(self) -> int:
         return FRAGMENT_BYTES * sum(self.head_fragments)
+
+    @property
+    def head_from_l2(self) -> int:
+        """Of these, what is read from there for every sample."""
+        of_out = FRAGMENT_BYTES * self.shape.A // PANEL * self.out_in_l2
+        return self.head_weights if self.head_in_l2 else of_out
 
     @property
     def model_weights(self) -> int:
@@ -254,7 +266,7 @@ class Layout:
             "head_biases": (s.H + s.A) * 4, "hidden": self.rows(s.H),
             "logits": self._logits if self.logits_shared else 0, "head_numbers": self.numbers(s.S, s.H),
             "head_in": self.rows(s.S),
-            "head_weights": 0 if self.head_in_l2 else FRAGMENT_BYTES * sum(self.head_fragments[held:]),
+            "head_weights": 0 if self.head_in_l2 else FRAGMENT_BYTES * sum(self.head_fragments[held:]) - self.head_from_l2,
         }  # fmt: skip
 
     def block_parts(self, own: int, head: bool) -> dict[str, int]:
@@ -316,7 +328,7 @@ class Layout:
             "TILES": self.tiles, "PLACES": self.places, "BLOCKS": self.blocks, "TEAMS": self.teams, "TEAM": self.team,
             "OWN": max(self.own, default=0), "CLUSTER": self.cluster,
             "NEWEST_IN_REGISTERS": self.newest_in_registers, "RESIDUAL_IN_REGISTERS": self.residual_in_registers,
-            "AHEAD": self.pairs_ahead, "MOST_AHEAD": MOST_AHEAD, "HEAD_IN_L2": self.head_in_l2,
+            "AHEAD": self.pairs_ahead, "MOST_AHEAD": MOST_AHEAD, "HEAD_IN_L2": self.head_in_l2, "OUT_IN_L2": self.out_in_l2,
             "HEAD_ALONE": self.head_alone, "HIDDEN_IN_REGISTERS": self.hidden_in_registers(self.head_alone),
             "STAGES": max(self.stages, 2),
             "LOGITS_SHARED": self.logits_shared, "X_IN_REGISTERS": self.x_in_registers,

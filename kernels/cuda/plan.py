@@ -34,7 +34,8 @@ class Plan:
     rounds            launches until the batch is through
     blocks            of a pipeline: `teams` of `team` blocks each; of several blocks a team, the last team has one
     first_layers      of each team, which owns the layers from there on; the last, `head_block`, has the head too
-    homes             of newest, past, residual, skip and head: "registers", "shared" or "l2"
+    homes             of newest, past, residual, skip and head: "registers", "shared" or "l2"; of a head that lies in
+                      its block but for steps of its second matrix, "shared and l2", and `out_in_l2` is how many
     stages            fragments of each warp's ring; 0 without a ring
     shared            bytes by name, in a block of each team
     registers         that a thread needs; the compiler takes up to `register_limit` where that is of use
@@ -62,6 +63,7 @@ class Plan:
     residual_warps: int
     skip_warps: int
     homes: dict[str, str]
+    out_in_l2: int
     stages: int
     shared: tuple[dict[str, int], ...]
     registers: int
@@ -110,7 +112,7 @@ class Plan:
             shape, self.dtype, self.variant, self.tile, self.chain_warps, self.skip_warps, self.tiles_in_flight,
             (*self.first_layers, self.layers), self.team, self.hop != "grid" and self.capability >= 90,
             self.homes["newest"] == "registers", self.homes["residual"] == "registers", self.homes["head"] == "l2",
-            residual=self.residual_warps, used=used,
+            residual=self.residual_warps, used=used, out_in_l2=self.out_in_l2,
         )  # fmt: skip
 
 
@@ -231,7 +233,7 @@ def _resident(asked: Asked, way: Way, why: list[str]) -> Plan:
     homes = {
         "newest": "registers" if layout.newest_in_registers else "shared", "past": "shared",
         "residual": "registers" if layout.residual_in_registers else "shared", "skip": "shared",
-        "head": "l2" if layout.head_in_l2 else "shared",
+        "head": "l2" if layout.head_in_l2 else "shared and l2" if layout.out_in_l2 else "shared",
     }  # fmt: skip
     shared = tuple(layout.block_parts(own, team + 1 == way.teams) for team, own in enumerate(layout.own))
     return _plan(asked, layout, way.hop, pipelines, way.rounds, homes, shared, why, assumed)
@@ -287,6 +289,7 @@ def _plan(
         residual_warps=layout.residual,
         skip_warps=layout.skip,
         homes=homes,
+        out_in_l2=layout.out_in_l2,
         stages=layout.stages,
         shared=shared,
         registers=budget.registers(layout, own),

@@ -170,6 +170,39 @@ struct FromBoth {
   }
 };
 
+// The first COUNT of a panel in memory nearby, the next ones in registers, the rest in memory far away.
+template <int COUNT, int HELD>
+struct FromThree {
+  static constexpr bool kHeld = true, kAgain = true;
+  const uint4* near;
+  const uint4 (&fragments)[HELD];
+  const uint4* rest;
+  int at = 0;
+
+  DEVICE Fragment next() {
+    const int step = at++;
+    if (step < COUNT) return share_of(near + step * kFragmentWords);
+    if (step < COUNT + HELD) return fragments[step - COUNT];
+    return share_of(rest + (step - COUNT - HELD) * kFragmentWords);
+  }
+};
+
+// The first `left` of a panel nearby, the rest far away.
+struct FromTwo {
+  static constexpr bool kHeld = false, kAgain = true;
+  const uint4* next_fragment;
+  int left;
+  const uint4* rest;
+
+  DEVICE Fragment next() {
+    if (left == 0) next_fragment = rest;
+    --left;
+    const Fragment fragment = share_of(next_fragment);
+    next_fragment += kFragmentWords;
+    return fragment;
+  }
+};
+
 // A warp's tape in global memory, read round and round: DEPTH − 1 fragments are on their way while one is used. A lane
 // copies its own words, so the warp need not meet.
 template <int DEPTH>

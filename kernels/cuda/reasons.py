@@ -167,8 +167,15 @@ def _chain_home(way: Way, layout: Layout) -> str:
 
 
 def _head_home(layout: Layout) -> list[str]:
+    held = "the first matrix in registers, since no layer needs them there"
+    if layout.out_in_l2:
+        first = held if layout.hidden_in_registers(layout.head_alone) else "the first matrix in shared memory"
+        return [
+            f"weights of the head: {first}; of the second {kib(layout.head_from_l2)} are read from L2 for every sample, "
+            "since all of it is more than their block has room for."
+        ]
     if layout.hidden_in_registers(layout.head_alone):
-        return ["weights of the head: the first matrix in registers, since no layer needs them there."]
+        return [f"weights of the head: {held}."]
     if not layout.head_in_l2:
         return []
     return [

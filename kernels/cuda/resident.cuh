@@ -21,7 +21,7 @@
 //
 // Shared memory (namespace at): streams; of a block with layers: mailboxes, hearing, x operands and gates (PLACES of
 // each), weights of its layers, their past; of the block with the head: mailboxes, memories, hidden, logits, weights
-// (or, where HEAD_IN_L2, these are read from the second-level cache).
+// (or, where HEAD_IN_L2, these are read from the second-level cache, or OUT_IN_L2 steps of the second matrix are).
 #include "handover.cuh"
 #include "head.cuh"
 
@@ -73,7 +73,8 @@ constexpr int kResidualWords = plan::RESIDUAL_IN_REGISTERS ? 0 : kShareR * kStep
 constexpr int kSkipWords = kShareS * kStepsG * kFragmentWords;
 constexpr int kLayerWords = kPastWords + kNewestWords + kResidualWords + kSkipWords;
 constexpr int kHiddenWords = plan::HIDDEN_IN_REGISTERS ? 0 : kPanelsH * kStepsS * kFragmentWords;
-constexpr int kOutWords = kPanelsA * kStepsH * kFragmentWords;
+constexpr int kOutPanel = (kStepsH - plan::OUT_IN_L2) * kFragmentWords;  // in shared memory
+constexpr int kOutWords = kPanelsA * kOutPanel;
 #if __CUDA_ARCH__ < 900
 static_assert(!plan::CLUSTER, "clusters begin with sm_90");
 #endif
@@ -112,8 +113,9 @@ DEVICE void copy_words(uint4* to, const uint4* from, int words) {
 // The weights of one matrix that a warp, one of WARPS, meets: PANELS panels of each layer of its block, STEPS fragments
 // of each. They never stand between a barrier and the product behind it: they lie in registers for the whole launch, or
 // are read into registers before the barrier (`read_ahead`), all of them, the first steps of each panel, or, where they
-// are too many, none.
-enum Home { kRegisters, kAhead, kPartly, kInPlace };
+// are too many, none. Of the head's second matrix, kDivided, only the first steps of a panel are near; of the others,
+// which come from far away, some are read ahead.
+enum Home { kRegisters, kAhead, kPartly, kInPlace, kDivided };
 
 DEVICE constexpr Home home_of(bool in_registers, int panels, int steps) {
   if (in_registers) return kRegisters;
@@ -133,6 +135,7 @@ DEVICE constexpr Home home_of_head(int panels, int steps) {
   return home == kInPlace && partly ? kPartly : home;
 }
 
+constexpr Home kHomeOfOut = plan::OUT_IN_L2 > 0 ? kDivided : home_of_head(kOwnOut, kStepsH);
 constexpr Home kHomeOfHidden = plan::HIDDEN_IN_REGISTERS ? kRegisters : home_of_head(kOwnHidden, kStepsS);
 
 template <Home HOME, int WARPS, int PANELS, int STEPS, int LAYERS = 1>
@@ -214,6 +217,36 @@ struct WarpWeights<kInPlace, WARPS, PANELS, STEPS, LAYERS> {
   template <class Panel>
   DEVICE FromMemory panel(int, int, int m, Panel panel) const {
     return {panel(m)};
+  }
+};
+
+// Panels of the head's second matrix: where they begin, and where the steps of each that lie far away do.
+struct OutPanels {
+  const uint4* near;
+  const uint4* all;
+
+  DEVICE const uint4* operator()(int m) const { return near + m * kOutPanel; }
+  DEVICE const uint4* far(int m) const { return all + m * kStepsH * kFragmentWords + kOutPanel; }
+};
+
+template <int WARPS, int PANELS, int STEPS, int LAYERS>
+struct WarpWeights<kDivided, WARPS, PANELS, STEPS, LAYERS> {
+  static constexpr int kFar = plan::OUT_IN_L2, kMost = plan::HEAD_ALONE ? steps_ahead(PANELS) : 0;
+  static constexpr int kFirst = PANELS * STEPS > kMostUnrolled ? 0 : kMost < kFar ? kMost : kFar;
+  uint4 fragments[PANELS][kFirst > 0 ? kFirst : 1];
+
+  DEVICE void read_ahead(const Share& share, int warp, const OutPanels& panel) {
+    for_panels<PANELS, WARPS>(share, warp, [&](int k, int m) {
+#pragma unroll
+      for (int step = 0; step < kFirst; ++step) fragments[k][step] = share_of(panel.far(m) + step * kFragmentWords);
+    });
+  }
+  DEVICE auto panel(int, int k, int m, const OutPanels& panel) const {
+    if constexpr (kFirst > 0) {
+      return FromThree<STEPS - kFar, kFirst>{panel(m), fragments[k], panel.far(m) + kFirst * kFragmentWords};
+    } else {
+      return FromTwo{panel(m), STEPS - kFar, panel.far(m)};
+    }
   }
 };
 
@@ -320,7 +353,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   }
   if (head && !plan::HEAD_IN_L2) {
     copy_words(head_weights, call.hidden, kHiddenWords);
-    copy_words(head_weights + kHiddenWords, call.out, kOutWords);
+    for (int m = 0; m < kPanelsA; ++m) {
+      copy_words(head_weights + kHiddenWords + m * kOutPanel, call.out + m * kStepsH * kFragmentWords, kOutPanel);
+    }
   }
   commit_copies();
   load_rings(call, rings, first, own, thread, kThreads);
@@ -531,10 +566,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
     const Mailbox mine = post.mine(tile);
     const Posted to = {post, post.mailbox(0, tile).x(), of_layer(i + 1, 0)};
     const Dice dice(streams, i, warp);
-    constexpr Home kHomeA = home_of_head(kOwnOut, kStepsH);
-    WarpWeights<kHomeA, kWarps, kOwnOut, kStepsH> out_ahead;
+    WarpWeights<kHomeOfOut, kWarps, kOwnOut, kStepsH> out_ahead;
     const auto hidden_of = [&](int m) { return hidden_from + m * kStepsS * kFragmentWords; };
-    const auto out_of = [&](int m) { return out_from + m * kStepsH * kFragmentWords; };
+    const OutPanels out_of = {out_from, call.out};
+    if (kHomeOfOut == kDivided) out_ahead.read_ahead(Share(kPanelsA), warp, out_of);
     hidden_weights.read_ahead(Share(kPanelsH), warp, hidden_of);
     for (int m = warp; m < kPanelsS; m += kWarps) {
       Sums sums = post.receive_sums(mine.all_skips(), m, of_sample(i), kHead, tile, watch);
@@ -551,10 +586,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       block_barrier();
       hidden.finish(warp, kWarps);
     }
-    out_ahead.read_ahead(Share(kPanelsA), warp, out_of);
+    if (kHomeOfOut != kDivided) out_ahead.read_ahead(Share(kPanelsA), warp, out_of);
     block_barrier();
-    output_layer<kHomeA != kInPlace>(call, out_bias, hidden.rows, logits, warp,
-                                     [&](int k, int m) { return out_ahead.panel(0, k, m, out_of); });
+    output_layer<kHomeOfOut != kInPlace>(call, out_bias, hidden.rows, logits, warp,
+                                         [&](int k, int m) { return out_ahead.panel(0, k, m, out_of); });
     block_barrier();
     const bool more = i + 1 < steps[tile];
     draw_and_embed(call, streams, i, dice, logits, memories(tile), to, more, warp);
