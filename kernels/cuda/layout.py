@@ -180,7 +180,7 @@ class Layout:
     def hidden_in_registers(self, alone: bool) -> bool:
         """Whether the head's first matrix lies in registers: in a block of its own, where no layer needs them, if it is
         small enough. In fp32, whose heads are twice as large, more of it does while few streams need registers."""
-        most = 2 * MOST_AHEAD if self.dtype == "fp32" and self.taken < 8 else MOST_AHEAD
+        most = 2 * MOST_AHEAD if self.dtype == "fp32" and self.taken <= 2 else MOST_AHEAD
         return alone and not self.head_in_l2 and self.hidden_fragments <= most
 
     @property

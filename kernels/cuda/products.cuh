@@ -125,7 +125,7 @@ struct Target {
 // --- where weights come from --------------------------------------------------------------------------------------
 //
 // Each has next(), the next fragment, kHeld, whether they are in registers, and kAgain, whether a copy gives the same
-// ones once more.
+// ones once more. Of those that are not, kPairs pairs of steps are loaded ahead.
 
 // A lane's share of a fragment is 16 bytes, which no other lane reads.
 using Fragment = uint4;
@@ -135,6 +135,7 @@ DEVICE Fragment share_of(const uint4* fragment) { return fragment[lane_index()];
 // Fragments that lie one behind the other, in shared or global memory.
 struct FromMemory {
   static constexpr bool kHeld = false, kAgain = true;
+  static constexpr int kPairs = plan::AHEAD;
   const uint4* next_fragment;
 
   DEVICE Fragment next() {
@@ -170,33 +171,16 @@ struct FromBoth {
   }
 };
 
-// The first COUNT of a panel in memory nearby, the next ones in registers, the rest in memory far away.
-template <int COUNT, int HELD>
-struct FromThree {
-  static constexpr bool kHeld = true, kAgain = true;
-  const uint4* near;
-  const uint4 (&fragments)[HELD];
-  const uint4* rest;
-  int at = 0;
-
-  DEVICE Fragment next() {
-    const int step = at++;
-    if (step < COUNT) return share_of(near + step * kFragmentWords);
-    if (step < COUNT + HELD) return fragments[step - COUNT];
-    return share_of(rest + (step - COUNT - HELD) * kFragmentWords);
-  }
-};
-
 // The first `left` of a panel nearby, the rest far away.
 struct FromTwo {
   static constexpr bool kHeld = false, kAgain = true;
+  static constexpr int kPairs = 4;
   const uint4* next_fragment;
   int left;
   const uint4* rest;
 
   DEVICE Fragment next() {
-    if (left == 0) next_fragment = rest;
-    --left;
+    if (left-- == 0) next_fragment = rest;
     const Fragment fragment = share_of(next_fragment);
     next_fragment += kFragmentWords;
     return fragment;
@@ -208,6 +192,7 @@ struct FromTwo {
 template <int DEPTH>
 struct FromTape {
   static constexpr bool kHeld = false, kAgain = false;
+  static constexpr int kPairs = plan::AHEAD;
   static_assert((DEPTH & (DEPTH - 1)) == 0 && DEPTH >= 2, "slots are counted with a mask");
 
   const uint4* tape;
@@ -264,13 +249,16 @@ DEVICE void multiply_pair(Total& first_sums, Total& second_sums, Weights& weight
 // How many sums a product is dealt out to, by the number of its steps.
 DEVICE constexpr int turns(int steps) { return steps >= 4 ? 4 : steps >= 2 ? 2 : 1; }
 
-// How many rounds of `group` steps are loaded ahead, of plan::AHEAD pairs of steps. Weights in registers have no index,
-// so all of their steps are unrolled.
+// How many rounds of `group` steps are loaded ahead. Weights in registers have no index, so all of their steps are
+// unrolled.
 template <class Weights>
 DEVICE constexpr int unrolled(int steps, int group) {
-  if (Weights::kHeld) return ceil_div(steps, group);
-  const int pairs = plan::AHEAD > 1 && steps > 16 ? plan::AHEAD / 2 : plan::AHEAD;
-  return ceil_div(2 * pairs, group);
+  if constexpr (Weights::kHeld) {
+    return ceil_div(steps, group);
+  } else {
+    const int pairs = Weights::kPairs > 1 && steps > 16 ? Weights::kPairs / 2 : Weights::kPairs;
+    return ceil_div(2 * pairs, group);
+  }
 }
 
 // Step s onto sums[s mod TURNS].

@@ -113,9 +113,9 @@ DEVICE void copy_words(uint4* to, const uint4* from, int words) {
 // The weights of one matrix that a warp, one of WARPS, meets: PANELS panels of each layer of its block, STEPS fragments
 // of each. They never stand between a barrier and the product behind it: they lie in registers for the whole launch, or
 // are read into registers before the barrier (`read_ahead`), all of them, the first steps of each panel, or, where they
-// are too many, none. Of the head's second matrix, kDivided, only the first steps of a panel are near; of the others,
-// which come from far away, some are read ahead.
+// are too many, none; kDivided, where only the first steps of a panel are nearby.
 enum Home { kRegisters, kAhead, kPartly, kInPlace, kDivided };
+DEVICE constexpr bool held(Home home) { return home != kInPlace && home != kDivided; }
 
 DEVICE constexpr Home home_of(bool in_registers, int panels, int steps) {
   if (in_registers) return kRegisters;
@@ -231,22 +231,9 @@ struct OutPanels {
 
 template <int WARPS, int PANELS, int STEPS, int LAYERS>
 struct WarpWeights<kDivided, WARPS, PANELS, STEPS, LAYERS> {
-  static constexpr int kFar = plan::OUT_IN_L2, kMost = plan::HEAD_ALONE ? steps_ahead(PANELS) : 0;
-  static constexpr int kFirst = PANELS * STEPS > kMostUnrolled ? 0 : kMost < kFar ? kMost : kFar;
-  uint4 fragments[PANELS][kFirst > 0 ? kFirst : 1];
-
-  DEVICE void read_ahead(const Share& share, int warp, const OutPanels& panel) {
-    for_panels<PANELS, WARPS>(share, warp, [&](int k, int m) {
-#pragma unroll
-      for (int step = 0; step < kFirst; ++step) fragments[k][step] = share_of(panel.far(m) + step * kFragmentWords);
-    });
-  }
-  DEVICE auto panel(int, int k, int m, const OutPanels& panel) const {
-    if constexpr (kFirst > 0) {
-      return FromThree<STEPS - kFar, kFirst>{panel(m), fragments[k], panel.far(m) + kFirst * kFragmentWords};
-    } else {
-      return FromTwo{panel(m), STEPS - kFar, panel.far(m)};
-    }
+  DEVICE void read_ahead(const Share&, int, const OutPanels&) {}
+  DEVICE FromTwo panel(int, int, int m, const OutPanels& panel) const {
+    return {panel(m), STEPS - plan::OUT_IN_L2, panel.far(m)};
   }
 };
 
@@ -569,7 +556,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
     WarpWeights<kHomeOfOut, kWarps, kOwnOut, kStepsH> out_ahead;
     const auto hidden_of = [&](int m) { return hidden_from + m * kStepsS * kFragmentWords; };
     const OutPanels out_of = {out_from, call.out};
-    if (kHomeOfOut == kDivided) out_ahead.read_ahead(Share(kPanelsA), warp, out_of);
     hidden_weights.read_ahead(Share(kPanelsH), warp, hidden_of);
     for (int m = warp; m < kPanelsS; m += kWarps) {
       Sums sums = post.receive_sums(mine.all_skips(), m, of_sample(i), kHead, tile, watch);
@@ -580,15 +566,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       skips.finish(warp, kWarps);
       block_barrier();
     }
-    hidden_layer<kHomeOfHidden != kInPlace>(call, hidden_bias, streams, i, skips.rows, hidden, warp,
+    hidden_layer<held(kHomeOfHidden)>(call, hidden_bias, streams, i, skips.rows, hidden, warp,
                                             [&](int k, int m) { return hidden_weights.panel(0, k, m, hidden_of); });
     if (kInt) {
       block_barrier();
       hidden.finish(warp, kWarps);
     }
-    if (kHomeOfOut != kDivided) out_ahead.read_ahead(Share(kPanelsA), warp, out_of);
+    out_ahead.read_ahead(Share(kPanelsA), warp, out_of);
     block_barrier();
-    output_layer<kHomeOfOut != kInPlace>(call, out_bias, hidden.rows, logits, warp,
+    output_layer<held(kHomeOfOut)>(call, out_bias, hidden.rows, logits, warp,
                                          [&](int k, int m) { return out_ahead.panel(0, k, m, out_of); });
     block_barrier();
     const bool more = i + 1 < steps[tile];
