@@ -243,7 +243,7 @@ def test_no_cut_of_a_model_changes_a_bit(cut: Cut, capability: int) -> None:
 # The second matrix of the head: five panels of ten steps in fp32, five in bf16.
 PARTS = [
     (Cut(2, alone=True, out_in_l2=3), 90), (Cut(3, "grid", tile=16, out_in_l2=5, in_registers=True), 80),
-    (Cut(2, "grid", alone=True, out_in_l2=1, chain=1, residual=1, skip=1), 80),
+    (Cut(4, "grid", alone=True, out_in_l2=1, chain=1, residual=1, skip=1), 80),
 ]  # fmt: skip
 
 
@@ -254,16 +254,16 @@ def test_what_of_the_head_lies_in_l2_changes_no_bit(dtype: str, cut: Cut, capabi
 
 
 # In fp32 products are made for places that are taken alone.
-@pytest.mark.parametrize("cut, capability", [*CUTS[:2], *CUTS[4:7], CUTS[9], CUTS[10]], ids=str)
+@pytest.mark.parametrize("cut, capability", [CUTS[0], CUTS[5], CUTS[6], CUTS[9], CUTS[10]], ids=str)
 def test_no_cut_changes_a_bit_in_fp32(cut: Cut, capability: int) -> None:
     same_as(of_many("panels", "fp32"), "panels", "fp32", cut, capability)
     same_as(of_many("panels", "fp32"), "panels", "fp32", replace(cut, used=4), capability)
 
 
-@pytest.mark.parametrize("streams", [1, 2, 3, 8])
+@pytest.mark.parametrize("streams", [1, 2, 3])
 @pytest.mark.parametrize(
     "cut, capability",
-    [(Cut(), 80), (Cut(3, in_registers=True), 90), (Cut(2, "grid", alone=True, team=2, tile=16), 80)],
+    [(Cut(), 80), (Cut(3, alone=True, in_registers=True), 90), (Cut(2, "grid", alone=True, team=2, tile=16), 80)],
     ids=str,
 )
 def test_how_many_places_are_taken_changes_no_bit(cut: Cut, capability: int, streams: int) -> None:
@@ -278,12 +278,12 @@ def test_nothing_of_a_place_without_a_stream_reaches_one(variant: str, tmp_path:
     """The places that fp32 products leave out hold NaN from the first input on."""
     for path in SOURCES.glob("*.cuh"):
         shutil.copy(path, tmp_path)
-    draw, right = tmp_path / "draw.cuh", "    to.put(n, r, value, quantiser);"
-    text = draw.read_text(encoding="utf-8")
+    head, right = tmp_path / "head.cuh", "    to.put(n, r, value, quantiser);"
+    text = head.read_text(encoding="utf-8")
     assert text.count(right) == 1
     spoilt = right.replace("value", "n < plan::USED ? value : float_of(0x7fffffff)")
-    draw.write_text(text.replace(right, spoilt), encoding="utf-8")
-    cut = {"streaming_weights": Cut(used=2), "resident": Cut(3, in_registers=True, used=2)}[variant]
+    head.write_text(text.replace(right, spoilt), encoding="utf-8")
+    cut = {"streaming_weights": Cut(used=2), "resident": Cut(3, alone=True, in_registers=True, used=2)}[variant]
     config = config_of("two-classes")
     device = EmulatedDevice(90, sources=tmp_path)
     engine = laid(CudaEngine(config, random_weights(config), "fp32", device), cut)

@@ -31,8 +31,11 @@ MORE_IN_INT8 = {8: 24, 16: 24, 32: 16}
 """More of them in int8, whose products have whole numbers for sums besides."""
 MORE_IN_TEAMS = {8: 29, 16: 46, 32: 60}
 """More of them where a team's blocks exchange gates and x."""
-MORE_IN_FP32 = {1: -12, 2: -12, 4: 0, 8: 28, 16: -16, 32: -32}
-"""By the streams of a tile that may be taken, more of them in fp32, where each lane has a part of every sum of its rows."""
+MORE_IN_FP32 = {1: -12, 2: -12, 4: 0, 8: 32, 16: -16, 32: -32}
+"""By the streams of a tile that may be taken: in fp32, where a lane has four parts of sums for each of them, of eight at
+a time, and reads only their operands."""
+STREAMING_IN_FP32 = {1: -12, 2: -12, 4: 0, 8: 28, 16: 60, 32: 70}
+"""The same of `streaming_weights`, where weights come by once, and there are parts of sums for all."""
 
 STAGES = (16, 8, 4, 2)
 """Fragments of a warp's ring, most first: powers of two, since slots are counted with a mask. 16 fragments, 8 KiB a
@@ -88,7 +91,7 @@ def registers(layout: Layout, own: int) -> int:
     base = (BASE_REGISTERS if layout.resident else STREAMING_REGISTERS)[layout.tile]
     base += MORE_IN_INT8[layout.tile] if layout.dtype == "int8" else 0
     base += MORE_IN_TEAMS[layout.tile] if layout.team > 1 else 0
-    base += MORE_IN_FP32[layout.taken] if layout.dtype == "fp32" else 0
+    base += (MORE_IN_FP32 if layout.resident else STREAMING_IN_FP32)[layout.taken] if layout.dtype == "fp32" else 0
     if not layout.resident:
         skips = of_panel * (_share(skip, layout.skip) if layout.skip_in_registers else 1)
         x = of_panel * (_share(residual, layout.chain) if layout.x_in_registers else 1)
