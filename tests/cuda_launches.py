@@ -66,7 +66,9 @@ class Cut:
         s = engine.model.shape
         chain, skip = min(self.chain, s.HALF // 8), min(self.skip, s.S // 16)
         if not self.teams:
-            return Layout(s, engine.dtype, "streaming_weights", self.tile, chain, skip, stages=self.stages, used=self.used)
+            return Layout(
+                s, engine.dtype, "streaming_weights", self.tile, chain, skip, stages=self.stages, used=self.used
+            )
         owners = self.teams - self.alone
         assert owners <= s.LAYERS, "every block has a layer or the head"
         even = [block * s.LAYERS // owners for block in range(owners + 1)] + [s.LAYERS] * self.alone

@@ -31,11 +31,12 @@ MORE_IN_INT8 = {8: 24, 16: 24, 32: 16}
 """More of them in int8, whose products have whole numbers for sums besides."""
 MORE_IN_TEAMS = {8: 29, 16: 46, 32: 60}
 """More of them where a team's blocks exchange gates and x."""
-MORE_IN_FP32 = {1: -12, 2: -12, 4: 0, 8: 32, 16: -16, 32: -32}
-"""By the streams of a tile that may be taken: in fp32, where a lane has four parts of sums for each of them, of eight at
-a time, and reads only their operands."""
-STREAMING_IN_FP32 = {1: -12, 2: -12, 4: 0, 8: 28, 16: 60, 32: 70}
-"""The same of `streaming_weights`, where weights come by once, and there are parts of sums for all."""
+MORE_IN_FP32 = {1: -12, 2: 0, 4: 0, 8: 32, 16: 0, 32: -32}
+"""By the streams of a tile that may be taken: in fp32, where a lane has four parts of sums for each of them, eight at a
+time, and reads only their operands."""
+STREAMING_IN_FP32 = {1: -12, 2: -12, 4: 0, 8: 28, 16: 60, 32: 128}
+"""The same of `streaming_weights`, where weights come by once, and there are parts of sums for all: too many of 32.
+They would gain nothing, since 16 streams are multiplied for as long as weights take to arrive."""
 
 STAGES = (16, 8, 4, 2)
 """Fragments of a warp's ring, most first: powers of two, since slots are counted with a mask. 16 fragments, 8 KiB a

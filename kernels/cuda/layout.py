@@ -266,8 +266,12 @@ class Layout:
             "head_biases": (s.H + s.A) * 4, "hidden": self.rows(s.H),
             "logits": self._logits if self.logits_shared else 0, "head_numbers": self.numbers(s.S, s.H),
             "head_in": self.rows(s.S),
-            "head_weights": 0 if self.head_in_l2 else FRAGMENT_BYTES * sum(self.head_fragments[held:]) - self.head_from_l2,
+            "head_weights": self._head_shared(held),
         }  # fmt: skip
+
+    def _head_shared(self, held: int) -> int:
+        """Of the head's weights, where so many matrices are in registers."""
+        return 0 if self.head_in_l2 else FRAGMENT_BYTES * sum(self.head_fragments[held:]) - self.head_from_l2
 
     def block_parts(self, own: int, head: bool) -> dict[str, int]:
         """All shared memory of one block by name, each aligned."""
@@ -323,13 +327,14 @@ class Layout:
     def header(self, forced: bool = False, logits: bool = False, trace: bool = False) -> str:
         """The text of "shape.cuh"."""
         plan: dict[str, int | bool] = {
-            "FORMAT": FORMATS[self.dtype], "N": self.tile, "USED": self.taken, "CHAIN": self.chain, "RESIDUAL": self.residual,
-            "SKIP": self.skip,
+            "FORMAT": FORMATS[self.dtype], "N": self.tile, "USED": self.taken,
+            "CHAIN": self.chain, "RESIDUAL": self.residual, "SKIP": self.skip,
             "TILES": self.tiles, "PLACES": self.places, "BLOCKS": self.blocks, "TEAMS": self.teams, "TEAM": self.team,
             "OWN": max(self.own, default=0), "CLUSTER": self.cluster,
             "NEWEST_IN_REGISTERS": self.newest_in_registers, "RESIDUAL_IN_REGISTERS": self.residual_in_registers,
-            "AHEAD": self.pairs_ahead, "MOST_AHEAD": MOST_AHEAD, "HEAD_IN_L2": self.head_in_l2, "OUT_IN_L2": self.out_in_l2,
-            "HEAD_ALONE": self.head_alone, "HIDDEN_IN_REGISTERS": self.hidden_in_registers(self.head_alone),
+            "AHEAD": self.pairs_ahead, "MOST_AHEAD": MOST_AHEAD, "HEAD_IN_L2": self.head_in_l2,
+            "OUT_IN_L2": self.out_in_l2, "HEAD_ALONE": self.head_alone,
+            "HIDDEN_IN_REGISTERS": self.hidden_in_registers(self.head_alone),
             "STAGES": max(self.stages, 2),
             "LOGITS_SHARED": self.logits_shared, "X_IN_REGISTERS": self.x_in_registers,
             "SKIP_IN_REGISTERS": self.skip_in_registers, "FORCED": forced, "LOGITS": logits, "TRACE": trace,

@@ -567,7 +567,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       block_barrier();
     }
     hidden_layer<held(kHomeOfHidden)>(call, hidden_bias, streams, i, skips.rows, hidden, warp,
-                                            [&](int k, int m) { return hidden_weights.panel(0, k, m, hidden_of); });
+                                      [&](int k, int m) { return hidden_weights.panel(0, k, m, hidden_of); });
     if (kInt) {
       block_barrier();
       hidden.finish(warp, kWarps);
@@ -575,7 +575,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
     out_ahead.read_ahead(Share(kPanelsA), warp, out_of);
     block_barrier();
     output_layer<held(kHomeOfOut)>(call, out_bias, hidden.rows, logits, warp,
-                                         [&](int k, int m) { return out_ahead.panel(0, k, m, out_of); });
+                                   [&](int k, int m) { return out_ahead.panel(0, k, m, out_of); });
     block_barrier();
     const bool more = i + 1 < steps[tile];
     draw_and_embed(call, streams, i, dice, logits, memories(tile), to, more, warp);
