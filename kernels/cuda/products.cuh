@@ -174,7 +174,7 @@ struct FromBoth {
 // The first `left` of a panel nearby, the rest far away.
 struct FromTwo {
   static constexpr bool kHeld = false, kAgain = true;
-  static constexpr int kPairs = 4;
+  static constexpr int kPairs = plan::N > 8 ? 1 : 4;  // wide tiles need the registers for other things
   const uint4* next_fragment;
   int left;
   const uint4* rest;
