@@ -125,17 +125,19 @@ struct Target {
 // --- where weights come from --------------------------------------------------------------------------------------
 //
 // Each has next(), the next fragment, kHeld, whether they are in registers, and kAgain, whether a copy gives the same
-// ones once more. Of those that are not, kPairs pairs of steps are loaded ahead.
+// ones once more. Of those that are not, pairs(steps) pairs of steps of a product are loaded ahead.
 
 // A lane's share of a fragment is 16 bytes, which no other lane reads.
 using Fragment = uint4;
 constexpr int kFragmentWords = kFragmentBytes / sizeof(Fragment);
 DEVICE Fragment share_of(const uint4* fragment) { return fragment[lane_index()]; }
 
+DEVICE constexpr int pairs_ahead(int steps) { return plan::AHEAD > 1 && steps > 16 ? plan::AHEAD / 2 : plan::AHEAD; }
+
 // Fragments that lie one behind the other, in shared or global memory.
 struct FromMemory {
   static constexpr bool kHeld = false, kAgain = true;
-  static constexpr int kPairs = plan::AHEAD;
+  static DEVICE constexpr int pairs(int steps) { return pairs_ahead(steps); }
   const uint4* next_fragment;
 
   DEVICE Fragment next() {
@@ -174,7 +176,7 @@ struct FromBoth {
 // The first `left` of a panel nearby, the rest far away.
 struct FromTwo {
   static constexpr bool kHeld = false, kAgain = true;
-  static constexpr int kPairs = plan::N > 8 ? 1 : 4;  // wide tiles need the registers for other things
+  static DEVICE constexpr int pairs(int) { return plan::N > 8 ? 1 : 2; }  // wide tiles need registers for other things
   const uint4* next_fragment;
   int left;
   const uint4* rest;
@@ -192,7 +194,7 @@ struct FromTwo {
 template <int DEPTH>
 struct FromTape {
   static constexpr bool kHeld = false, kAgain = false;
-  static constexpr int kPairs = plan::AHEAD;
+  static DEVICE constexpr int pairs(int steps) { return pairs_ahead(steps); }
   static_assert((DEPTH & (DEPTH - 1)) == 0 && DEPTH >= 2, "slots are counted with a mask");
 
   const uint4* tape;
@@ -256,8 +258,7 @@ DEVICE constexpr int unrolled(int steps, int group) {
   if constexpr (Weights::kHeld) {
     return ceil_div(steps, group);
   } else {
-    const int pairs = Weights::kPairs > 1 && steps > 16 ? Weights::kPairs / 2 : Weights::kPairs;
-    return ceil_div(2 * pairs, group);
+    return ceil_div(2 * Weights::pairs(steps), group);
   }
 }
 
