@@ -33,6 +33,8 @@ from gpu_checks import (
 )
 from wavenet_fast.kernels.cuda.compile import SOURCES, why_not_kernels
 from wavenet_fast.kernels.cuda.emulated_device import EmulatedDevice
+from wavenet_fast.kernels.cuda.model import Model
+from wavenet_fast.kernels.cuda.packing import matrix_of, pack
 
 from wavenet_fast.backends.cuda import CudaEngine
 from wavenet_fast.config import (
@@ -258,6 +260,30 @@ def test_what_of_the_head_lies_in_l2_changes_no_bit(dtype: str, cut: Cut, capabi
 def test_no_cut_changes_a_bit_in_fp32(cut: Cut, capability: int) -> None:
     same_as(of_many("panels", "fp32"), "panels", "fp32", cut, capability)
     same_as(of_many("panels", "fp32"), "panels", "fp32", replace(cut, used=4), capability)
+
+
+def test_an_fp32_sum_is_added_up_as_products_cuh_says() -> None:
+    """Projected conditioning of 40 inputs, from numbers of 12 bits: float64 holds their products and, near enough, what
+    a product is added to, so that each fused step rounds once."""
+    config = small(dilations=(1, 2), n_mels=40)
+    rng = np.random.default_rng(3)
+
+    def few_bits(*shape: int) -> Any:
+        return (rng.integers(-2048, 2048, shape) / 512).astype(np.float32)
+
+    weights = {name: few_bits(*value.shape) for name, value in random_weights(config).items()}
+    model = Model(config, weights, "fp32", EmulatedDevice(90))
+    matrix = matrix_of(pack(config, weights, "fp32")["project"], "fp32")
+    features, starts = few_bits(2, 5, config.conditioning_channels), few_bits(2, len(matrix)) / np.float32(3)
+    sums = np.zeros((8, 2, 5, len(matrix)), np.float32)
+    for k in range(config.conditioning_channels):
+        step = features[..., k, None].astype(np.float64) * matrix[:, k]
+        sums[k % 8] = (step + sums[k % 8]).astype(np.float32)
+    while len(sums) > 1:
+        sums = sums[::2] + sums[1::2]
+    found = model.device.download(model.project(features, starts)).reshape(2, 5, -1)
+    np.testing.assert_array_equal(found, starts[:, None] + sums[0])
+    assert (found != starts[:, None] + (features.astype(np.float64) @ matrix.T[:40]).astype(np.float32)).any()
 
 
 @pytest.mark.parametrize("streams", [1, 2, 3])
