@@ -76,7 +76,7 @@ class Counted(Model):
     def lines(self, layout: Layout, steps: int, seed: int) -> dict[str, NDArray[np.int64]]:
         """Line of the PTX → executions by each thread of one pipeline whose places are all taken."""
         config, s, device = self.config, self.shape, self.counting
-        batch = layout.tiles * layout.tile
+        batch = layout.tiles * layout.taken
         device.seed = seed
         projected = np.random.default_rng(0).standard_normal((batch, steps, s.LAYERS, s.HALF, 2)).astype(np.float32)
         inputs = np.full((batch, s.IN_DEPTH), -1 if s.ONE_HOT else 0, np.float32)

@@ -34,7 +34,7 @@ _NONSENSE = 1 << 29
 class Cut:
     """How a model is laid over an emulated GPU, whatever the batch. `teams` of a pipeline, 0 for `streaming_weights`,
     of `team` blocks each; `alone`: the last one owns the head and no layer. `first`: the teams' first layers, where
-    these are not to be dealt out evenly. `hop`: "cluster" or "grid"."""
+    these are not to be dealt out evenly. `hop`: "cluster" or "grid". `used`, `out_in_l2`: see `Layout`."""
 
     teams: int = 0
     hop: str = "cluster"
@@ -51,6 +51,8 @@ class Cut:
     residual: int = 4
     skip: int = 4
     stages: int = 8
+    used: int = 0
+    out_in_l2: int = 0
 
     def __str__(self) -> str:
         kind = f"{self.teams}x{self.team}-{self.hop}" if self.teams else "streaming"
@@ -65,14 +67,16 @@ class Cut:
         s = engine.model.shape
         chain, skip = min(self.chain, s.HALF // 8), min(self.skip, s.S // 16)
         if not self.teams:
-            return Layout(s, engine.dtype, "streaming_weights", self.tile, chain, skip, stages=self.stages)
+            return Layout(
+                s, engine.dtype, "streaming_weights", self.tile, chain, skip, stages=self.stages, used=self.used
+            )
         owners = self.teams - self.alone
         assert owners <= s.LAYERS, "every block has a layer or the head"
         even = [block * s.LAYERS // owners for block in range(owners + 1)] + [s.LAYERS] * self.alone
         return Layout(
             s, engine.dtype, "resident", self.tile, chain, skip, self.tiles, self.first or tuple(even), self.team,
             self.hop == "cluster", self.in_registers, self.in_registers, self.head_in_l2,
-            self.input_shared, residual=min(self.residual, s.R // 16),
+            self.input_shared, residual=min(self.residual, s.R // 16), used=self.used, out_in_l2=self.out_in_l2,
         )  # fmt: skip
 
 

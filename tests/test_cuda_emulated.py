@@ -3,7 +3,10 @@ for bit, and the same bits from every cut of a model, in memory that is hostile 
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +31,10 @@ from gpu_checks import (
     speak,
     start,
 )
-from wavenet_fast.kernels.cuda.compile import why_not_kernels
+from wavenet_fast.kernels.cuda.compile import SOURCES, why_not_kernels
+from wavenet_fast.kernels.cuda.emulated_device import EmulatedDevice
+from wavenet_fast.kernels.cuda.model import Model
+from wavenet_fast.kernels.cuda.packing import matrix_of, pack
 
 from wavenet_fast.backends.cuda import CudaEngine
 from wavenet_fast.config import (
@@ -235,6 +241,83 @@ def of_many(name: str, dtype: str) -> Any:
 @pytest.mark.parametrize("cut, capability", CUTS, ids=str)
 def test_no_cut_of_a_model_changes_a_bit(cut: Cut, capability: int) -> None:
     same_as(of_many("panels", "bf16"), "panels", "bf16", cut, capability, seed=cut.tile + cut.teams)
+
+
+# The second matrix of the head: five panels of ten steps in fp32, five in bf16.
+PARTS = [
+    (Cut(2, alone=True, out_in_l2=3), 90), (Cut(3, "grid", tile=16, out_in_l2=5, in_registers=True), 80),
+    (Cut(4, "grid", alone=True, out_in_l2=1, chain=1, residual=1, skip=1), 80),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("cut, capability", PARTS, ids=str)
+def test_what_of_the_head_lies_in_l2_changes_no_bit(dtype: str, cut: Cut, capability: int) -> None:
+    same_as(of_many("panels", dtype), "panels", dtype, cut, capability, seed=1)
+
+
+# In fp32 products are made for places that are taken alone.
+@pytest.mark.parametrize("cut, capability", [CUTS[0], CUTS[5], CUTS[6], CUTS[9], CUTS[10]], ids=str)
+def test_no_cut_changes_a_bit_in_fp32(cut: Cut, capability: int) -> None:
+    same_as(of_many("panels", "fp32"), "panels", "fp32", cut, capability)
+    same_as(of_many("panels", "fp32"), "panels", "fp32", replace(cut, used=4), capability)
+
+
+def test_an_fp32_sum_is_added_up_as_products_cuh_says() -> None:
+    """Projected conditioning of 40 inputs, from numbers of 12 bits: float64 holds their products and, near enough, what
+    a product is added to, so that each fused step rounds once."""
+    config = small(dilations=(1, 2), n_mels=40)
+    rng = np.random.default_rng(3)
+
+    def few_bits(*shape: int) -> Any:
+        return (rng.integers(-2048, 2048, shape) / 512).astype(np.float32)
+
+    weights = {name: few_bits(*value.shape) for name, value in random_weights(config).items()}
+    model = Model(config, weights, "fp32", EmulatedDevice(90))
+    matrix = matrix_of(pack(config, weights, "fp32")["project"], "fp32")
+    features, starts = few_bits(2, 5, config.conditioning_channels), few_bits(2, len(matrix)) / np.float32(3)
+    sums = np.zeros((8, 2, 5, len(matrix)), np.float32)
+    for k in range(config.conditioning_channels):
+        step = features[..., k, None].astype(np.float64) * matrix[:, k]
+        sums[k % 8] = (step + sums[k % 8]).astype(np.float32)
+    while len(sums) > 1:
+        sums = sums[::2] + sums[1::2]
+    found = model.device.download(model.project(features, starts)).reshape(2, 5, -1)
+    np.testing.assert_array_equal(found, starts[:, None] + sums[0])
+    assert (found != starts[:, None] + (features.astype(np.float64) @ matrix.T[:40]).astype(np.float32)).any()
+
+
+@pytest.mark.parametrize("streams", [1, 2, 3])
+@pytest.mark.parametrize(
+    "cut, capability",
+    [(Cut(), 80), (Cut(3, alone=True, in_registers=True), 90), (Cut(2, "grid", alone=True, team=2, tile=16), 80)],
+    ids=str,
+)
+def test_how_many_places_are_taken_changes_no_bit(cut: Cut, capability: int, streams: int) -> None:
+    """Where more streams speak than are taken, some follow after others."""
+    expected = speak(engine_of("two-classes", "fp32", cut, capability), 3, streams)
+    for used in (1, 2, 4, 8):
+        same_as(expected, "two-classes", "fp32", replace(cut, used=used), capability, seed=used)
+
+
+@pytest.mark.parametrize("variant", ["streaming_weights", "resident"])
+def test_nothing_of_a_place_without_a_stream_reaches_one(variant: str, tmp_path: Path) -> None:
+    """The places that fp32 products leave out hold NaN from the first input on."""
+    for path in SOURCES.glob("*.cuh"):
+        shutil.copy(path, tmp_path)
+    head, right = tmp_path / "head.cuh", "    to.put(n, r, value, quantiser);"
+    text = head.read_text(encoding="utf-8")
+    assert text.count(right) == 1
+    spoilt = right.replace("value", "n < plan::USED ? value : float_of(0x7fffffff)")
+    head.write_text(text.replace(right, spoilt), encoding="utf-8")
+    cut = {"streaming_weights": Cut(used=2), "resident": Cut(3, alone=True, in_registers=True, used=2)}[variant]
+    config = config_of("two-classes")
+    device = EmulatedDevice(90, sources=tmp_path)
+    engine = laid(CudaEngine(config, random_weights(config), "fp32", device), cut)
+    found = speak(engine, 3, 2)
+    expected = speak(engine_of("two-classes", "fp32", replace(cut, used=8), 90), 3, 2)
+    np.testing.assert_array_equal(found[1], expected[1])
+    same_states(found[2], expected[2])
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])

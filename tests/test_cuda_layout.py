@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wavenet_fast.kernels.cuda.layout import Layout
-from wavenet_fast.kernels.cuda.shapes import Shape
+from wavenet_fast.kernels.cuda.shapes import Shape, steps
 
 from wavenet_fast.cases import case
 
@@ -58,7 +58,9 @@ def test_parts_of_a_block_lie_apart(
     first = tuple(dict.fromkeys((0, *cuts)))
     layout = Layout(
         s, dtype, "resident", tile, 4, 2, tiles, (*first, s.LAYERS), cluster=cluster,
-        newest_in_registers=registers and dtype != "fp32", head_in_l2=l2, input_shared=table, residual=2,
+        newest_in_registers=registers, residual_in_registers=registers, head_in_l2=l2, input_shared=table,
+        residual=2,
+        out_in_l2=0 if l2 else data.draw(st.integers(0, steps(s.H, dtype))),
     )  # fmt: skip
     at = offsets(layout)
     assert at["total"] == layout.shared

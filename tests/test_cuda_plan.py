@@ -82,10 +82,13 @@ def check(p: Plan, s: Shape, device: DeviceProperties, clusters: dict[int, int] 
             assert p.shared[team].get("weights", 0) == -(-owned // 128) * 128
         # The head alone in its block may hold its first matrix in registers.
         head -= tape(s.H, s.S, p.dtype) * layout.hidden_in_registers(not p.layers_of(p.teams - 1))
-        assert sum(block.get("head_weights", 0) for block in p.shared) == head * (p.homes["head"] == "shared")
+        head -= 32 * s.A * p.out_in_l2  # bytes of a step
+        assert sum(block.get("head_weights", 0) for block in p.shared) == head * (p.homes["head"] != "l2")
+        assert (p.out_in_l2 > 0) == (p.homes["head"] == "shared and l2") and layout.out_in_l2 == p.out_in_l2
+    # In fp32 products are made for places in which streams may be.
+    assert layout.taken == (p.tile if p.dtype != "fp32" else min(p.tile, 1 << (p.batch - 1).bit_length()))
     in_registers = [name for name, home in p.homes.items() if home == "registers"]
     assert set(in_registers) <= {"newest", "residual"} and bool(in_registers) == (p.weight_registers > 0)
-    assert p.dtype != "fp32" or not in_registers
     assert p.stages in ((2, 4, 8, 16) if p.variant == "streaming_weights" else (0,))
 
     # The batch goes through in as many rounds as it takes, all blocks of a launch at once.
@@ -161,9 +164,10 @@ def up(size: int) -> int:
     return -(-size // 128) * 128
 
 
-def aside(tile: int, dtype: str, team: int = 1, *, streaming: bool = False) -> int:
+def aside(tile: int, dtype: str, team: int = 1, *, streaming: bool = False, taken: int = 8) -> int:
     """Registers that are set aside before weights and sums are counted: what was found by compiling."""
-    more = budget.MORE_IN_INT8[tile] * (dtype == "int8") + budget.MORE_IN_FP32[tile] * (dtype == "fp32")
+    in_fp32 = budget.STREAMING_IN_FP32 if streaming else budget.MORE_IN_FP32
+    more = budget.MORE_IN_INT8[tile] * (dtype == "int8") + in_fp32[taken] * (dtype == "fp32")
     base = (budget.STREAMING_REGISTERS if streaming else budget.BASE_REGISTERS)[tile]
     return base + more + budget.MORE_IN_TEAMS[tile] * (team > 1)
 
@@ -219,11 +223,18 @@ HAND = [
     # more than the hop of 1,600 that is saved where it lies beside four layers. Its 163 KiB have no room for the table.
     (("nv-medium", "A100", "bf16", 1), ("resident", "grid", 8, 1, 1, 1, 1, (0, 4, 8, 12, 16, 20)), "rrs",
      STARTS_8 + HEAD_8 + 8 * (256 + 16) + 131_072, aside(8, "bf16") - 8 + 4 * 16 + 4 + 2),
-    # 99 KiB a block = 101,376: 3 layers of 32,768 would leave 3,072. The head's second matrix alone is more than that,
-    # so it comes from L2, and its buffers have room beside the last two layers.
-    (("nv-medium", "RTX 5090", "bf16", 8), ("resident", "grid", 8, 1, 1, 1, 1, tuple(range(0, 20, 2))), "rrl",
-     STARTS_8 + HEARING_8 + up(20 * 12) + 2 * 1_152 + 2 * 1_152 + 2 * 64 * 4 + 2 * 32_768 + 2 * 1_152
-     + HEAD_8 + 8 * (256 + 16), aside(8, "bf16") + 2 * (16 + 4)),
+    # 99 KiB a block = 101,376: 3 layers of 32,768 would leave 3,072. The head's second matrix alone is more than that.
+    # With the first in registers and half of the second in a block of its own, 65,536 / 32 + 700 cycles are for L2 and
+    # 131,072 / 128 for shared memory; beside the last two layers it would be a hop less, 1,600, and 6,144 + 1,400. Of the
+    # first a thread has 8 fragments, more than of two layers.
+    (("nv-medium", "RTX 5090", "bf16", 8), ("resident", "grid", 8, 1, 1, 1, 1, tuple(range(0, 21, 2))), "rrs",
+     STARTS_8 + HEAD_8 + 8 * (256 + 16) + 65_536, aside(8, "bf16") + 8 * 4),
+    # In fp32 a layer is 112 KiB: taps 32,768 each, residual 16,384, skip 32,768. Without the newest tap and residual,
+    # 8 steps × 4 of a panel each, 2 fit a block. The head is 131,072 and 262,144: 16 steps × 4 of the first in
+    # registers, 24 of the 32 steps of the second in shared memory.
+    (("nv-medium", "H100", "fp32", 1), ("resident", "cluster", 8, 1, 1, 1, 1, tuple(range(0, 21, 2))), "rrs",
+     STARTS_8 + 128 * 8 * 8 + up(8 * 2 * 4) + up(8 * 4) + 512 * 4 + 8 * (1_024 + 16) + 8 * (256 + 4) * 4
+     + 8 * (512 + 16) + 196_608, aside(8, "fp32", taken=1) + 2 * (32 + 4)),
     # int8: steps of 32 inputs, so half the bytes, 28,672 a layer. Operands 8·(64 + 16) = 640, of 128 channels 1,152, of
     # 256 2,176; numbers that wait for their largest 8·(64 + 4)·4 = 2,176, 8,320 in the head. 5 layers fit a block, 1
     # beside the head: 5 hops and 20·12,288 / 128 cycles are 9,920. With both in registers 3 fit, 7 hops, 11,200; with
@@ -233,10 +244,11 @@ HAND = [
      + HEAD_8_INT8 + 1_152 + 98_304, aside(8, "int8") + 5 * 4),
     # A layer is 224 KiB: taps 65,536 each, residual 32,768, skip 65,536; no room for its buffers beside. 8 chain warps
     # have 2 panels × 8 steps of the newest tap, 64 registers: too many beside 2·4 sums for 16 warps, not for 12. Then 2
-    # warps would have 4 panels of residual, 128. The head is 256 KiB, so from L2, and without a hop beside the last.
-    (("nv-large", "H100", "bf16", 1), ("resident", "grid", 8, 1, 1, 1, 1, tuple(range(30))), "rsl",
-     STARTS_8 + HEARING_8 + up(30 * 12) + 2 * 8 * (256 + 16) + 2 * 8 * (256 + 16) + 128 * 4 + 163_840 + 8 * (256 + 16)
-     + HEAD_8 + 8 * (512 + 16), aside(8, "bf16") + 64 + 2 * 4),
+    # warps would have 4 panels of residual, 128. The head is 256 KiB, and a block of its own
+    # holds the first matrix and half of the second: 65,536 / 32 + 700 + 196,608 / 128 + 1,600 cycles; beside the last
+    # layer it would take 262,144 / 32 + 1,400.
+    (("nv-large", "H100", "bf16", 1), ("resident", "grid", 8, 1, 1, 1, 1, tuple(range(31))), "rss",
+     STARTS_8 + HEAD_8 + 8 * (512 + 16) + 196_608, aside(8, "bf16") + 64 + 2 * 4),
     # 99 KiB hold no layer, so two blocks share one: 8 of 16 panels of dilated, 4 of 8 of residual, 8 of 16 of skip. In
     # shared memory lie the older tap, 8·8·512 = 32,768, residual, 4·8·512 = 16,384, and skip, 32,768; in registers 8
     # steps × 4 of a panel of the newest tap and 4 sums, one more than 16 warps have. Of 12 warps, 2 for x have 2 panels
@@ -269,13 +281,12 @@ HAND = [
      STARTS_8 + HEARING_8 + up(24 * 12) + 2 * 8 * 528 + 2 * 8 * 272 + 8 * 516 * 4 + 512 * 4 + 180_224 + 2 * 8 * 528,
      aside(8, "int8", 4) + 2 * 64 + 2 * 4),
     # Streaming: streams, the table of all rings, hearing, memories, two x, two gates, twice two pasts, skips, hidden,
-    # logits, x as sums, and rings of 16 fragments. In fp32 12 warps have too few registers for a panel's 4 sums and x's
-    # 4 panels; 8 have 255. Each of 4 chain warps has 8 panels of x, 32 sums, too many to be carried in registers; each
-    # skip warp 4 panels, 16 sums.
+    # logits, x as sums, and rings of 8 fragments; 16 would be 12·8·512 bytes more than there is room. Each of 8 chain
+    # warps has 4 panels of x, 16 sums, and those of a panel that it multiplies.
     (("r9y9-512", "B200", "fp32", 1), ("streaming_weights", "none", 8, 1, 1, 1, 1, (0,)), "lll",
      256 + up(24 * 12) + HEARING_8 + 128 + 128 + 2 * 8 * (2_048 + 16) + 2 * 8 * (1_024 + 16) + 4 * 8 * (2_048 + 16)
      + 2 * 8 * (1_024 + 16)
-     + 8 * (32 + 4) * 4 + 8 * 512 * 4 + 8 * 16 * 512, aside(8, "fp32", streaming=True) + 16),
+     + 8 * (32 + 4) * 4 + 8 * 512 * 4 + 12 * 8 * 512, aside(8, "fp32", streaming=True, taken=1) + 16 + 4),
     # 125 tiles of 8, in 16 pipelines of 8 blocks 8 each, would be 8·3·(1,450 + 448) = 45,552 cycles. 63 tiles of 16: 16
     # warps have no registers for the sums of 2 layers, 12 have for 3: a skip warp's 4 panels, 4·8, are most. 16
     # pipelines of 8 blocks with 4 tiles each take 8·1,600 + 20·(580 + 192) + 3,700 + 1,536 = 33,476, more than
@@ -324,6 +335,8 @@ COMPILED = [
     ("r9y9-mol", "B200", "int8", 1000), ("odd", "H100", "bf16", 5000), ("voice", "H100", "int8", 1000),
     ("nv-medium", "RTX 5090", "fp32", 1000), ("nv-large", "B200", "fp32", 5000),
     ("nv-large", "A100", "int8", 1000, "streaming_weights"), ("nv-small", "A100", "bf16", 1000),
+    ("nv-medium", "H100", "fp32", 1), ("nv-medium", "H100", "fp32", 8), ("voice", "H100", "fp32", 300),
+    ("voice", "A100", "fp32", 1000, "streaming_weights"), ("nv-large", "H100", "bf16", 1),
     ("nv-medium", "A100", "int8", 1000), ("nv-large", "RTX 4090", "bf16", 100), ("r9y9-512", "B200", "int8", 100),
 ]  # fmt: skip
 
@@ -358,15 +371,24 @@ def test_no_planned_kernel_spills(asked: tuple[object, ...]) -> None:
         ("nv-medium", "A100", "int8", 1, "in shared memory; the chain waits about 10,688 clock cycles a sample"),
         # 4 hops, 12 × 8,192 / 128, and the head's 98,304 / 128.
         ("voice", "A100", "int8", 1, "residual's in registers, 32 a thread; the chain waits about 7,936 clock"),
-        ("nv-medium", "H100", "fp32", 1, "in shared memory, fp32 is multiplied without tensor cores"),
-        # 20 layers × ((32,768 + 16,384) / 128 + 580), 3,700, the head's 393,216 from L2 / 32 + 1,400, and 20 hops.
-        ("nv-medium", "H100", "fp32", 1, "on a co-resident grid: taken, 20 blocks a pipeline hold the weights"),
-        ("nv-medium", "H100", "fp32", 1, "20 hops a sample; about 68,668 clock cycles a sample by count."),
-        # 32 tiles in 3 pipelines, and the head's block the busiest: 262,144 / 32, as much / 128, and 2,500, 11 times.
-        ("nv-large", "A100", "bf16", 256, "11 tiles in flight and 31 hops a sample; about 140,140 clock cycles"),
+        # 2 layers a block × 8 fragments × 4.
+        ("nv-medium", "H100", "fp32", 1, "of residual: in registers, 64 a thread, so that the chain reads none from"),
+        # 20 × 580, 3,700, the head's 65,536 from L2 / 32 + 700, the other 327,680 / 128, and 11 hops.
+        ("nv-medium", "H100", "fp32", 1, "on a cluster: taken, 11 blocks a pipeline hold the weights"),
+        ("nv-medium", "H100", "fp32", 1, "11 hops a sample; about 25,888 clock cycles a sample by count."),
+        (
+            "nv-medium",
+            "H100",
+            "fp32",
+            1,
+            "in registers, since no layer needs them there; of the second 64 KiB are read",
+        ),
+        # 32 tiles in 3 pipelines, and the head's block the busiest: 131,072 / 32, 262,144 / 128, and 2,500, 11 times.
+        ("nv-large", "A100", "bf16", 256, "11 tiles in flight and 31 hops a sample; about 95,084 clock cycles"),
         ("nv-medium", "RTX 5090", "int8", 1, "how many clusters fit sm_120 only the driver knows"),
         ("nv-large", "H100", "bf16", 1, "need 30 blocks and a cluster has at most 16"),
-        ("nv-large", "H100", "bf16", 1, "weights of the head: 256 KiB, read from L2"),
+        ("nv-large", "H100", "bf16", 1, "the first matrix in shared memory; of the second 64 KiB are read from L2"),
+        ("nv-large", "RTX 4090", "bf16", 1, "weights of the head: 256 KiB, read from L2"),
         ("nv-large", "RTX 4090", "bf16", 1, "resident on one block: passed over, a single layer needs"),
         ("nv-large", "RTX 4090", "bf16", 1, "teams of 2: a layer has 224 KiB of weights, more than a block holds"),
         ("r9y9-512", "H100", "int8", 1, "24 teams of 4 blocks and one block with the head, 1 tile in flight and 49"),
@@ -493,9 +515,11 @@ def test_a_forced_choice_is_kept() -> None:
             check(p, s, h100)
             assert (p.tile, p.variant) == (tile, variant)
             assert f"tile of {tile}: asked for" in explain(p)
-    # Of 255 registers of 8 warps 230 are set aside, and 2 panels of a layer's gates take 2·4·4.
+    # Of 255 registers of 8 warps 192 are set aside, and 4 panels of a layer's skip sums take 4·4·4.
     with pytest.raises(BackendError, match="a thread has too few registers for its sums and weights"):
-        plan(SHAPES["nv-medium", "fp32"], 1000, "fp32", h100, tile=32, variant="resident")
+        plan(SHAPES["nv-medium", "int8"], 1000, "int8", h100, tile=32, variant="resident")
+    with pytest.raises(BackendError, match=r"tile of 32 streams .* has too few registers; possible are a smaller tile"):
+        plan(SHAPES["nv-medium", "fp32"], 1000, "fp32", h100, tile=32, variant="streaming_weights")
     for blocks in (8, 9, 12, 16, 17, 20, 21):
         p = plan(s, 9, "bf16", h100, blocks=blocks)
         check(p, s, h100)

@@ -47,7 +47,7 @@ def test_sanitizers_find_nothing(name: str, mode: Any) -> None:
 
 
 def test_no_race_in_fp32() -> None:
-    """Lanes read each other's weights there."""
+    """Lanes copy the weights that they multiply themselves, and exchange sums."""
     cut, capability = FEW_CUTS["streaming_weights"]
     found = say_few(EmulatedDevice(capability, "thread"), cut, "fp32", 1)
     np.testing.assert_array_equal(found[1], say_few(EmulatedDevice(capability), cut, "fp32", 1)[1])

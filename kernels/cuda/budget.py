@@ -34,8 +34,12 @@ MORE_IN_INT8 = {8: 24, 16: 24, 32: 16}
 """More of them in int8, whose products have whole numbers for sums besides."""
 MORE_IN_TEAMS = {8: 29, 16: 46, 32: 60}
 """More of them where a team's blocks exchange gates and x."""
-MORE_IN_FP32 = {8: 60, 16: 60, 32: 60}
-"""More of them in fp32, where each lane reads rows and columns of its own."""
+MORE_IN_FP32 = {1: -12, 2: 0, 4: 0, 8: 32, 16: 0, 32: -32}
+"""By the streams of a tile that may be taken: in fp32, where a lane has four parts of sums for each of them, eight at a
+time, and reads only their operands."""
+STREAMING_IN_FP32 = {1: -12, 2: -12, 4: 0, 8: 28, 16: 60, 32: 128}
+"""The same of `streaming_weights`, where weights come by once, and there are parts of sums for all: too many of 32.
+They would gain nothing, since 16 streams are multiplied for as long as weights take to arrive."""
 
 STAGES = (16, 8, 4, 2)
 """Fragments of a warp's ring, most first: powers of two, since slots are counted with a mask. 16 fragments, 8 KiB a
@@ -92,7 +96,7 @@ def registers(layout: Layout, own: int, alone: bool = False) -> int:
     base = (BASE_REGISTERS if layout.resident else STREAMING_REGISTERS)[layout.tile]
     base += MORE_IN_INT8[layout.tile] if layout.dtype == "int8" else 0
     base += MORE_IN_TEAMS[layout.tile] if layout.team > 1 else 0
-    base += MORE_IN_FP32[layout.tile] if layout.dtype == "fp32" else 0
+    base += (MORE_IN_FP32 if layout.resident else STREAMING_IN_FP32)[layout.taken] if layout.dtype == "fp32" else 0
     if not layout.resident:
         skips = of_panel * (_share(skip, layout.skip) if layout.skip_in_registers else 1)
         x = of_panel * (_share(residual, layout.chain) if layout.x_in_registers else 1)
@@ -103,7 +107,8 @@ def registers(layout: Layout, own: int, alone: bool = False) -> int:
     if alone and may_take_fewer(layout):
         gates -= FEWER_FOR_ONE_PANEL[0] * (_share(dilated, layout.chain) == 1)
         x -= FEWER_FOR_ONE_PANEL[1] * (_share(residual, layout.residual) == 1)
-    return base + max(gates, x, of_panel * _share(skip, layout.skip))
+    head = 4 * layout.hidden_fragments if layout.hidden_in_registers(True) else 0
+    return base + max(gates, x, of_panel * _share(skip, layout.skip), head)
 
 
 def may_take_fewer(layout: Layout) -> bool:

@@ -161,16 +161,18 @@ def places(layout: Layout, pipelines: int, counts: NDArray[Any]) -> list[NDArray
     """Which stream is where, for one launch after the other: (pipelines or fewer, tiles, N), −1 for none.
 
     Streams that end together share a tile, so that one that ends early soon costs nothing; tiles go round the
-    pipelines; streams that make nothing have no place."""
+    pipelines; streams that make nothing have no place. Of a tile only the first `Layout.taken` places are filled."""
     order = np.argsort(-np.asarray(counts), kind="stable")
     order = order[np.asarray(counts)[order] > 0].astype(np.int32)
-    capacity, rounds = pipelines * layout.tiles * layout.tile, []
+    capacity, rounds = pipelines * layout.tiles * layout.taken, []
     for first in range(0, len(order), capacity):
         some = order[first : first + capacity]
-        used = min(pipelines, -(-len(some) // layout.tile))
-        room = np.full(used * layout.tiles * layout.tile, -1, np.int32)
-        room[: len(some)] = some
-        rounds.append(np.ascontiguousarray(room.reshape(layout.tiles, used, layout.tile).swapaxes(0, 1)))
+        used = min(pipelines, -(-len(some) // layout.taken))
+        room = np.full((layout.tiles, used, layout.tile), -1, np.int32)
+        filled = np.full(layout.tiles * used * layout.taken, -1, np.int32)
+        filled[: len(some)] = some
+        room[..., : layout.taken] = filled.reshape(layout.tiles, used, layout.taken)
+        rounds.append(np.ascontiguousarray(room.swapaxes(0, 1)))
     return rounds
 
 

@@ -27,6 +27,13 @@ MOST_CARRIED = 16
 global memory, where only the warp that needs them reads and writes. With more in registers wide tiles spill."""
 
 
+def used_of(dtype: str, tile: int, batch: int) -> int:
+    """`Layout.used` for so many streams. Tensor cores multiply all streams of an eight at once, so that other formats
+    have one kernel for every batch; in fp32 each stream's products take their own time. A power of two, so that few
+    kernels are compiled."""
+    return min(tile, 1 << (batch - 1).bit_length()) % tile if dtype == "fp32" else 0
+
+
 @dataclass(frozen=True)
 class Layout:
     """A kernel's cut of a model.
@@ -41,8 +48,10 @@ class Layout:
     cluster       whether blocks reach into each other's shared memory
     newest_in_registers, residual_in_registers  whether these weights lie in registers
     head_in_l2    whether the head's weights are read from the second-level cache
+    out_in_l2     where not, how many steps of its second matrix are, the last ones
     input_shared  whether the newest input's table lies in shared memory, beside the head
     stages        fragments of a warp's ring, a power of two; `streaming_weights` only
+    used          streams of a tile for which products are made, the first ones; 0 for all. See `used_of`
     """
 
     shape: Shape
@@ -61,6 +70,8 @@ class Layout:
     input_shared: bool = False
     stages: int = 0
     residual: int = 0
+    used: int = 0
+    out_in_l2: int = 0
 
     @property
     def resident(self) -> bool:
@@ -75,6 +86,11 @@ class Layout:
     def blocks(self) -> int:
         """Of a pipeline."""
         return self.teams if self.team == 1 else (self.teams - 1) * self.team + 1
+
+    @property
+    def taken(self) -> int:
+        """Places of a tile in which streams may be: the first ones."""
+        return self.used or self.tile
 
     @property
     def places(self) -> int:
@@ -158,12 +174,16 @@ class Layout:
         """Whether the block with the head has no layer."""
         return self.resident and self.own[-1:] == (0,)
 
+    @property
+    def hidden_fragments(self) -> int:
+        """Of the head's first matrix, those that one thread multiplies."""
+        return -(-(self.shape.H // PANEL) // (self.threads // 32)) * steps(self.shape.S, self.dtype)
+
     def hidden_in_registers(self, alone: bool) -> bool:
         """Whether the head's first matrix lies in registers: in a block of its own, where no layer needs them, if it is
-        small enough."""
-        s = self.shape
-        fragments = -(-(s.H // PANEL) // (self.threads // 32)) * steps(s.S, self.dtype)
-        return alone and self.dtype != "fp32" and not self.head_in_l2 and fragments <= MOST_AHEAD
+        small enough. In fp32, whose heads are twice as large, more of it does while few streams need registers."""
+        most = 2 * MOST_AHEAD if self.dtype == "fp32" and self.taken <= 2 else MOST_AHEAD
+        return alone and not self.head_in_l2 and self.hidden_fragments <= most
 
     @property
     def head_fragments(self) -> tuple[int, int]:
@@ -174,6 +194,12 @@ class Layout:
     @property
     def head_weights(self) -> int:
         return FRAGMENT_BYTES * sum(self.head_fragments)
+
+    @property
+    def head_from_l2(self) -> int:
+        """Of these, what is read from there for every sample."""
+        of_out = FRAGMENT_BYTES * self.shape.A // PANEL * self.out_in_l2
+        return self.head_weights if self.head_in_l2 else of_out
 
     @property
     def model_weights(self) -> int:
@@ -242,9 +268,13 @@ class Layout:
             "head_biases": (s.H + s.A) * 4, "hidden": self.rows(s.H),
             "logits": self._logits if self.logits_shared else 0, "head_numbers": self.numbers(s.S, s.H),
             "head_in": self.rows(s.S),
-            "head_weights": 0 if self.head_in_l2 else FRAGMENT_BYTES * sum(self.head_fragments[held:]),
+            "head_weights": self._head_shared(held),
             "input_table": s.INPUT_ROWS * s.R * 4 if self.input_shared else 0,
         }  # fmt: skip
+
+    def _head_shared(self, held: int) -> int:
+        """Of the head's weights, where so many matrices are in registers."""
+        return 0 if self.head_in_l2 else FRAGMENT_BYTES * sum(self.head_fragments[held:]) - self.head_from_l2
 
     def block_parts(self, own: int, head: bool) -> dict[str, int]:
         """All shared memory of one block by name, each aligned."""
@@ -300,14 +330,14 @@ class Layout:
     def header(self, forced: bool = False, logits: bool = False, trace: bool = False) -> str:
         """The text of "shape.cuh"."""
         plan: dict[str, int | bool] = {
-            "FORMAT": FORMATS[self.dtype], "N": self.tile, "CHAIN": self.chain, "RESIDUAL": self.residual,
-            "SKIP": self.skip,
+            "FORMAT": FORMATS[self.dtype], "N": self.tile, "USED": self.taken,
+            "CHAIN": self.chain, "RESIDUAL": self.residual, "SKIP": self.skip,
             "TILES": self.tiles, "PLACES": self.places, "BLOCKS": self.blocks, "TEAMS": self.teams, "TEAM": self.team,
             "OWN": max(self.own, default=0), "CLUSTER": self.cluster,
             "NEWEST_IN_REGISTERS": self.newest_in_registers, "RESIDUAL_IN_REGISTERS": self.residual_in_registers,
             "AHEAD": self.pairs_ahead, "MOST_AHEAD": MOST_AHEAD, "HEAD_IN_L2": self.head_in_l2,
-            "INPUT_SHARED": self.input_shared,
-            "HEAD_ALONE": self.head_alone, "HIDDEN_IN_REGISTERS": self.hidden_in_registers(self.head_alone),
+            "OUT_IN_L2": self.out_in_l2, "INPUT_SHARED": self.input_shared, "HEAD_ALONE": self.head_alone,
+            "HIDDEN_IN_REGISTERS": self.hidden_in_registers(self.head_alone),
             "STAGES": max(self.stages, 2),
             "LOGITS_SHARED": self.logits_shared, "X_IN_REGISTERS": self.x_in_registers,
             "SKIP_IN_REGISTERS": self.skip_in_registers, "FORCED": forced, "LOGITS": logits, "TRACE": trace,

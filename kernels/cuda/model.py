@@ -256,7 +256,7 @@ def project_header(config: WaveNetConfig, dtype: str, channels: int) -> str:
     s, hearing = Shape.of(config, dtype), hearing_format(dtype)
     inputs = padded(channels)
     return header_text({
-        "plan": {"FORMAT": FORMATS[hearing], "N": _PROJECT_ROWS, "AHEAD": 1},
+        "plan": {"FORMAT": FORMATS[hearing], "N": _PROJECT_ROWS, "USED": _PROJECT_ROWS, "AHEAD": 1},
         "project_plan": {
             "WARPS": _PROJECT_WARPS, "INPUTS": inputs, "CHUNK": inputs if inputs <= _PROJECT_CHUNK else PANEL,
             "ROUND": s.UPSAMPLING == 1 and hearing == "bf16",

@@ -2,8 +2,9 @@
 //
 // A *step* of a product is 32 bytes of inputs in every format: 8 inputs in fp32, 16 in bf16 and fp16, 32 in int8. A
 // *fragment* is the weights of 16 rows for one step, 512 bytes, laid out as `packing.py` says:
-//   16 bit, int8  lane l's 16 bytes lie at 16·l, as `multiply_bf16` wants them
-//   fp32          four inputs of a row are 16 bytes: (inputs 0 … 3 of rows 0 … 15), (inputs 4 … 7 of rows 0 … 15)
+// lane 4g + t's 16 bytes lie at 16·(4g + t):
+//   16 bit, int8  as `multiply_bf16` wants them
+//   fp32          inputs 2t and 2t + 1 of row g, and the same of row g + 8
 // A step's inputs of one stream are 32 bytes in a row; see `Rows`.
 #pragma once
 

@@ -102,8 +102,8 @@ def fragments(name: str, matrix: Array, dtype: str) -> Array:
     already."""
     rows, inputs = matrix.shape
     n = steps(inputs, dtype)
-    if dtype == "fp32":
-        words: Array = matrix.astype(np.float32).reshape(rows // PANEL, PANEL, n, 2, 4).transpose(0, 2, 3, 1, 4)
+    if dtype == "fp32":  # row = 8·high + g; lane 4g + t holds (high, two inputs)
+        words: Array = matrix.astype(np.float32).reshape(rows // PANEL, 2, 8, n, 4, 2).transpose(0, 3, 2, 4, 1, 5)
     else:
         numbers = to_bf16(matrix) if dtype == "bf16" else to_fp16(name, matrix) if dtype == "fp16" else matrix
         # row = 8·high + g; a step's bytes = 16·later + 4·t + byte of a word; lane 4g + t holds words (later, high).
@@ -116,8 +116,8 @@ def matrix_of(packed: Array, dtype: str) -> Array:
     """uint8 (rows/16, steps, 512) → (rows, inputs): `fragments` undone. float32; in int8 the whole numbers."""
     panels, n = packed.shape[:2]
     if dtype == "fp32":
-        words: Array = packed.view(np.float32).reshape(panels, n, 2, PANEL, 4)
-        return words.transpose(0, 3, 1, 2, 4).reshape(panels * PANEL, -1)
+        words: Array = packed.view(np.float32).reshape(panels, n, 8, 4, 2, 2)
+        return words.transpose(0, 4, 2, 1, 3, 5).reshape(panels * PANEL, -1)
     numbers = packed.view({"bf16": np.uint16, "fp16": np.float16, "int8": np.int8}[dtype])
     matrix = numbers.reshape(panels, n, 8, 4, 2, 2, -1).transpose(0, 5, 2, 1, 4, 3, 6).reshape(panels * PANEL, -1)
     return from_bf16(matrix) if dtype == "bf16" else matrix.astype(np.float32)

@@ -16,7 +16,7 @@ from wavenet_fast.errors import BackendError, InputError
 
 from . import budget, reasons, ways
 from .devices import DeviceProperties
-from .layout import FORMATS, Layout
+from .layout import FORMATS, Layout, used_of
 from .occupancy import WARP, most_registers
 from .shapes import FRAGMENT_BYTES, Shape, padded
 from .ways import HOPS, PORTABLE_CLUSTER, Asked, Streamed, Way
@@ -34,7 +34,9 @@ class Plan:
     rounds            launches until the batch is through
     blocks            of a pipeline: `teams` of `team` blocks each; of several blocks a team, the last team has one
     first_layers      of each team, which owns the layers from there on; the last, `head_block`, has the head too
-    homes             of newest, past, residual, skip, head and the newest input's table: "registers", "shared" or "l2"
+    homes             of newest, past, residual, skip, head and the newest input's table: "registers", "shared" or "l2";
+                      of a head that lies in its block but for steps of its second matrix, "shared and l2", and
+                      `out_in_l2` is how many
     stages            fragments of each warp's ring; 0 without a ring
     shared            bytes by name, in a block of each team
     registers         that a thread needs; the compiler takes up to `register_limit` where that is of use
@@ -62,6 +64,7 @@ class Plan:
     residual_warps: int
     skip_warps: int
     homes: dict[str, str]
+    out_in_l2: int
     stages: int
     shared: tuple[dict[str, int], ...]
     registers: int
@@ -100,15 +103,17 @@ class Plan:
 
     def layout(self, shape: Shape) -> Layout:
         """For the shape that was planned."""
+        used = used_of(self.dtype, self.tile, self.batch)
         if self.variant == "streaming_weights":
             return Layout(
-                shape, self.dtype, self.variant, self.tile, self.chain_warps, self.skip_warps, stages=self.stages
-            )
+                shape, self.dtype, self.variant, self.tile, self.chain_warps, self.skip_warps, stages=self.stages,
+                used=used,
+            )  # fmt: skip
         return Layout(
             shape, self.dtype, self.variant, self.tile, self.chain_warps, self.skip_warps, self.tiles_in_flight,
             (*self.first_layers, self.layers), self.team, self.hop != "grid" and self.capability >= 90,
             self.homes["newest"] == "registers", self.homes["residual"] == "registers", self.homes["head"] == "l2",
-            self.homes["input"] == "shared", residual=self.residual_warps,
+            self.homes["input"] == "shared", residual=self.residual_warps, used=used, out_in_l2=self.out_in_l2,
         )  # fmt: skip
 
 
@@ -231,7 +236,8 @@ def _resident(asked: Asked, way: Way, why: list[str]) -> Plan:
     homes = {
         "newest": "registers" if layout.newest_in_registers else "shared", "past": "shared",
         "residual": "registers" if layout.residual_in_registers else "shared", "skip": "shared",
-        "head": "l2" if layout.head_in_l2 else "shared", "input": "shared" if layout.input_shared else "l2",
+        "head": "l2" if layout.head_in_l2 else "shared and l2" if layout.out_in_l2 else "shared",
+        "input": "shared" if layout.input_shared else "l2",
     }  # fmt: skip
     shared = tuple(layout.block_parts(own, team + 1 == way.teams) for team, own in enumerate(layout.own))
     return _plan(asked, layout, way.hop, pipelines, way.rounds, homes, shared, why, assumed)
@@ -287,6 +293,7 @@ def _plan(
         residual_warps=layout.residual,
         skip_warps=layout.skip,
         homes=homes,
+        out_in_l2=layout.out_in_l2,
         stages=layout.stages,
         shared=shared,
         registers=budget.registers(layout, own, layout.head_alone),

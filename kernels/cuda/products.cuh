@@ -2,8 +2,9 @@
 //
 // Same order everywhere. A sum begins with what is given, and takes its inputs step by step in their order; `by turns`
 // step s goes onto sum s mod 4, of which all but the first begin at zero, and the four are added at the end: four short
-// chains instead of one long. Where the weights come from, which warp works, and how many streams there are changes no
-// bit.
+// chains instead of one long. In fp32 input k goes onto sum k mod 8, all of which begin at zero, and what is given is
+// added to ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)). Where the weights come from, which warp works, and how many
+// streams there are changes no bit.
 #pragma once
 
 #include "numbers.cuh"
@@ -123,33 +124,24 @@ struct Target {
 
 // --- where weights come from --------------------------------------------------------------------------------------
 //
-// Each has next(), the next fragment, and kHeld: whether they are in registers.
+// Each has next(), the next fragment, kHeld, whether they are in registers, and kAgain, whether a copy gives the same
+// ones once more. Of those that are not, pairs(steps) pairs of steps of a product are loaded ahead.
 
-// What a product receives for one step: in 16 bit a lane's own words, in fp32 the whole fragment, of which lanes read
-// each other's part.
-template <bool TENSOR_CORES>
-struct FragmentOf {
-  using type = uint4;
-  static DEVICE uint4 read(const uint4* fragment) { return fragment[lane_index()]; }
-};
+// A lane's share of a fragment is 16 bytes, which no other lane reads.
+using Fragment = uint4;
+constexpr int kFragmentWords = kFragmentBytes / sizeof(Fragment);
+DEVICE Fragment share_of(const uint4* fragment) { return fragment[lane_index()]; }
 
-template <>
-struct FragmentOf<false> {
-  using type = const float4*;
-  static DEVICE const float4* read(const uint4* fragment) { return reinterpret_cast<const float4*>(fragment); }
-};
-
-using Fragments = FragmentOf<kTensorCores>;
-using Fragment = Fragments::type;
-constexpr int kFragmentWords = kFragmentBytes / sizeof(uint4);
+DEVICE constexpr int pairs_ahead(int steps) { return plan::AHEAD > 1 && steps > 16 ? plan::AHEAD / 2 : plan::AHEAD; }
 
 // Fragments that lie one behind the other, in shared or global memory.
 struct FromMemory {
-  static constexpr bool kHeld = false;
+  static constexpr bool kHeld = false, kAgain = true;
+  static DEVICE constexpr int pairs(int steps) { return pairs_ahead(steps); }
   const uint4* next_fragment;
 
   DEVICE Fragment next() {
-    const Fragment fragment = Fragments::read(next_fragment);
+    const Fragment fragment = share_of(next_fragment);
     next_fragment += kFragmentWords;
     return fragment;
   }
@@ -158,34 +150,51 @@ struct FromMemory {
 // Fragments that a warp holds in its registers.
 template <int COUNT>
 struct FromRegisters {
-  static constexpr bool kHeld = true;
+  static constexpr bool kHeld = true, kAgain = true;
   const uint4 (&fragments)[COUNT];
   int at = 0;
 
-  DEVICE uint4 next() { return fragments[at++]; }
+  DEVICE Fragment next() { return fragments[at++]; }
 };
 
 // The first of a panel in registers, the rest in memory.
 template <int COUNT>
 struct FromBoth {
-  static constexpr bool kHeld = true;
+  static constexpr bool kHeld = true, kAgain = true;
   const uint4 (&fragments)[COUNT];
   const uint4* rest;
   int at = 0;
 
-  DEVICE uint4 next() {
+  DEVICE Fragment next() {
     if (at < COUNT) return fragments[at++];
-    const uint4 fragment = rest[lane_index()];
+    const Fragment fragment = share_of(rest);
     rest += kFragmentWords;
     return fragment;
   }
 };
 
-// A warp's tape in global memory, read round and round: DEPTH − 1 fragments are on their way while one is used. A
-// lane's copies are its own words, so that only fp32, where lanes read each other's, needs the warp to meet.
+// The first `left` of a panel nearby, the rest far away.
+struct FromTwo {
+  static constexpr bool kHeld = false, kAgain = true;
+  static DEVICE constexpr int pairs(int) { return plan::N > 8 ? 1 : 2; }  // wide tiles need registers for other things
+  const uint4* next_fragment;
+  int left;
+  const uint4* rest;
+
+  DEVICE Fragment next() {
+    if (left-- == 0) next_fragment = rest;
+    const Fragment fragment = share_of(next_fragment);
+    next_fragment += kFragmentWords;
+    return fragment;
+  }
+};
+
+// A warp's tape in global memory, read round and round: DEPTH − 1 fragments are on their way while one is used. A lane
+// copies its own words, so the warp need not meet.
 template <int DEPTH>
 struct FromTape {
-  static constexpr bool kHeld = false;
+  static constexpr bool kHeld = false, kAgain = false;
+  static DEVICE constexpr int pairs(int steps) { return pairs_ahead(steps); }
   static_assert((DEPTH & (DEPTH - 1)) == 0 && DEPTH >= 2, "slots are counted with a mask");
 
   const uint4* tape;
@@ -205,9 +214,8 @@ struct FromTape {
 
   DEVICE Fragment next() {
     wait_copies<DEPTH - 2>();
-    if (!kTensorCores) warp_barrier();  // all lanes' copies have landed, and all lanes have read the fragment before
     fetch((slot + DEPTH - 1) & (DEPTH - 1));
-    const Fragment fragment = Fragments::read(ring + slot * kFragmentWords);
+    const Fragment fragment = share_of(ring + slot * kFragmentWords);
     slot = (slot + 1) & (DEPTH - 1);
     return fragment;
   }
@@ -224,57 +232,34 @@ DEVICE u32 matrix_address(const Rows<CHANNELS>& x, int eight, int step) {
          lane / 8 * 16;
 }
 
-// fp32: each lane adds to its four sums by itself, input by input.
-template <int CHANNELS>
-DEVICE void multiply_fp32(Sums& sums, const float4* a, const Rows<CHANNELS>& x, int step) {
-#pragma unroll
-  for (int quad = 0; quad < 2; ++quad) {
-    const float4 low = a[quad * 16 + row_in_panel()], high = a[quad * 16 + row_in_panel() + 8];
-#pragma unroll
-    for (int e = 0; e < kEights; ++e) {
-      const int n = e * 8 + pair_in_eight(), input = step * kStepInputs + quad * 4;
-      const float4 left = *reinterpret_cast<const float4*>(x.row(n) + input);
-      const float4 right = *reinterpret_cast<const float4*>(x.row(n + 1) + input);
-      float (&d)[4] = sums.v[e];
-      d[0] = fused(low.w, left.w, fused(low.z, left.z, fused(low.y, left.y, fused(low.x, left.x, d[0]))));
-      d[1] = fused(low.w, right.w, fused(low.z, right.z, fused(low.y, right.y, fused(low.x, right.x, d[1]))));
-      d[2] = fused(high.w, left.w, fused(high.z, left.z, fused(high.y, left.y, fused(high.x, left.x, d[2]))));
-      d[3] = fused(high.w, right.w, fused(high.z, right.z, fused(high.y, right.y, fused(high.x, right.x, d[3]))));
-    }
-  }
-}
-
 // Two steps, the second of which may be missing: onto `first_sums` and onto `second_sums`, which may be the same.
 template <bool BOTH, class Format, class Total, class Weights, int CHANNELS>
 DEVICE void multiply_pair(Total& first_sums, Total& second_sums, Weights& weights, const Rows<CHANNELS>& x, int step) {
-  if constexpr (!kTensorCores) {
-    multiply_fp32(first_sums, weights.next(), x, step);
-    if (BOTH) multiply_fp32(second_sums, weights.next(), x, step + 1);
-  } else {
-    u32 b[kEights][BOTH ? 4 : 2];
+  u32 b[kEights][BOTH ? 4 : 2];
 #pragma unroll
-    for (int e = 0; e < kEights; ++e) load_matrices(b[e], matrix_address(x, e, step));
-    const uint4 first = weights.next();
+  for (int e = 0; e < kEights; ++e) load_matrices(b[e], matrix_address(x, e, step));
+  const Fragment first = weights.next();
 #pragma unroll
-    for (int e = 0; e < kEights; ++e) Format::multiply(first_sums.v[e], first, b[e][0], b[e][1]);
-    if constexpr (BOTH) {
-      const uint4 second = weights.next();
+  for (int e = 0; e < kEights; ++e) Format::multiply(first_sums.v[e], first, b[e][0], b[e][1]);
+  if constexpr (BOTH) {
+    const Fragment second = weights.next();
 #pragma unroll
-      for (int e = 0; e < kEights; ++e) Format::multiply(second_sums.v[e], second, b[e][2], b[e][3]);
-    }
+    for (int e = 0; e < kEights; ++e) Format::multiply(second_sums.v[e], second, b[e][2], b[e][3]);
   }
 }
 
 // How many sums a product is dealt out to, by the number of its steps.
 DEVICE constexpr int turns(int steps) { return steps >= 4 ? 4 : steps >= 2 ? 2 : 1; }
 
-// How many rounds of `group` steps are loaded ahead, of plan::AHEAD pairs of steps. Weights in registers have no index,
-// so all of their steps are unrolled.
+// How many rounds of `group` steps are loaded ahead. Weights in registers have no index, so all of their steps are
+// unrolled.
 template <class Weights>
 DEVICE constexpr int unrolled(int steps, int group) {
-  if (Weights::kHeld) return ceil_div(steps, group);
-  const int pairs = plan::AHEAD > 1 && steps > 16 ? plan::AHEAD / 2 : plan::AHEAD;
-  return ceil_div(2 * pairs, group);
+  if constexpr (Weights::kHeld) {
+    return ceil_div(steps, group);
+  } else {
+    return ceil_div(2 * Weights::pairs(steps), group);
+  }
 }
 
 // Step s onto sums[s mod TURNS].
@@ -333,10 +318,94 @@ DEVICE void add_int8(Sums& sums, Weights& weights, const Rows<CHANNELS>& x, cons
   }
 }
 
+// fp32: streams of an eight whose products are made. In other places of a tile no stream is.
+constexpr int kUsedEights = ceil_div(plan::USED, 8), kUsed = plan::USED < 8 ? plan::USED : 8;
+static_assert((kUsed & (kUsed - 1)) == 0 && (kUsed == 8 ? plan::USED % 8 == 0 : true), "see `layout.used`");
+
+// Sums of PAIRS pairs of streams, each (row g, first), (g, second), (row g + 8, first), (g + 8, second), to which every
+// lane of a row has a part: a lane keeps every other pair, and gives its parts of the others to the lane `distance`
+// away, which keeps those. Of a single pair both keep all.
+template <int PAIRS>
+DEVICE void exchange(float (*parts)[4], int distance) {
+  const bool second = lane_index() & distance;
+#pragma unroll
+  for (int pair = 0; pair < (PAIRS + 1) / 2; ++pair) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i % 2 >= kUsed) continue;
+      if constexpr (PAIRS == 1) {
+        parts[0][i] += across(parts[0][i], distance);
+      } else {
+        const float left = parts[2 * pair][i], right = parts[2 * pair + 1][i];
+        parts[pair][i] = (second ? right : left) + across(second ? left : right, distance);
+      }
+    }
+  }
+}
+
+// fp32, EIGHTS eights of streams from one on. A lane multiplies two inputs of each step, and adds up even and odd ones
+// apart: of one stream that makes four chains, as long as a multiplication takes. Then four lanes have the parts of a
+// row's sums, and bring them together so that each has those of its own streams. Lanes without one of USED streams get
+// another's: what their places hold is never read.
+template <int EIGHTS, class Weights, int CHANNELS>
+DEVICE void add_eights(Sums& sums, int first_eight, Weights& weights, const Rows<CHANNELS>& x) {
+  constexpr int kSteps = steps_of(CHANNELS), kStreams = EIGHTS * kUsed, kPairs = (kUsed + 1) / 2;
+  constexpr int kUnroll = unrolled<Weights>(kSteps, 1);
+  float even[kStreams][2] = {}, odd[kStreams][2] = {};  // of rows g and g + 8
+#pragma unroll kUnroll
+  for (int step = 0; step < kSteps; ++step) {
+    const Fragment a = weights.next();
+#pragma unroll
+    for (int n = 0; n < kStreams; ++n) {
+      const int input = step * kStepInputs + pair_in_eight();
+      const float2 b = *reinterpret_cast<const float2*>(x.row(first_eight * 8 + n) + input);
+      even[n][0] = fused(float_of(a.x), b.x, even[n][0]);
+      odd[n][0] = fused(float_of(a.y), b.y, odd[n][0]);
+      even[n][1] = fused(float_of(a.z), b.x, even[n][1]);
+      odd[n][1] = fused(float_of(a.w), b.y, odd[n][1]);
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < EIGHTS; ++e) {
+    float parts[kPairs][4];
+#pragma unroll
+    for (int n = 0; n < kUsed; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        parts[n / 2][n % 2 + half * 2] = even[e * 8 + n][half] + odd[e * 8 + n][half];
+      }
+    }
+    exchange<kPairs>(parts, 1);
+    exchange<(kPairs + 1) / 2>(parts, 2);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i % 2 < kUsed) sums.v[first_eight + e][i] += parts[0][i];
+    }
+  }
+}
+
+// Eight streams at a time, so that the parts of a wide tile's sums need no more registers; weights that come by once
+// are multiplied with all.
+template <class Weights, int CHANNELS>
+DEVICE void add_fp32(Sums& sums, Weights& weights, const Rows<CHANNELS>& x) {
+  if constexpr (Weights::kAgain) {
+#pragma unroll
+    for (int e = 0; e + 1 < kUsedEights; ++e) {
+      Weights again = weights;
+      add_eights<1>(sums, e, again, x);
+    }
+    add_eights<1>(sums, kUsedEights - 1, weights, x);
+  } else {
+    add_eights<kUsedEights>(sums, 0, weights, x);
+  }
+}
+
 template <int TURNS, class Weights, int CHANNELS>
 DEVICE void add_product_in(Sums& sums, Weights& weights, const Rows<CHANNELS>& x, const float* units) {
   if constexpr (kInt) {
     add_int8<TURNS>(sums, weights, x, units);
+  } else if constexpr (!kTensorCores) {
+    add_fp32(sums, weights, x);
   } else {
     Sums parts[TURNS];
     parts[0] = sums;
@@ -357,7 +426,7 @@ DEVICE void add_product(Sums& sums, Weights& weights, const Rows<CHANNELS>& x, c
   detail::add_product_in<1>(sums, weights, x, units);
 }
 
-// The same by turns.
+// The same by turns; in fp32 no other.
 template <class Weights, int CHANNELS>
 DEVICE void add_product_by_turns(Sums& sums, Weights& weights, const Rows<CHANNELS>& x, const float* units) {
   detail::add_product_in<detail::turns(steps_of(CHANNELS))>(sums, weights, x, units);

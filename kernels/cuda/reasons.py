@@ -48,6 +48,11 @@ def no_room(asked: Asked) -> str:
     """An error's sentence: not even streaming_weights fits."""
     tile = min(asked.tiles)
     *_, layout = streaming_layouts(asked, tile)
+    if layout.shared <= asked.device.shared_per_block:
+        return (
+            f"for a tile of {tile} streams of this model in {asked.dtype} a thread of {asked.device.name} has too few "
+            "registers; possible are a smaller tile (8 is the smallest), a smaller number format, or another backend"
+        )
     parts = ", ".join(f"{name} {size:,}" for name, size in layout.streaming_parts().items() if size)
     return (
         f"a tile of {tile} streams of this model needs {kib(layout.shared)} of shared memory in {asked.dtype} "
@@ -156,8 +161,6 @@ def _team(way: Way) -> list[str]:
 def _chain_home(way: Way, layout: Layout) -> str:
     what = "weights of the newest tap and of residual: "
     newest, residual = layout.weight_registers(max(layout.own))
-    if layout.dtype == "fp32":
-        return f"{what}in shared memory, fp32 is multiplied without tensor cores and would take twice the registers."
     if newest and residual:
         return f"{what}in registers, {max(newest, residual)} a thread, so that the chain reads none from memory."
     lie = f"the newest tap's in registers, {newest} a thread" if newest else "in shared memory"
@@ -169,8 +172,15 @@ def _chain_home(way: Way, layout: Layout) -> str:
 
 
 def _head_home(layout: Layout) -> list[str]:
+    held = "the first matrix in registers, since no layer needs them there"
+    if layout.out_in_l2:
+        first = held if layout.hidden_in_registers(layout.head_alone) else "the first matrix in shared memory"
+        return [
+            f"weights of the head: {first}; of the second {kib(layout.head_from_l2)} are read from L2 for every "
+            "sample, since all of it is more than their block has room for."
+        ]
     if layout.hidden_in_registers(layout.head_alone):
-        return ["weights of the head: the first matrix in registers, since no layer needs them there."]
+        return [f"weights of the head: {held}."]
     if not layout.head_in_l2:
         return []
     return [

@@ -21,7 +21,8 @@
 //
 // Shared memory (namespace at): streams; of a block with layers: mailboxes, hearing, x operands and gates (PLACES of
 // each), weights of its layers, their past; of the block with the head: mailboxes, memories, hidden, logits, weights
-// (or, where HEAD_IN_L2, these are read from the second-level cache), the newest input's table where there is room.
+// (or, where HEAD_IN_L2, these are read from the second-level cache, or OUT_IN_L2 steps of the second matrix are), the
+// newest input's table where there is room.
 #include "handover.cuh"
 #include "head.cuh"
 
@@ -73,7 +74,8 @@ constexpr int kResidualWords = plan::RESIDUAL_IN_REGISTERS ? 0 : kShareR * kStep
 constexpr int kSkipWords = kShareS * kStepsG * kFragmentWords;
 constexpr int kLayerWords = kPastWords + kNewestWords + kResidualWords + kSkipWords;
 constexpr int kHiddenWords = plan::HIDDEN_IN_REGISTERS ? 0 : kPanelsH * kStepsS * kFragmentWords;
-constexpr int kOutWords = kPanelsA * kStepsH * kFragmentWords;
+constexpr int kOutPanel = (kStepsH - plan::OUT_IN_L2) * kFragmentWords;  // in shared memory
+constexpr int kOutWords = kPanelsA * kOutPanel;
 #if __CUDA_ARCH__ < 900
 static_assert(!plan::CLUSTER, "clusters begin with sm_90");
 #endif
@@ -112,12 +114,13 @@ DEVICE void copy_words(uint4* to, const uint4* from, int words) {
 // The weights of one matrix that a warp, one of WARPS, meets: PANELS panels of each layer of its block, STEPS fragments
 // of each. They never stand between a barrier and the product behind it: they lie in registers for the whole launch, or
 // are read into registers before the barrier (`read_ahead`), all of them, the first steps of each panel, or, where they
-// are too many, none.
-enum Home { kRegisters, kAhead, kPartly, kInPlace };
+// are too many, none; kDivided, where only the first steps of a panel are nearby.
+enum Home { kRegisters, kAhead, kPartly, kInPlace, kDivided };
+DEVICE constexpr bool held(Home home) { return home != kInPlace && home != kDivided; }
 
 DEVICE constexpr Home home_of(bool in_registers, int panels, int steps) {
   if (in_registers) return kRegisters;
-  return kTensorCores && panels * steps <= plan::MOST_AHEAD ? kAhead : kInPlace;
+  return panels * steps <= plan::MOST_AHEAD ? kAhead : kInPlace;
 }
 
 // Steps of each panel that are read ahead where not all can be: the other half of the registers is another matrix's.
@@ -129,10 +132,11 @@ constexpr int kMostUnrolled = 32;
 DEVICE constexpr Home home_of_head(int panels, int steps) {
   if (!plan::HEAD_ALONE) return kInPlace;
   const Home home = home_of(false, panels, steps);
-  const bool partly = kTensorCores && steps_ahead(panels) > 0 && panels * steps <= kMostUnrolled;
+  const bool partly = steps_ahead(panels) > 0 && panels * steps <= kMostUnrolled;
   return home == kInPlace && partly ? kPartly : home;
 }
 
+constexpr Home kHomeOfOut = plan::OUT_IN_L2 > 0 ? kDivided : home_of_head(kOwnOut, kStepsH);
 constexpr Home kHomeOfHidden = plan::HIDDEN_IN_REGISTERS ? kRegisters : home_of_head(kOwnHidden, kStepsS);
 
 template <Home HOME, int WARPS, int PANELS, int STEPS, int LAYERS = 1>
@@ -140,7 +144,6 @@ struct WarpWeights;
 
 template <int WARPS, int PANELS, int STEPS, int LAYERS>
 struct WarpWeights<kRegisters, WARPS, PANELS, STEPS, LAYERS> {
-  static_assert(kTensorCores || STEPS < 0, "in fp32 lanes read each other's part of a fragment");
   uint4 fragments[LAYERS][PANELS][STEPS];
 
   // Once. `panel(o, m)` is where panel m of the block's layer o lies in global memory.
@@ -152,7 +155,7 @@ struct WarpWeights<kRegisters, WARPS, PANELS, STEPS, LAYERS> {
       for_panels<PANELS, WARPS>(share, warp, [&](int k, int m) {
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) {
-          fragments[o][k][step] = Fragments::read(panel(o, m) + step * kFragmentWords);
+          fragments[o][k][step] = share_of(panel(o, m) + step * kFragmentWords);
         }
       });
     }
@@ -177,7 +180,7 @@ struct WarpWeights<kAhead, WARPS, PANELS, STEPS, LAYERS> {
   DEVICE void read_ahead(const Share& share, int warp, Panel panel) {
     for_panels<PANELS, WARPS>(share, warp, [&](int k, int m) {
 #pragma unroll
-      for (int step = 0; step < STEPS; ++step) fragments[k][step] = Fragments::read(panel(m) + step * kFragmentWords);
+      for (int step = 0; step < STEPS; ++step) fragments[k][step] = share_of(panel(m) + step * kFragmentWords);
     });
   }
   template <class Panel>
@@ -197,7 +200,7 @@ struct WarpWeights<kPartly, WARPS, PANELS, STEPS, LAYERS> {
   DEVICE void read_ahead(const Share& share, int warp, Panel panel) {
     for_panels<PANELS, WARPS>(share, warp, [&](int k, int m) {
 #pragma unroll
-      for (int step = 0; step < kFirst; ++step) fragments[k][step] = Fragments::read(panel(m) + step * kFragmentWords);
+      for (int step = 0; step < kFirst; ++step) fragments[k][step] = share_of(panel(m) + step * kFragmentWords);
     });
   }
   template <class Panel>
@@ -215,6 +218,23 @@ struct WarpWeights<kInPlace, WARPS, PANELS, STEPS, LAYERS> {
   template <class Panel>
   DEVICE FromMemory panel(int, int, int m, Panel panel) const {
     return {panel(m)};
+  }
+};
+
+// Panels of the head's second matrix: where they begin, and where the steps of each that lie far away do.
+struct OutPanels {
+  const uint4* near;
+  const uint4* all;
+
+  DEVICE const uint4* operator()(int m) const { return near + m * kOutPanel; }
+  DEVICE const uint4* far(int m) const { return all + m * kStepsH * kFragmentWords + kOutPanel; }
+};
+
+template <int WARPS, int PANELS, int STEPS, int LAYERS>
+struct WarpWeights<kDivided, WARPS, PANELS, STEPS, LAYERS> {
+  DEVICE void read_ahead(const Share&, int, const OutPanels&) {}
+  DEVICE FromTwo panel(int, int, int m, const OutPanels& panel) const {
+    return {panel(m), STEPS - plan::OUT_IN_L2, panel.far(m)};
   }
 };
 
@@ -322,7 +342,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   }
   if (head && !plan::HEAD_IN_L2) {
     copy_words(head_weights, call.hidden, kHiddenWords);
-    copy_words(head_weights + kHiddenWords, call.out, kOutWords);
+    for (int m = 0; m < kPanelsA; ++m) {
+      copy_words(head_weights + kHiddenWords + m * kOutPanel, call.out + m * kStepsH * kFragmentWords, kOutPanel);
+    }
   }
   if (head && plan::INPUT_SHARED) {
     copy_words(reinterpret_cast<uint4*>(input_table), reinterpret_cast<const uint4*>(newest_table(call)),
@@ -535,10 +557,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
     const Mailbox mine = post.mine(tile);
     const Posted to = {post, post.mailbox(0, tile).x(), of_layer(i + 1, 0)};
     const Dice dice(call, streams, memories(tile), i, warp);
-    constexpr Home kHomeA = home_of_head(kOwnOut, kStepsH);
-    WarpWeights<kHomeA, kWarps, kOwnOut, kStepsH> out_ahead;
+    WarpWeights<kHomeOfOut, kWarps, kOwnOut, kStepsH> out_ahead;
     const auto hidden_of = [&](int m) { return hidden_from + m * kStepsS * kFragmentWords; };
-    const auto out_of = [&](int m) { return out_from + m * kStepsH * kFragmentWords; };
+    const OutPanels out_of = {out_from, call.out};
     hidden_weights.read_ahead(Share(kPanelsH), warp, hidden_of);
     for (int m = warp; m < kPanelsS; m += kWarps) {
       Sums sums = post.receive_sums(mine.all_skips(), m, of_sample(i), kHead, tile, watch);
@@ -549,16 +570,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       skips.finish(warp, kWarps);
       block_barrier();
     }
-    hidden_layer<kHomeOfHidden != kInPlace>(call, hidden_bias, streams, i, skips.rows, hidden, warp,
-                                            [&](int k, int m) { return hidden_weights.panel(0, k, m, hidden_of); });
+    hidden_layer<held(kHomeOfHidden)>(call, hidden_bias, streams, i, skips.rows, hidden, warp,
+                                      [&](int k, int m) { return hidden_weights.panel(0, k, m, hidden_of); });
     if (kInt) {
       block_barrier();
       hidden.finish(warp, kWarps);
     }
     out_ahead.read_ahead(Share(kPanelsA), warp, out_of);
     block_barrier();
-    output_layer<kHomeA != kInPlace>(call, out_bias, hidden.rows, logits, warp,
-                                     [&](int k, int m) { return out_ahead.panel(0, k, m, out_of); });
+    output_layer<held(kHomeOfOut)>(call, out_bias, hidden.rows, logits, warp,
+                                   [&](int k, int m) { return out_ahead.panel(0, k, m, out_of); });
     block_barrier();
     const float* const table = plan::INPUT_SHARED ? input_table : newest_table(call);
     draw_and_embed(call, streams, i, dice, logits, memories(tile), table, to, i + 1 < steps[tile], warp);

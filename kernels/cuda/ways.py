@@ -33,9 +33,9 @@ from dataclasses import dataclass, field
 from . import budget
 from .cut import cut
 from .devices import DeviceProperties
-from .layout import Layout
+from .layout import Layout, used_of
 from .occupancy import most_registers
-from .shapes import FRAGMENT_BYTES, Shape
+from .shapes import FRAGMENT_BYTES, Shape, steps
 
 HOPS = ("none", "cluster", "grid")
 CLUSTERED = (90, 100, 103)
@@ -197,9 +197,9 @@ class Way:
         """Clock cycles that the chain of a sample waits for hops and for weights from memory."""
         layout, shape = self.homes.layout, self.homes.asked.shape
         layers = shape.LAYERS * layout.chain_bytes // budget.SHARED_PER_CYCLE
-        head = layout.head_weights // budget.SHARED_PER_CYCLE
-        if layout.head_in_l2:
-            head = layout.head_weights // budget.L2_PER_CYCLE + 2 * budget.L2_CYCLES
+        late = 2 if layout.head_in_l2 else 1 if layout.out_in_l2 else 0  # matrices that L2 has to be asked for
+        head = (layout.head_weights - layout.head_from_l2) // budget.SHARED_PER_CYCLE
+        head += layout.head_from_l2 // budget.L2_PER_CYCLE + late * budget.L2_CYCLES
         return layers + head + self.hops * budget.HOP_CYCLES[self.hop]
 
     @property
@@ -217,7 +217,7 @@ class Way:
         head's, with as many layers as make it least, or one of the others."""
         layout, layers, eights = self.homes.layout, self.homes.asked.shape.LAYERS, self.homes.layout.tile // 8
         layer = budget.BUSY_CYCLES_OF_LAYER + layout.layer_bytes * eights // budget.SHARED_PER_CYCLE
-        head = layout.head_weights // budget.L2_PER_CYCLE if layout.head_in_l2 else 0
+        head = layout.head_from_l2 // budget.L2_PER_CYCLE
         head += layout.head_weights * eights // budget.SHARED_PER_CYCLE + budget.BUSY_CYCLES_OF_HEAD
         alone, beside = (self.homes.most_layers(head, self.tiles) for head in (False, True))
         shares = ((-(-(layers - own) // (self.teams - 1)), own) for own in range(beside + 1))
@@ -294,20 +294,30 @@ def stage_costs(layout: Layout) -> list[int]:
 
 
 def homes(asked: Asked, hop: str, tile: int, team: int) -> Iterator[list[Homes]]:
-    """Those with as many warps as are useful, then those with fewer, each in order of preference. fp32 weights take two
-    registers where 16-bit ones take one, and no tensor core reads them, so they stay in shared memory."""
+    """Those with as many warps as are useful, then those with fewer, each in order of preference."""
     cluster = hop != "grid" and asked.device.capability >= 90
     for chain, residual_warps, skip in budget.warps(asked.shape, team):
         layouts = [
             Layout(
                 asked.shape, asked.dtype, "resident", tile, chain, skip, residual=residual_warps, team=team,
                 cluster=cluster, newest_in_registers=newest, residual_in_registers=residual, head_in_l2=head_in_l2,
+                used=used_of(asked.dtype, tile, asked.batch), out_in_l2=out_in_l2,
             )
-            for newest, residual in (_IN_REGISTERS if asked.dtype != "fp32" else _IN_REGISTERS[:1])
-            for head_in_l2 in (False, True)
+            for newest, residual in _IN_REGISTERS
+            for head_in_l2, out_in_l2 in _heads(asked)
         ]  # fmt: skip
         of_teams = [Homes(asked, hop, layout, alone=team > 1) for layout in layouts]
         yield of_teams + [Homes(asked, hop, layout, alone=True) for layout in layouts if budget.may_take_fewer(layout)]
+
+
+def _heads(asked: Asked) -> list[tuple[bool, int]]:
+    """`Layout.head_in_l2` and `out_in_l2`: the head in its block, and all of it in L2; where it is more than a block
+    has, also quarters of its second matrix."""
+    whole = Layout(asked.shape, asked.dtype, "resident", asked.tiles[0], 1, 1)
+    of_out = steps(asked.shape.H, asked.dtype)
+    parts = [-(-of_out * quarters // 4) for quarters in (1, 2, 3, 4)]
+    fits = whole.head_weights <= asked.device.shared_per_block
+    return [(False, 0), *((False, part) for part in ([] if fits else dict.fromkeys(parts))), (True, 0)]
 
 
 def best(asked: Asked, hop: str) -> Way | None:
@@ -343,7 +353,10 @@ def streaming_layouts(asked: Asked, tile: int) -> Iterator[Layout]:
     """In order of preference."""
     for warps in budget.streaming_warps(asked.shape):
         for stages in budget.STAGES:
-            yield Layout(asked.shape, asked.dtype, "streaming_weights", tile, *warps, stages=stages)
+            yield Layout(
+                asked.shape, asked.dtype, "streaming_weights", tile, *warps, stages=stages,
+                used=used_of(asked.dtype, tile, asked.batch),
+            )  # fmt: skip
 
 
 def blocks_needed(asked: Asked, hop: str) -> int | None:
