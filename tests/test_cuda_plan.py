@@ -225,8 +225,8 @@ HAND = [
      STARTS_8 + HEAD_8 + 8 * (256 + 16) + 131_072, aside(8, "bf16") - 8 + 4 * 16 + 4 + 2),
     # 99 KiB a block = 101,376: 3 layers of 32,768 would leave 3,072. The head's second matrix alone is more than that.
     # With the first in registers and half of the second in a block of its own, 65,536 / 32 + 700 cycles are for L2 and
-    # 131,072 / 128 for shared memory; beside the last two layers it would be a hop less, 1,600, and 6,144 + 1,400. Of the
-    # first a thread has 8 fragments, more than of two layers.
+    # 131,072 / 128 for shared memory; beside the last two layers it would be a hop less, 1,600, and 6,144 + 1,400.
+    # Of the first a thread has 8 fragments, more than of two layers.
     (("nv-medium", "RTX 5090", "bf16", 8), ("resident", "grid", 8, 1, 1, 1, 1, tuple(range(0, 21, 2))), "rrs",
      STARTS_8 + HEAD_8 + 8 * (256 + 16) + 65_536, aside(8, "bf16") + 8 * 4),
     # In fp32 a layer is 112 KiB: taps 32,768 each, residual 16,384, skip 32,768. Without the newest tap and residual,
