@@ -177,19 +177,18 @@ struct FromBoth {
   }
 };
 
-// The first `left` of a panel nearby, the rest far away.
+// The first COUNT of a panel nearby, the rest far away. UNROLLED: all of them are, and no step asks where it lies.
+template <int COUNT, bool UNROLLED>
 struct FromTwo {
-  static constexpr bool kHeld = false, kAgain = true;
+  static constexpr bool kHeld = UNROLLED, kAgain = true;
   static DEVICE constexpr int pairs(int) { return plan::N > 8 ? 1 : 2; }  // wide tiles need registers for other things
-  const uint4* next_fragment;
-  int left;
-  const uint4* rest;
+  const uint4* near;
+  const uint4* far;
+  int at = 0;
 
   DEVICE Fragment next() {
-    if (left-- == 0) next_fragment = rest;
-    const Fragment fragment = share_of(next_fragment);
-    next_fragment += kFragmentWords;
-    return fragment;
+    const int step = at++;
+    return share_of(step < COUNT ? near + step * kFragmentWords : far + (step - COUNT) * kFragmentWords);
   }
 };
 
