@@ -347,9 +347,10 @@ DEVICE void exchange(float (*parts)[4], int distance) {
 }
 
 // fp32, EIGHTS eights of streams from one on. A lane multiplies two inputs of each step, and adds up even and odd ones
-// apart: of one stream that makes four chains, as long as a multiplication takes. Then four lanes have the parts of a
-// row's sums, and bring them together so that each has those of its own streams. Lanes without one of USED streams get
-// another's: what their places hold is never read.
+// apart: already of one stream that makes four chains, as many as a multiply-add has clock cycles, and of eight their
+// 32 parts of sums leave registers for weights. Then four lanes have the parts of a row's sums, and bring them together
+// so that each has those of its own streams. Lanes without one of USED streams get another's: what their places hold is
+// never read.
 template <int EIGHTS, class Weights, int CHANNELS>
 DEVICE void add_eights(Sums& sums, int first_eight, Weights& weights, const Rows<CHANNELS>& x) {
   constexpr int kSteps = steps_of(CHANNELS), kStreams = EIGHTS * kUsed, kPairs = (kUsed + 1) / 2;
