@@ -226,8 +226,9 @@ struct Posted {
   DEVICE void end(int, float) const {}
 };
 
-// Where a lane writes the gates of its own panels for a whole team.
+// Where a lane writes the gates of its own panels for a whole team, which waits for all words.
 struct PostedGates {
+  static constexpr int kStreams = 2;
   const Post& post;
   Letters to;
   u32 postmark;

@@ -31,7 +31,8 @@ def used_of(dtype: str, tile: int, batch: int) -> int:
     """`Layout.used` for so many streams. Tensor cores multiply all streams of an eight at once, so that other formats
     have one kernel for every batch; in fp32 each stream's products take their own time. A power of two, so that few
     kernels are compiled."""
-    return min(tile, 1 << (batch - 1).bit_length()) % tile if dtype == "fp32" else 0
+    places = 1 << (batch - 1).bit_length()
+    return places if dtype == "fp32" and places < tile else 0
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,9 @@ using Sums = Totals<float>;
 DEVICE int row_in_panel() { return lane_index() / 4; }       // g
 DEVICE int pair_in_eight() { return lane_index() % 4 * 2; }  // 2t
 
+// Of a lane's two streams of an eight, those whose place may be taken.
+constexpr int kOfLane = plan::USED == 1 ? 1 : 2;
+
 // Calls visit(row of the panel, stream of the tile, the lane's number) for each number of the lane.
 template <class SomeSums, class Visit>
 DEVICE void for_each(SomeSums& sums, Visit visit) {
@@ -38,6 +41,7 @@ DEVICE void for_each(SomeSums& sums, Visit visit) {
   for (int e = 0; e < kEights; ++e) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
+      if (i % 2 >= kOfLane) continue;
       visit(row_in_panel() + i / 2 * 8, e * 8 + pair_in_eight() + i % 2, sums.v[e][i]);
     }
   }
@@ -93,7 +97,7 @@ struct Rows {
 // known: all `put` their numbers, in fp32, then meet, and each warp makes operands of whole vectors (`finish`).
 template <int CHANNELS>
 struct Target {
-  static constexpr int kStride = CHANNELS + 4;
+  static constexpr int kStride = CHANNELS + 4, kStreams = kOfLane;
 
   Rows<CHANNELS> rows;
   float* numbers;  // (N, CHANNELS + 4), int8 only
@@ -173,19 +177,18 @@ struct FromBoth {
   }
 };
 
-// The first `left` of a panel nearby, the rest far away.
+// The first COUNT of a panel nearby, the rest far away. UNROLLED: all of them are, and no step asks where it lies.
+template <int COUNT, bool UNROLLED>
 struct FromTwo {
-  static constexpr bool kHeld = false, kAgain = true;
+  static constexpr bool kHeld = UNROLLED, kAgain = true;
   static DEVICE constexpr int pairs(int) { return plan::N > 8 ? 1 : 2; }  // wide tiles need registers for other things
-  const uint4* next_fragment;
-  int left;
-  const uint4* rest;
+  const uint4* near;
+  const uint4* far;
+  int at = 0;
 
   DEVICE Fragment next() {
-    if (left-- == 0) next_fragment = rest;
-    const Fragment fragment = share_of(next_fragment);
-    next_fragment += kFragmentWords;
-    return fragment;
+    const int step = at++;
+    return share_of(step < COUNT ? near + step * kFragmentWords : far + (step - COUNT) * kFragmentWords);
   }
 };
 
@@ -332,7 +335,7 @@ DEVICE void exchange(float (*parts)[4], int distance) {
   for (int pair = 0; pair < (PAIRS + 1) / 2; ++pair) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (i % 2 >= kUsed) continue;
+      if (i % 2 >= kOfLane) continue;
       if constexpr (PAIRS == 1) {
         parts[0][i] += across(parts[0][i], distance);
       } else {
@@ -344,9 +347,10 @@ DEVICE void exchange(float (*parts)[4], int distance) {
 }
 
 // fp32, EIGHTS eights of streams from one on. A lane multiplies two inputs of each step, and adds up even and odd ones
-// apart: of one stream that makes four chains, as long as a multiplication takes. Then four lanes have the parts of a
-// row's sums, and bring them together so that each has those of its own streams. Lanes without one of USED streams get
-// another's: what their places hold is never read.
+// apart: already of one stream that makes four chains, as many as a multiply-add has clock cycles, and of eight their
+// 32 parts of sums leave registers for weights. Then four lanes have the parts of a row's sums, and bring them together
+// so that each has those of its own streams. Lanes without one of USED streams get another's: what their places hold is
+// never read.
 template <int EIGHTS, class Weights, int CHANNELS>
 DEVICE void add_eights(Sums& sums, int first_eight, Weights& weights, const Rows<CHANNELS>& x) {
   constexpr int kSteps = steps_of(CHANNELS), kStreams = EIGHTS * kUsed, kPairs = (kUsed + 1) / 2;
@@ -379,7 +383,7 @@ DEVICE void add_eights(Sums& sums, int first_eight, Weights& weights, const Rows
     exchange<(kPairs + 1) / 2>(parts, 2);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (i % 2 < kUsed) sums.v[first_eight + e][i] += parts[0][i];
+      if (i % 2 < kOfLane) sums.v[first_eight + e][i] += parts[0][i];
     }
   }
 }

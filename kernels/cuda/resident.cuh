@@ -233,8 +233,9 @@ struct OutPanels {
 template <int WARPS, int PANELS, int STEPS, int LAYERS>
 struct WarpWeights<kDivided, WARPS, PANELS, STEPS, LAYERS> {
   DEVICE void read_ahead(const Share&, int, const OutPanels&) {}
-  DEVICE FromTwo panel(int, int, int m, const OutPanels& panel) const {
-    return {panel(m), STEPS - plan::OUT_IN_L2, panel.far(m)};
+  static constexpr bool kUnrolled = plan::USED <= 2 && PANELS * STEPS <= kMostUnrolled;  // more need the registers
+  DEVICE FromTwo<STEPS - plan::OUT_IN_L2, kUnrolled> panel(int, int, int m, const OutPanels& panel) const {
+    return {panel(m), panel.far(m)};
   }
 };
 

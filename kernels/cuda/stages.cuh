@@ -145,14 +145,14 @@ DEVICE void remember(const Call& call, const Stream* streams, int i, const Ring&
 
 // --- gate ---------------------------------------------------------------------------------------------------------
 
-// tanh · σ of a panel's sums: eight gates of each stream.
+// tanh · σ of a panel's sums: eight gates of each stream, or of the first of a lane's two.
 template <class To>
 DEVICE void store_gates(const Call& call, const Stream* streams, int i, int layer, int m, const Sums& z, const To& g) {
   const int j = m * 8 + row_in_panel();
 #pragma unroll
   for (int e = 0; e < kEights; ++e) {
 #pragma unroll
-    for (int c = 0; c < 2; ++c) {
+    for (int c = 0; c < To::kStreams; ++c) {
       const int n = e * 8 + pair_in_eight() + c;
       const float gated = gate(z.v[e][c], z.v[e][c + 2]);
       if (plan::TRACE && i < streams[n].count) {

@@ -304,20 +304,21 @@ def homes(asked: Asked, hop: str, tile: int, team: int) -> Iterator[list[Homes]]
                 used=used_of(asked.dtype, tile, asked.batch), out_in_l2=out_in_l2,
             )
             for newest, residual in _IN_REGISTERS
-            for head_in_l2, out_in_l2 in _heads(asked)
+            for head_in_l2, out_in_l2 in _heads(asked, tile)
         ]  # fmt: skip
         of_teams = [Homes(asked, hop, layout, alone=team > 1) for layout in layouts]
         yield of_teams + [Homes(asked, hop, layout, alone=True) for layout in layouts if budget.may_take_fewer(layout)]
 
 
-def _heads(asked: Asked) -> list[tuple[bool, int]]:
+def _heads(asked: Asked, tile: int) -> list[tuple[bool, int]]:
     """`Layout.head_in_l2` and `out_in_l2`: the head in its block, and all of it in L2; where it is more than a block
-    has, also quarters of its second matrix."""
-    whole = Layout(asked.shape, asked.dtype, "resident", asked.tiles[0], 1, 1)
+    has, also with quarters of its second matrix there."""
+    alone = Layout(asked.shape, asked.dtype, "resident", tile, 1, 1).block_parts(0, True)
+    if sum(alone.values()) <= asked.device.shared_per_block:
+        return [(False, 0), (True, 0)]
     of_out = steps(asked.shape.H, asked.dtype)
-    parts = [-(-of_out * quarters // 4) for quarters in (1, 2, 3, 4)]
-    fits = whole.head_weights <= asked.device.shared_per_block
-    return [(False, 0), *((False, part) for part in ([] if fits else dict.fromkeys(parts))), (True, 0)]
+    parts = dict.fromkeys(-(-of_out * quarters // 4) for quarters in (1, 2, 3, 4))
+    return [(False, 0), *((False, part) for part in parts), (True, 0)]
 
 
 def best(asked: Asked, hop: str) -> Way | None:
