@@ -84,6 +84,8 @@ static_assert(at::weights + plan::OWN * (kLayerWords * 16 + kPasts * kPastBytes 
               "layout.py has room for layers");
 static_assert(plan::HEAD_IN_L2 || at::head_weights + (kHiddenWords + kOutWords) * 16 <= at::total,
               "layout.py has room for the head");
+static_assert(!plan::INPUT_SHARED || at::input_table + shape::INPUT_ROWS * shape::R * 4 <= at::total,
+              "layout.py has room for the newest input's table");
 
 // Fragments of a layer's matrices in global memory.
 DEVICE const uint4* dilated_panel(const Call& call, int layer, int m, int tap) {
@@ -112,9 +114,9 @@ DEVICE void copy_words(uint4* to, const uint4* from, int words) {
 }
 
 // The weights of one matrix that a warp, one of WARPS, meets: PANELS panels of each layer of its block, STEPS fragments
-// of each. They never stand between a barrier and the product behind it: they lie in registers for the whole launch, or
-// are read into registers before the barrier (`read_ahead`), all of them, the first steps of each panel, or, where they
-// are too many, none; kDivided, where only the first steps of a panel are nearby.
+// of each. They should not stand between a barrier and the product behind it: they lie in registers for the whole
+// launch, all of them or (kPartly) the first steps of each panel, or are read into registers before the barrier
+// (`read_ahead`), or, where they are too many, are not; kDivided, where only the first steps of a panel are nearby.
 enum Home { kRegisters, kAhead, kPartly, kInPlace, kDivided };
 DEVICE constexpr bool held(Home home) { return home != kInPlace && home != kDivided; }
 
@@ -123,16 +125,16 @@ DEVICE constexpr Home home_of(bool in_registers, int panels, int steps) {
   return panels * steps <= plan::MOST_AHEAD ? kAhead : kInPlace;
 }
 
-// Steps of each panel that are read ahead where not all can be: the other half of the registers is another matrix's.
-// The rest has no index either, and is unrolled.
-DEVICE constexpr int steps_ahead(int panels) { return plan::MOST_AHEAD / 2 / panels / 4 * 4; }
+// Steps of each panel of the head that lie in registers where not all can. The rest has no index either, and is
+// unrolled.
+DEVICE constexpr int steps_held(int panels) { return plan::MOST_AHEAD / panels / 4 * 4; }
 constexpr int kMostUnrolled = 32;
 
 // A block with layers has no registers to spare for the head.
 DEVICE constexpr Home home_of_head(int panels, int steps) {
   if (!plan::HEAD_ALONE) return kInPlace;
   const Home home = home_of(false, panels, steps);
-  const bool partly = steps_ahead(panels) > 0 && panels * steps <= kMostUnrolled;
+  const bool partly = steps_held(panels) > 0 && panels * steps <= kMostUnrolled;
   return home == kInPlace && partly ? kPartly : home;
 }
 
@@ -191,18 +193,18 @@ struct WarpWeights<kAhead, WARPS, PANELS, STEPS, LAYERS> {
 
 template <int WARPS, int PANELS, int STEPS, int LAYERS>
 struct WarpWeights<kPartly, WARPS, PANELS, STEPS, LAYERS> {
-  static constexpr int kFirst = steps_ahead(PANELS);
+  static constexpr int kFirst = steps_held(PANELS);
   uint4 fragments[PANELS][kFirst];
 
   template <class Panel>
-  DEVICE void load(int, const Share&, int, Panel) {}
-  template <class Panel>
-  DEVICE void read_ahead(const Share& share, int warp, Panel panel) {
+  DEVICE void load(int, const Share& share, int warp, Panel panel) {
     for_panels<PANELS, WARPS>(share, warp, [&](int k, int m) {
 #pragma unroll
-      for (int step = 0; step < kFirst; ++step) fragments[k][step] = share_of(panel(m) + step * kFragmentWords);
+      for (int step = 0; step < kFirst; ++step) fragments[k][step] = share_of(panel(0, m) + step * kFragmentWords);
     });
   }
+  template <class Panel>
+  DEVICE void read_ahead(const Share&, int, Panel) {}
   template <class Panel>
   DEVICE FromBoth<kFirst> panel(int, int k, int m, Panel panel) const {
     return {fragments[k], panel(m) + kFirst * kFragmentWords};
@@ -232,6 +234,8 @@ struct OutPanels {
 
 template <int WARPS, int PANELS, int STEPS, int LAYERS>
 struct WarpWeights<kDivided, WARPS, PANELS, STEPS, LAYERS> {
+  template <class Panel>
+  DEVICE void load(int, const Share&, int, Panel) {}
   DEVICE void read_ahead(const Share&, int, const OutPanels&) {}
   static constexpr bool kUnrolled = plan::USED <= 2 && PANELS * STEPS <= kMostUnrolled;  // more need the registers
   DEVICE FromTwo<STEPS - plan::OUT_IN_L2, kUnrolled> panel(int, int, int m, const OutPanels& panel) const {
@@ -388,6 +392,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   WarpWeights<home_of(plan::NEWEST_IN_REGISTERS, kOwnD, kStepsR), plan::CHAIN, kOwnD, kStepsR, plan::OWN> newest;
   WarpWeights<home_of(plan::RESIDUAL_IN_REGISTERS, kOwnR, kStepsG), plan::RESIDUAL, kOwnR, kStepsG, plan::OWN> residual;
   WarpWeights<kHomeOfHidden, kWarps, kOwnHidden, kStepsS> hidden_weights;
+  WarpWeights<kHomeOfOut, kWarps, kOwnOut, kStepsH> out_weights;
 
   // --- a sample ---
   const auto meet = [](int barrier, int warps) { named_barrier(barrier, warps * kWarp); };
@@ -558,10 +563,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
     const Mailbox mine = post.mine(tile);
     const Posted to = {post, post.mailbox(0, tile).x(), of_layer(i + 1, 0)};
     const Dice dice(call, streams, memories(tile), i, warp);
-    WarpWeights<kHomeOfOut, kWarps, kOwnOut, kStepsH> out_ahead;
     const auto hidden_of = [&](int m) { return hidden_from + m * kStepsS * kFragmentWords; };
     const OutPanels out_of = {out_from, call.out};
     hidden_weights.read_ahead(Share(kPanelsH), warp, hidden_of);
+    out_weights.read_ahead(Share(kPanelsA), warp, out_of);
     for (int m = warp; m < kPanelsS; m += kWarps) {
       Sums sums = post.receive_sums(mine.all_skips(), m, of_sample(i), kHead, tile, watch);
       store_skip(call, streams, i, m, sums, skips);
@@ -577,10 +582,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
       block_barrier();
       hidden.finish(warp, kWarps);
     }
-    out_ahead.read_ahead(Share(kPanelsA), warp, out_of);
     block_barrier();
     output_layer<held(kHomeOfOut)>(call, out_bias, hidden.rows, logits, warp,
-                                   [&](int k, int m) { return out_ahead.panel(0, k, m, out_of); });
+                                   [&](int k, int m) { return out_weights.panel(0, k, m, out_of); });
     block_barrier();
     const float* const table = plan::INPUT_SHARED ? input_table : newest_table(call);
     draw_and_embed(call, streams, i, dice, logits, memories(tile), table, to, i + 1 < steps[tile], warp);
@@ -593,6 +597,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) resident(const __grid_
   if (plan::HEAD_ALONE && head) {
     hidden_weights.load(1, Share(kPanelsH), warp,
                         [&](int, int m) { return call.hidden + m * kStepsS * kFragmentWords; });
+    out_weights.load(1, Share(kPanelsA), warp, [&](int, int m) { return call.out + m * kStepsH * kFragmentWords; });
     for_samples(longest, steps, watch, draw_next);
   } else if (chain) {
     newest.load(own, dilated_share, warp, [&](int o, int m) { return dilated_panel(call, first + o, m, kPastTaps); });

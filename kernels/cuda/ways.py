@@ -199,7 +199,7 @@ class Way:
         layers = shape.LAYERS * layout.chain_bytes // budget.SHARED_PER_CYCLE
         late = 2 if layout.head_in_l2 else 1 if layout.out_in_l2 else 0  # matrices that L2 has to be asked for
         head = (layout.head_weights - layout.head_from_l2) // budget.SHARED_PER_CYCLE
-        head += layout.head_from_l2 // budget.L2_PER_CYCLE + late * budget.L2_CYCLES
+        head += _far_cycles(layout) + late * budget.L2_CYCLES
         return layers + head + self.hops * budget.HOP_CYCLES[self.hop]
 
     @property
@@ -217,7 +217,7 @@ class Way:
         head's, with as many layers as make it least, or one of the others."""
         layout, layers, eights = self.homes.layout, self.homes.asked.shape.LAYERS, self.homes.layout.tile // 8
         layer = budget.BUSY_CYCLES_OF_LAYER + layout.layer_bytes * eights // budget.SHARED_PER_CYCLE
-        head = layout.head_from_l2 // budget.L2_PER_CYCLE
+        head = _far_cycles(layout)
         head += layout.head_weights * eights // budget.SHARED_PER_CYCLE + budget.BUSY_CYCLES_OF_HEAD
         alone, beside = (self.homes.most_layers(head, self.tiles) for head in (False, True))
         shares = ((-(-(layers - own) // (self.teams - 1)), own) for own in range(beside + 1))
@@ -291,6 +291,12 @@ def stage_costs(layout: Layout) -> list[int]:
     flight."""
     whole = dataclasses.replace(layout, newest_in_registers=False, residual_in_registers=False)
     return [whole.layer_weights // FRAGMENT_BYTES] * layout.shape.LAYERS + [layout.head_weights // FRAGMENT_BYTES]
+
+
+def _far_cycles(layout: Layout) -> int:
+    """Clock cycles in which the head's weights arrive from L2: in fp32 once more for every eight streams."""
+    times = -(-layout.taken // 8) if layout.dtype == "fp32" else 1
+    return times * layout.head_from_l2 // budget.L2_PER_CYCLE
 
 
 def homes(asked: Asked, hop: str, tile: int, team: int) -> Iterator[list[Homes]]:
