@@ -12,6 +12,7 @@ QUEUED = "tensor-core products that only wait for their turn"
 SHARED, BARRIER, EXCHANGE = "reads of shared memory", "barriers of a block", "exchanges within a warp"
 HALF2 = "half2 operations"
 WORDS = "words to another block's shared memory"
+WEIGHTS = "fragments of weights from shared memory"
 POLLED = "values through L2 to a thread that polls"
 L2 = "loads from L2"
 
@@ -33,8 +34,13 @@ LATENCIES: dict[str, tuple[float, float, str]] = {
         "polls one load after the other waits half a load more on average",
     ),
     WORDS: (
-        90.0, 180.0, f"{LUO}: SM-to-SM, 180 there and back; half of it, one way, for the lower end, which is an "
-        "assumption. The look that sees the word is counted as a read of shared memory",
+        90.0, 194.5, f"{LUO}: SM-to-SM, 180 there and back; half of it, one way, for the lower end, which is an "
+        "assumption. The look that sees the word is counted as a read of shared memory; the upper end waits half a look "
+        "more, as above",
+    ),
+    WEIGHTS: (
+        4.0, 4.0, "512 bytes at 128 a clock, the 32 banks of shared memory: what warps read of their own weights while "
+        "the chain waits for them, nothing overlapping",
     ),
     FP32: (4.0, 4.0, JIA),
     HALF2: (4.0, 4.0, "taken to be as fast as in fp32"),

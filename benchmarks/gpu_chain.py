@@ -35,6 +35,7 @@ from chain_parts import (
     QUEUED,
     SHARED,
     SPECIAL,
+    WEIGHTS,
     WORDS,
     Operations,
     Part,
@@ -44,7 +45,7 @@ from chain_parts import (
 )
 from wavenet_fast.kernels.cuda.budget import HEAD_CYCLES, HOP_CYCLES, LAYER_CYCLES
 from wavenet_fast.kernels.cuda.devices import DEVICES
-from wavenet_fast.kernels.cuda.layout import Layout
+from wavenet_fast.kernels.cuda.layout import MOST_AHEAD, Layout
 from wavenet_fast.kernels.cuda.plan import plan
 from wavenet_fast.kernels.cuda.shapes import PANEL, Shape, steps
 
@@ -54,6 +55,8 @@ DEVICE = "H100"
 CASES = ("voice", "nv-medium")
 """Of those that nv-wavenet's persistent kernel could hold; it knows kernel size 2 and no other."""
 LANES = 32
+MOST_OLDER = 8
+"""Channels that a lane embeds of older inputs before the draw: `kMostOlder` of head.cuh."""
 
 # --- resident -----------------------------------------------------------------------------------------------------
 
@@ -100,7 +103,9 @@ def past_part(layout: Layout, own: int) -> Operations:
     tile."""
     s, panels = layout.shape, ceil(layout.panels[0] / layout.chain)
     per_tap = panels * steps(s.R, layout.dtype)
-    return {SHARED: own * (s.K - 1), PRODUCT: own * (s.K - 1) * per_tap, L2: 1, BARRIER: 2}
+    taps = own * (s.K - 1)
+    weights = taps * layout.panels[0] * steps(s.R, layout.dtype)
+    return {SHARED: taps, WEIGHTS: weights, PRODUCT: taps * per_tap, L2: 1, BARRIER: 2}
 
 
 def head_parts(layout: Layout) -> list[Part]:
@@ -109,17 +114,25 @@ def head_parts(layout: Layout) -> list[Part]:
     s, warps, dtype = layout.shape, layout.threads // LANES, layout.dtype
     own, scan = ceil(s.CLASSES / LANES), 5  # classes of a lane; log2 of the lanes
     streams = ceil(layout.tile / warps)
+    assert streams * ceil(s.R / LANES) <= MOST_OLDER, "older inputs would be embedded on the chain"
+    # Of each matrix what registers hold is not read: the first where it is small, of the second so many steps.
+    panels_of_out = ceil(s.A / PANEL / warps)
+    held = [layout.hidden_in_registers(layout.head_alone), min(steps(s.H, dtype), MOST_AHEAD // panels_of_out // 4 * 4)]
+    read = [
+        s.H // PANEL * steps(s.S, dtype) * (not held[0]),
+        s.A // PANEL * (steps(s.H, dtype) - held[1] * layout.head_alone),
+    ]
     hidden, outputs = (by_turns(n, dtype, ceil(m / PANEL / warps)) for n, m in ((s.S, s.H), (s.H, s.A)))
     # The largest of a lane's logits, four by turns, and of all; weights and their prefix sums; the sums of the lanes
     # below, and the bound; what is below it compared and counted, four by turns.
     by_four = ceil(own / 4) + 2
     draw = {SHARED: 1, FP32: by_four + 2 + own + scan + 1 + 2 + by_four, SPECIAL: 1, EXCHANGE: scan + 4}
     table = {SHARED: 1} if layout.input_shared else {L2: 1}  # older inputs are in already
-    embed = followed(table, {FP32: 1 + 5 * s.TANH, SPECIAL: 2 * s.TANH, CONVERT: 1})
+    embed = followed(table, {FP32: 1 + 5 * s.TANH, SPECIAL: 2 * s.TANH, CONVERT: 2})
     return [
         Part("skip sums become operands", 1, {FP32: 2, CONVERT: 1}),
-        Part("hidden", 1, followed({BARRIER: 1, SHARED: 1}, hidden, {FP32: 1, CONVERT: 1})),
-        Part("outputs", 1, followed({BARRIER: 1, SHARED: 1}, outputs, {BARRIER: 1})),
+        Part("hidden", 1, followed({BARRIER: 1, SHARED: 1, WEIGHTS: read[0]}, hidden, {FP32: 1, CONVERT: 1})),
+        Part("outputs", 1, followed({BARRIER: 1, SHARED: 1, WEIGHTS: read[1]}, outputs, {BARRIER: 1})),
         Part("draw", streams, draw),
         Part("the next input", streams, embed),
     ]  # fmt: skip

@@ -233,4 +233,4 @@ def verdict(ours: Row, peers: Mapping[str, Row]) -> str:
         ratios = [mine / theirs for mine, theirs in zip(ours["clocks"], peer["clocks"], strict=True)]
         low, high = (f"{ratio:.3f}" for ratio in sorted(ratios))
         told.append(f"{'reached' if max(ratios) <= 1 / 3 else 'missed'} against {name} ({low} to {high})")
-    return f"By these estimates the goal of a third is {', and '.join(told)}."
+    return f"By these estimates, of 16-bit weights on this side, the goal of a third is {', and '.join(told)}."

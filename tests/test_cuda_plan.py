@@ -337,6 +337,7 @@ COMPILED = [
     ("nv-large", "A100", "int8", 1000, "streaming_weights"), ("nv-small", "A100", "bf16", 1000),
     ("nv-medium", "H100", "fp32", 1), ("nv-medium", "H100", "fp32", 8), ("voice", "H100", "fp32", 300),
     ("voice", "A100", "fp32", 1000, "streaming_weights"), ("nv-large", "H100", "bf16", 1),
+    ("nv-medium", "B200", "fp32", 512), ("voice", "B200", "fp32", 1000), ("r9y9-mol", "B200", "fp32", 512),
     ("nv-medium", "A100", "int8", 1000), ("nv-large", "RTX 4090", "bf16", 100), ("r9y9-512", "B200", "int8", 100),
 ]  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,11 @@ def test_sanitizers_find_nothing(name: str, mode: Any) -> None:
     same_states(found[2], expected[2])
 
 
-def test_no_race_in_fp32() -> None:
-    """Lanes copy the weights that they multiply themselves, and exchange sums."""
-    cut, capability = FEW_CUTS["streaming_weights"]
+@pytest.mark.parametrize("name", ["streaming_weights", "cluster"])
+def test_no_race_in_fp32(name: str) -> None:
+    """Lanes copy the weights that they multiply themselves, or hold them, and exchange sums."""
+    cut, capability = FEW_CUTS[name]
+    cut = replace(cut, in_registers=cut.teams > 0, out_in_l2=cut.teams and 1)
     found = say_few(EmulatedDevice(capability, "thread"), cut, "fp32", 1)
     np.testing.assert_array_equal(found[1], say_few(EmulatedDevice(capability), cut, "fp32", 1)[1])
 

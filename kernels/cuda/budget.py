@@ -34,7 +34,7 @@ MORE_IN_INT8 = {8: 24, 16: 24, 32: 16}
 """More of them in int8, whose products have whole numbers for sums besides."""
 MORE_IN_TEAMS = {8: 29, 16: 46, 32: 60}
 """More of them where a team's blocks exchange gates and x."""
-MORE_IN_FP32 = {1: -12, 2: 0, 4: 0, 8: 32, 16: 8, 32: 0}
+MORE_IN_FP32 = {1: -12, 2: 0, 4: 0, 8: 32, 16: 20, 32: 0}
 """By the streams of a tile that may be taken: in fp32, where a lane has four parts of sums for each of them, eight at a
 time, and reads only their operands."""
 STREAMING_IN_FP32 = {1: -12, 2: -12, 4: 0, 8: 28, 16: 60, 32: 128}

@@ -125,9 +125,11 @@ DEVICE constexpr Home home_of(bool in_registers, int panels, int steps) {
   return panels * steps <= plan::MOST_AHEAD ? kAhead : kInPlace;
 }
 
-// Steps of each panel of the head that lie in registers where not all can. The rest has no index either, and is
-// unrolled.
-DEVICE constexpr int steps_held(int panels) { return plan::MOST_AHEAD / panels / 4 * 4; }
+// Steps of each panel of the head that lie in registers where not all can: half as many where a wide tile's sums need
+// those. The rest has no index either, and is unrolled.
+DEVICE constexpr int steps_held(int panels) {
+  return (plan::N > 8 ? plan::MOST_AHEAD / 2 : plan::MOST_AHEAD) / panels / 4 * 4;
+}
 constexpr int kMostUnrolled = 32;
 
 // A block with layers has no registers to spare for the head.

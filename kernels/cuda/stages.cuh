@@ -180,7 +180,6 @@ DEVICE const float* skip_units(const Call& call, int layer, int m) {
 struct Biases {
   float low, high;
 
-  DEVICE Biases() {}
   DEVICE Biases(const float* bias, int m)
       : low(bias[m * 16 + row_in_panel()]), high(bias[m * 16 + row_in_panel() + 8]) {}
   DEVICE Sums sums() const {
