@@ -35,8 +35,8 @@ LATENCIES: dict[str, tuple[float, float, str]] = {
     ),
     WORDS: (
         90.0, 194.5, f"{LUO}: SM-to-SM, 180 there and back; half of it, one way, for the lower end, which is an "
-        "assumption. The look that sees the word is counted as a read of shared memory; the upper end waits half a look "
-        "more, as above",
+        "assumption. The look that sees the word is counted as a read of shared memory; the upper end waits half a "
+        "look more, as above",
     ),
     WEIGHTS: (
         4.0, 4.0, "512 bytes at 128 a clock, the 32 banks of shared memory: what warps read of their own weights while "
