@@ -9,8 +9,10 @@ device, number format, number of warps and tile. Which of two ways is faster was
 2. A sample takes its latency: hops, layers, the head, and the weights that the chain reads from shared memory or L2
    (`waits`). With several tiles in flight it takes at least what the busiest block does for all of them (`busy`). So
    weights of the newest tap and of `residual` live in registers where they find room there without costing more hops
-   than they save; and the head lives in L2 only where it fits no block or saves hops enough. Of equals the way whose
-   chain waits least, then neither in registers, then `residual`, the newest tap, both; and the head in shared memory.
+   than they save; and the head lives in L2 only where it fits no block or saves hops enough, all of it or quarters of
+   its second matrix. Of equals the way whose chain waits least, then neither in registers, then `residual`, the newest
+   tap, both; and the head in shared memory. Where registers may hold more layers if the head is alone in its block,
+   that is looked at too.
 3. The smallest tile with which the batch fits at once and no tile waits for another. Where there is none, the one that
    is through first, of equals the smallest.
 4. Of a tile the most warps with which the batch fits at once. Fewer have more registers each; what they take longer is
