@@ -115,13 +115,11 @@ def head_parts(layout: Layout) -> list[Part]:
     own, scan = ceil(s.CLASSES / LANES), 5  # classes of a lane; log2 of the lanes
     streams = ceil(layout.tile / warps)
     assert streams * ceil(s.R / LANES) <= MOST_OLDER, "older inputs would be embedded on the chain"
-    # Of each matrix what registers hold is not read: the first where it is small, of the second so many steps.
-    panels_of_out = ceil(s.A / PANEL / warps)
-    held = [layout.hidden_in_registers(layout.head_alone), min(steps(s.H, dtype), MOST_AHEAD // panels_of_out // 4 * 4)]
-    read = [
-        s.H // PANEL * steps(s.S, dtype) * (not held[0]),
-        s.A // PANEL * (steps(s.H, dtype) - held[1] * layout.head_alone),
-    ]
+    # Registers of a head alone hold the first matrix where it is small, and of the second so many steps of each panel;
+    # the others' fragments are read.
+    held_steps = min(steps(s.H, dtype), MOST_AHEAD // ceil(s.A / PANEL / warps) // 4 * 4) if layout.head_alone else 0
+    read_of_hidden = 0 if layout.hidden_in_registers(layout.head_alone) else layout.head_fragments[0]
+    read_of_out = layout.head_fragments[1] - s.A // PANEL * held_steps
     hidden, outputs = (by_turns(n, dtype, ceil(m / PANEL / warps)) for n, m in ((s.S, s.H), (s.H, s.A)))
     # The largest of a lane's logits, four by turns, and of all; weights and their prefix sums; the sums of the lanes
     # below, and the bound; what is below it compared and counted, four by turns.
@@ -131,8 +129,8 @@ def head_parts(layout: Layout) -> list[Part]:
     embed = followed(table, {FP32: 1 + 5 * s.TANH, SPECIAL: 2 * s.TANH, CONVERT: 2})
     return [
         Part("skip sums become operands", 1, {FP32: 2, CONVERT: 1}),
-        Part("hidden", 1, followed({BARRIER: 1, SHARED: 1, WEIGHTS: read[0]}, hidden, {FP32: 1, CONVERT: 1})),
-        Part("outputs", 1, followed({BARRIER: 1, SHARED: 1, WEIGHTS: read[1]}, outputs, {BARRIER: 1})),
+        Part("hidden", 1, followed({BARRIER: 1, SHARED: 1, WEIGHTS: read_of_hidden}, hidden, {FP32: 1, CONVERT: 1})),
+        Part("outputs", 1, followed({BARRIER: 1, SHARED: 1, WEIGHTS: read_of_out}, outputs, {BARRIER: 1})),
         Part("draw", streams, draw),
         Part("the next input", streams, embed),
     ]  # fmt: skip
